@@ -1,0 +1,127 @@
+"""CPU reference mode: unmodified SGLang on a machine without an accelerator and without sgl_kernel's CPU build.
+
+It exists so that tests, the demo and a reader's first try need no GPU; it is slow. Call `prepare` before anything
+imports `sglang.srt`. A plain `import sglang` before it is harmless in 0.5.23: that imports neither sgl_kernel nor any
+module that decides by device. What must come after `prepare` is the first use of `sglang.Engine`, or anything else
+from `sglang.srt` (it caches "no CPU engine" for the process, and `prepare` then says so and stops).
+
+How every process of the server gets it: SGLang starts its processes with multiprocessing's spawn, which hands the
+parent's environment and sys.path to each child. So environment variables and one directory at the end of sys.path are
+all there is: no import hook, no patched module, and nothing that depends on a child's main module.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+STAND_IN = str(Path(__file__).parent / "stand_in")
+
+# dlopen cannot find this name, and SGLang answers a missing NCCL by falling back to gloo ("e.g. in a non-GPU
+# environment"). Left alone it finds the libnccl of torch's CUDA build, and a rank group then fails at its first call.
+NO_NCCL = "no-nccl-on-cpu.so"
+
+MAX_TOTAL_TOKENS = 65536
+
+
+def accelerator_available() -> bool:
+    """Whether torch sees a usable CUDA, ROCm, XPU, NPU, HPU, MUSA or MPS device. Imports torch (seconds)."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def cpu_kernels_available() -> bool:
+    """Whether the installed sgl_kernel is its real CPU build. Imports torch and tries to import sgl_kernel."""
+    if STAND_IN in sys.path:
+        return False  # only added where the real build was found missing; importing now would find the stand-in
+    try:
+        import sgl_kernel  # noqa: F401
+        import torch
+    except ImportError:
+        return False  # the CUDA build on a machine without libcuda ends here
+    # An operator that only the real CPU build registers, on every architecture it is built for.
+    return hasattr(torch.ops.sgl_kernel, "decode_attention_cpu")
+
+
+def needed() -> bool:
+    """Whether SGLang can only run here with the stand-in: no accelerator and no CPU build of sgl_kernel."""
+    return not accelerator_available() and not cpu_kernels_available()
+
+
+def wanted(device: str | None = None) -> bool:
+    """Whether the server is to run on the CPU: `--device cpu` was given, or no device was and no accelerator exists."""
+    if device is not None:
+        return device == "cpu"
+    return not accelerator_available()
+
+
+def prepare(device: str | None = None, ranks: int = 1) -> bool:
+    """Make this process and every one it spawns ready to run SGLang on the CPU; return whether it did.
+
+    `device` is the value of `--device`, None when not given. `ranks` is tp * pp * dp, the number of model processes.
+    False, and nothing changed, where the server is not to run on the CPU. Never overrides a variable the user set,
+    except that an explicit "cpu" hides CUDA devices from this process and its children. Calling it again is harmless.
+    Raises RuntimeError when `sglang.srt` was used before, since it has then already decided against the CPU.
+    """
+    if ranks < 1:
+        raise ValueError(f"ranks must be >= 1, got {ranks}")
+    if device == "cpu":
+        # With a visible GPU each SGLang layer would pick its CUDA kernel, CPU engine or not.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if not wanted(device):
+        return False
+    _check_not_too_late()
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    if cpu_kernels_available():
+        return True  # SGLang's own CPU support: its threads, its binding, its all-reduce
+    os.environ.setdefault("OMP_NUM_THREADS", str(_threads_per_rank(ranks)))
+    if STAND_IN not in sys.path:
+        sys.path.append(STAND_IN)
+    if ranks > 1:
+        # Unset, SGLang insists on one NUMA node a rank.
+        os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", _cores_per_rank(ranks))
+        os.environ.setdefault("SGLANG_NCCL_SO_PATH", NO_NCCL)
+    return True
+
+
+def server_defaults() -> dict[str, str | int | bool]:
+    """Server arguments, by field name, for those the user did not give; call after `prepare` returned True."""
+    if STAND_IN not in sys.path:
+        return {"device": "cpu"}
+    return {
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "sampling_backend": "pytorch",
+        # Unset, an idle scheduler spins on a core, which the other processes of a small machine need.
+        "sleep_on_idle": True,
+        # Token positions. Unset, SGLang zeroes a KV pool of most of the machine's memory, gigabytes really touched.
+        "max_total_tokens": MAX_TOTAL_TOKENS,
+    }
+
+
+def _check_not_too_late() -> None:
+    common = sys.modules.get("sglang.srt.utils.common")
+    if common is None or not common.is_cpu.cache_info().currsize or common.is_cpu():
+        return
+    raise RuntimeError(
+        "SGLang was already used in this process and decided it does not run on a CPU: "
+        "import sglang_rpc before the first use of sglang.Engine, or set SGLANG_USE_CPU_ENGINE=1 beforehand."
+    )
+
+
+def _usable_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _threads_per_rank(ranks: int) -> int:
+    # Half of the cores: the tokenizer, detokenizer and HTTP processes share them, and two threads on two shared
+    # cores decode slower than one.
+    return max(1, len(_usable_cores()) // 2 // ranks)
+
+
+def _cores_per_rank(ranks: int) -> str:
+    """SGLang's `cores|cores|...`, one group a rank; ranks beyond the number of cores share them in turn."""
+    cores = _usable_cores()
+    share = max(1, len(cores) // ranks)
+    starts = [rank * share % len(cores) for rank in range(ranks)]
+    return "|".join(",".join(str(core) for core in cores[start : start + share]) for start in starts)

@@ -1,0 +1,49 @@
+"""`sglang_rpc.Engine`: `sglang.Engine` with Reasoning Path Compression, for offline use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_rpc import cpu
+from sglang_rpc.config import RPCConfig
+
+# Before SGLang decides what it runs on: without an accelerator it needs the CPU stand-in.
+_ON_CPU = cpu.prepare()
+
+from sglang.srt.entrypoints.engine import Engine as SGLangEngine  # noqa: E402
+
+_DEFAULT = RPCConfig()
+
+
+class Engine(SGLangEngine):
+    """`sglang.Engine` whose requests are compressed while they think.
+
+        engine = sglang_rpc.Engine(model_path="...", reasoning_parser="deepseek-r1", rpc=RPCConfig(interval=1024))
+
+    `rpc`: the configuration, a dict of its fields, or None for SGLang as it is. Everything else is `sglang.Engine`'s.
+    Without an accelerator, arguments that only work with one get their CPU counterpart unless given.
+
+    Raises ConfigError, UnsupportedError or SeamError, in one sentence, before a process is started.
+    """
+
+    def __init__(self, *, rpc: RPCConfig | dict[str, Any] | None = _DEFAULT, **kwargs: Any):
+        from sglang_rpc.seams.install import install
+        from sglang_rpc.seams.settings import attach
+
+        config = rpc if rpc is None or isinstance(rpc, RPCConfig) else RPCConfig.from_mapping(rpc)
+        if config is not None:
+            install()
+        if "server_args" in kwargs:
+            attach(kwargs["server_args"], config)
+        elif _ON_CPU:
+            cpu.prepare(kwargs.get("device"), kwargs.get("tp_size", 1))
+            kwargs = {**cpu.server_defaults(), **kwargs}
+        record = self.server_args_class
+
+        def with_rpc(**fields: Any) -> Any:
+            server_args = record(**fields)
+            attach(server_args, config)
+            return server_args
+
+        self.server_args_class = with_rpc
+        super().__init__(**kwargs)

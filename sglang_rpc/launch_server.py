@@ -1,0 +1,57 @@
+"""`python -m sglang_rpc.launch_server --model-path ...`: SGLang's server with Reasoning Path Compression on."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sglang_rpc.config import CONFIG_ENV
+from sglang_rpc.cpu import command_line
+from sglang_rpc.errors import RPCError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Takes every SGLang flag and the --rpc-* flags. Raises SystemExit(1) with one sentence on a wrong one."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _serve(_parse(command_line.complete(argv)))
+    except RPCError as error:
+        raise SystemExit(f"sglang-rpc: {error}") from error
+
+
+def _parse(argv: list[str]):
+    from sglang_rpc.seams.install import install
+    from sglang_rpc.seams.table import CLI_SEAMS
+
+    # The plugin entry point must not switch on what --disable-rpc switches off; read_flags reads the variable itself.
+    asked = os.environ.pop(CONFIG_ENV, None)
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    if asked is not None:
+        os.environ[CONFIG_ENV] = asked
+    install(CLI_SEAMS)
+    from sglang.srt.server_args import prepare_server_args
+
+    server_args = prepare_server_args(argv)
+    os.environ.pop(CONFIG_ENV, None)  # from here on the configuration travels with the arguments
+    return server_args
+
+
+def _serve(server_args) -> None:
+    from sglang.launch_server import run_server
+    from sglang.srt.utils import kill_process_tree
+
+    from sglang_rpc.seams.install import install
+    from sglang_rpc.seams.settings import config_of
+
+    if config_of(server_args) is not None:
+        install()
+    try:
+        run_server(server_args)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    main()

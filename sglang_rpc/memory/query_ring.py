@@ -1,0 +1,80 @@
+"""The last R queries of the requests that are about to be compressed.
+
+A request takes a query slot R steps before its compression and gives it back right after, so a few slots serve many
+requests. Entry `position % R` of a slot holds the query of the token at that logical position: order needs no counter,
+and the write is one index_put on static buffers, which a CUDA graph can replay.
+
+Slot 0 is the bin: every row that owns no slot writes there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class QueryRing:
+    """Ring buffers for `slots` requests, all layers.
+
+    Shapes: `buffer` [layers, slots + 1, window, heads, head_dim] in the queries' dtype; `slot_of_row` int64 [rows].
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        slots: int,
+        rows: int,
+        window: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ):
+        self.window = window
+        self.slots = slots
+        self.buffer = torch.zeros((layers, slots + 1, window, heads, head_dim), dtype=dtype, device=device)
+        self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._free = list(range(slots, 0, -1))
+        self._row_of_slot: dict[int, int] = {}
+
+    @staticmethod
+    def slot_bytes(layers: int, window: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes of one slot."""
+        return layers * window * heads * head_dim * dtype.itemsize
+
+    @property
+    def in_use(self) -> int:
+        return len(self._row_of_slot)
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.nbytes
+
+    def acquire(self, row: int) -> int | None:
+        """A slot for the request in `row`, from its next decode step on; None if every slot is taken."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._row_of_slot[slot] = row
+        self.slot_of_row[row] = slot  # an asynchronous fill: no synchronisation
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Give the slot back. Its row writes to the bin from the next decode step on."""
+        row = self._row_of_slot.pop(slot)
+        self.slot_of_row[row] = 0
+        self._free.append(slot)
+
+    def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the bin."""
+        return self.slot_of_row[rows], positions % self.window
+
+    def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], queries: torch.Tensor) -> None:
+        """Write one query a row: `queries` [n, heads * head_dim] or [n, heads, head_dim]."""
+        self.buffer[layer].index_put_(where, queries.view(-1, *self.buffer.shape[3:]))
+
+    def last(self, slot: int, length: int, window: int) -> torch.Tensor:
+        """The queries of the last `window` (<= R) tokens of a sequence of logical `length`, oldest first:
+        [layers, window, heads, head_dim], gathered."""
+        entries = torch.arange(length - window, length, device=self.buffer.device) % self.window
+        return self.buffer[:, slot].index_select(1, entries)

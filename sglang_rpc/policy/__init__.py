@@ -1,0 +1,1 @@
+"""What to keep: one file per method. No CUDA, no sglang."""

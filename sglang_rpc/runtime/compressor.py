@@ -1,0 +1,190 @@
+"""The orchestrator: decides, step by step, which requests are compressed, and carries it out.
+
+`look` is host arithmetic on one request; `compress` is device work on all requests that are due. Neither waits for
+the device, and neither knows SGLang: the seams hand in lengths, tensors and one collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.compaction import move_kept
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.policy import rpc
+from sglang_rpc.runtime.request_state import NEVER, RequestState
+from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers
+from sglang_rpc.scoring import reference
+from sglang_rpc.types import Compression, KVLayer
+
+
+@dataclass
+class Counters:
+    """What the server has done since it started, over all requests."""
+
+    compressions: int = 0
+    evicted: int = 0  #: KV entries
+    slots_freed: int = 0
+    catch_ups: int = 0
+    slot_waits: int = 0  #: steps in which a compression was put off because no query slot was free
+    requests_compressed: int = 0
+
+
+class Compressor:
+    """Compresses the rows of one model on one rank."""
+
+    def __init__(
+        self,
+        config: RPCConfig,
+        layers: Sequence[KVLayer],
+        ring: QueryRing,
+        req_to_token: torch.Tensor,
+        *,
+        query_heads: int,
+        markers: ThinkMarkers | None = None,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        """
+        Args:
+            layers: the layers whose KV is compressed, in the order of the ring's layers.
+            req_to_token: int [rows, max_context]: pool slot of each row position.
+            query_heads: over all ranks, the divisor of the mean over heads.
+            markers: how thoughts begin and end; None: every request has scope `all`.
+            reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
+        """
+        self.config = config
+        self.layers = layers
+        self.ring = ring
+        self.markers = markers
+        self.counters = Counters()
+        self._req_to_token = req_to_token
+        self._group = config.aggregation == "group"
+        self._heads = query_heads
+        self._reduce = reduce
+
+    def look(
+        self, state: RequestState, row: int, prompt: Sequence[int], generated: int, output_ids: Sequence[int]
+    ) -> Compression | None:
+        """The compression that is due now, if one is. Call when the row's length reaches `state.wake_at`.
+
+        Args:
+            row: the request's row.
+            prompt: its prompt's token ids.
+            generated: logical entries behind the prompt; their queries are, or are about to be, in the ring.
+            output_ids: the tokens generated; the first `generated` of them are looked at, which are known at this
+                point whether or not scheduling overlaps with the forward pass.
+        """
+        if state.options.scope == "think" and state.gate is None:
+            assert self.markers is not None, "scope think needs think markers"
+            state.gate = ThinkGate(self.markers, prompt)
+        if state.gate is not None:
+            state.gate.advance(output_ids, generated)
+        look_at = self._next_look(state, row, generated)
+        if look_at > generated:
+            state.wake_at = min(NEVER, len(prompt) + look_at - state.evicted)
+            return None
+        compression = self._decide(state, row, len(prompt), generated)
+        # A catch-up dropped more than its share; at the next date there may be fewer candidates than the budget holds.
+        if compression.keep >= compression.candidates:
+            self._after_due(state, len(prompt), generated)
+            return None
+        return compression
+
+    def _next_look(self, state: RequestState, row: int, generated: int) -> int:
+        """The logical length at which something is to be done; not above `generated` if a compression is due now."""
+        options = state.options
+        if not state.active:
+            self.let_go(state)
+            return NEVER
+        if state.start is None:
+            return generated + options.interval  # no start yet, so no due date before that
+        due = state.due()
+        if state.slot is None:
+            if generated < due - options.window:
+                return due - options.window
+            state.slot = self.ring.acquire(row)
+            if state.slot is None:
+                self.counters.slot_waits += 1
+                return generated + 1
+            state.slot_since = generated
+        return max(due, state.slot_since + options.window)
+
+    def _decide(self, state: RequestState, row: int, prompt_length: int, generated: int) -> Compression:
+        options = state.options
+        assert state.slot is not None and state.start is not None
+        catch_up = generated != state.due()
+        state.events = rpc.compressions_due(generated - state.start, options.interval, options.window)
+        return Compression(
+            row=row,
+            slot=state.slot,
+            prompt_length=prompt_length,
+            generated=generated,
+            window=options.window,
+            begin=prompt_length + state.start,
+            end=prompt_length + generated - state.evicted,
+            keep=rpc.kept_candidates(state.events, options.budget_step),
+            event=state.events,
+            catch_up=catch_up,
+        )
+
+    def _after_due(self, state: RequestState, prompt_length: int, generated: int) -> None:
+        """Keep the query slot only if the next date is less than a window away."""
+        look_at = state.due() - state.options.window
+        if generated < look_at:
+            self.let_go(state)
+        else:
+            look_at = state.due()
+        state.wake_at = prompt_length + look_at - state.evicted
+
+    def let_go(self, state: RequestState) -> None:
+        """Give back the request's query slot, if it holds one."""
+        if state.slot is not None:
+            self.ring.release(state.slot)
+            state.slot = None
+
+    def settle(self, state: RequestState, compression: Compression, slots_freed: int) -> None:
+        """Record that `compression`, which `look` returned, was carried out and freed `slots_freed` pool slots."""
+        if state.totals.compressions == 0:
+            self.counters.requests_compressed += 1
+        state.evicted += compression.evicted
+        for totals in (state.totals, self.counters):
+            totals.compressions += 1
+            totals.evicted += compression.evicted
+            totals.slots_freed += slots_freed
+            totals.catch_ups += compression.catch_up
+        self._after_due(state, compression.prompt_length, compression.generated)
+
+    def compress(self, compressions: Sequence[Compression]) -> None:
+        """Score, select and move, on the current stream: every layer of every request that is due.
+
+        Afterwards the row positions `[begin, new_end)` hold what was kept, in order; nothing else has changed.
+        """
+        slots = [self._req_to_token[c.row, c.begin : c.end].long() for c in compressions]
+        scores = [self._score(c, s) for c, s in zip(compressions, slots, strict=True)]
+        if self._reduce is not None:
+            # One collective for all layers and requests; every rank then selects from equal scores.
+            flat = self._reduce(torch.cat([s.flatten() for s in scores]))
+            pieces = flat.split([s.numel() for s in scores])
+            scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
+        for c, own, score in zip(compressions, slots, scores, strict=True):
+            mean = score / (self._heads if not self._group else self._heads_per_group)
+            kept = reference.select(mean.flatten(0, 1), c.keep, self.config.kernel_size, self.config.pooling)
+            for layer, layer_kept in zip(self.layers, kept.view(*score.shape[:2], c.keep), strict=True):
+                move_kept((layer.keys, layer.values), own, layer_kept, c.candidates)
+
+    @property
+    def _heads_per_group(self) -> int:
+        return self.ring.buffer.shape[3] // self.layers[0].keys.shape[1]
+
+    def _score(self, c: Compression, slots: torch.Tensor) -> torch.Tensor:
+        """Head-summed scores, float32 [layers, 1 or kv_heads, candidates]."""
+        queries = self.ring.last(c.slot, c.prompt_length + c.generated, c.window)
+        rows = []
+        for layer, q in zip(self.layers, queries, strict=True):
+            q = reference.selector_queries(q, self.config.selector)
+            keys = layer.keys[slots[: c.candidates]]
+            rows.append(reference.head_scores(q, keys, layer.scaling, layer.logit_cap, self._group))
+        return torch.stack(rows)

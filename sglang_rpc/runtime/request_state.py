@@ -1,0 +1,97 @@
+"""What one request has been through: its options, its region, its due dates, and the receipt it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_rpc.config import RequestOptions
+from sglang_rpc.policy import rpc
+from sglang_rpc.runtime.think_gate import ThinkGate
+
+#: A length that is never reached.
+NEVER = 2**62
+
+
+@dataclass
+class Totals:
+    """Cumulative over the request's life, retractions included."""
+
+    compressions: int = 0
+    evicted: int = 0  #: KV entries dropped, counted once a layer-wide set (not per layer)
+    slots_freed: int = 0  #: slots given back to the pool; at most `evicted`, since pages are freed whole
+    catch_ups: int = 0  #: compressions away from their due date: after a retraction, or for want of a query slot
+
+
+@dataclass
+class RequestState:
+    """RPC's state of one request. Positions count KV entries behind the prompt unless said otherwise.
+
+    The region that may be compressed is `[start, generated)`; `start` is 0, or the first thought the model emitted.
+    """
+
+    options: RequestOptions
+    refused: str | None = None  #: why this request is never compressed, if it is not
+    gate: ThinkGate | None = None  #: scope `think`, once the prompt has been read; scope `all` has none
+    totals: Totals = field(default_factory=Totals)
+
+    # Live: what the request's KV row is now. Reset by a retraction, after which the row is rebuilt uncompressed.
+    events: int = 0  #: n: compressions whose budget has been applied
+    evicted: int = 0  #: entries missing from the row: logical minus physical length
+    slot: int | None = None  #: query slot held
+    slot_since: int = 0  #: logical length when the slot was taken: queries from this position on are held
+    wake_at: int = 0  #: physical length of the row, prompt included, at which to look again
+
+    @property
+    def start(self) -> int | None:
+        """First entry of the compressible region; None while the model has not begun to think."""
+        if self.options.scope == "all":
+            return 0
+        return None if self.gate is None else self.gate.start
+
+    @property
+    def active(self) -> bool:
+        """Whether a compression may still come."""
+        return self.options.enabled and self.refused is None and not (self.gate is not None and self.gate.closed)
+
+    def reset(self) -> None:
+        """The row is gone, and will be rebuilt from its tokens: nothing evicted, no query held."""
+        assert self.slot is None, "the query slot is given back with the row"
+        self.events = 0
+        self.evicted = 0
+        self.wake_at = 0
+
+    def due(self) -> int:
+        """Logical length at which the next compression is due; needs a `start`."""
+        assert self.start is not None
+        return self.start + rpc.next_due(self.events, self.options.interval, self.options.window)
+
+    def receipt(self, generated: int) -> dict[str, Any]:
+        """What the response says of it. `generated` tokens make the logical length; `held` is the physical one."""
+        result: dict[str, Any] = {
+            "compressions": self.totals.compressions,
+            "generated": generated,
+            "held": generated - self.evicted,
+            "evicted": self.totals.evicted,
+            "slots_freed": self.totals.slots_freed,
+            "catch_ups": self.totals.catch_ups,
+            "interval": self.options.interval,
+            "window": self.options.window,
+            "ratio": self.options.ratio,
+            "scope": self.options.scope,
+        }
+        if self.totals.compressions == 0:
+            result["reason"] = self._why_not(generated)
+        return result
+
+    def _why_not(self, generated: int) -> str:
+        if self.refused is not None:
+            return self.refused
+        if not self.options.enabled:
+            return "switched off by the request"
+        if self.start is None:
+            return "no think segment opened"
+        first = self.start + rpc.next_due(0, self.options.interval, self.options.window)
+        if self.gate is not None and self.gate.closed:
+            return f"the think segment ended before {first} generated tokens, where the first compression is due"
+        return f"finished before {first} generated tokens, where the first compression is due"

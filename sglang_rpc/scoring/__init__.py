@@ -1,0 +1,1 @@
+"""How to score: queries, keys, candidates -> scores -> sorted kept indices. Imports torch only."""

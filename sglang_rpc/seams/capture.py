@@ -1,0 +1,99 @@
+"""Captures the queries of the requests that are about to be compressed, inside the forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.seams import refusals
+from sglang_rpc.seams.settings import config_of
+
+#: On a CPU the pool is small and memory is not the point: enough slots that no test run waits for one.
+CPU_SLOTS = 64
+#: Elsewhere the ring takes at most this share of the KV pool's bytes.
+POOL_SHARE = 0.01
+
+
+def install_query_ring(_result: Any, model_runner: Any) -> None:
+    """AFTER ModelRunner.init_attention_backends: build the ring, hook each attention layer.
+
+    Raises:
+        UnsupportedError: the model or its pool is of a kind RPC cannot compress.
+    """
+    config = config_of(model_runner.server_args)
+    if config is None or model_runner.is_draft_worker:
+        return
+    refusals.refuse_model_runner(refusals.gather_facts(model_runner), config)
+    layers = decoder_layers(model_runner.model)
+    shape = dict(
+        layers=len(layers),
+        window=config.window,
+        heads=layers[0].tp_q_head_num,
+        head_dim=layers[0].qk_head_dim,
+        dtype=model_runner.dtype,
+    )
+    rows = model_runner.req_to_token_pool.req_to_token.shape[0]
+    slots = _slots(config, model_runner, rows - 1, QueryRing.slot_bytes(**shape))
+    ring = QueryRing(slots=slots, rows=rows, device=model_runner.device, **shape)
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(_Capture(ring, index), with_kwargs=True)
+    model_runner.rpc_ring = ring
+
+
+def decoder_layers(model: torch.nn.Module) -> list[Any]:
+    """The attention layers whose KV is compressed, by layer id."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    return sorted((m for m in model.modules() if isinstance(m, RadixAttention)), key=lambda layer: layer.layer_id)
+
+
+def _slots(config: RPCConfig, model_runner: Any, rows: int, slot_bytes: int) -> int:
+    if config.query_slots is not None:
+        return min(config.query_slots, rows)
+    if str(model_runner.device).startswith("cpu"):
+        return min(CPU_SLOTS, rows)
+    pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
+    pool_bytes = sum(buffer.nbytes for buffer in (*pool.k_buffer, *pool.v_buffer))
+    return max(1, min(rows, int(POOL_SHARE * pool_bytes) // slot_bytes))
+
+
+class _Capture:
+    """A forward pre-hook of one attention layer: stores the step's queries, one a row.
+
+    A CUDA graph records the write once and replays it with its static rows and positions, so the write must be in
+    every captured graph; an eager step skips it while no request holds a query slot.
+    """
+
+    def __init__(self, ring: QueryRing, index: int):
+        self.ring = ring
+        self.index = index
+
+    def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward_batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[3]
+        mode = forward_batch.forward_mode
+        if not (mode.is_decode() or mode.is_mixed()):
+            return
+        if not self.ring.in_use and not _capturing():
+            return
+        queries = kwargs["q"] if "q" in kwargs else args[0]
+        if self.index == 0:
+            # Rows and positions are the same in every layer: work out where to write once a step.
+            forward_batch.rpc_where = _where(self.ring, forward_batch, mode)
+        last, where = forward_batch.rpc_where
+        self.ring.store(self.index, where, queries if last is None else queries[last])
+
+
+def _where(ring: QueryRing, forward_batch: Any, mode: Any) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
+    """Which tokens of the batch are captured (None: all), and where in the ring they go."""
+    if mode.is_decode():
+        return None, ring.where(forward_batch.req_pool_indices, forward_batch.positions)
+    # Mixed: the last token of each row. Rows still in prefill own no slot and write to the bin.
+    last = forward_batch.extend_seq_lens.long().cumsum(0) - 1
+    return last, ring.where(forward_batch.req_pool_indices, forward_batch.positions[last])
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,62 @@
+"""The --rpc-* flags, in one parser with SGLang's own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from sglang_rpc.config import AGGREGATIONS, POOLINGS, SCOPES, SELECTORS, RPCConfig
+from sglang_rpc.seams.settings import attach
+
+#: flag's field in RPCConfig -> argparse settings. No defaults here: only what was given overrides --rpc-config.
+_FLAGS: dict[str, dict[str, Any]] = {
+    "interval": dict(type=int, metavar="P", help="generated tokens between two compressions"),
+    "window": dict(type=int, metavar="R", help="newest tokens, always kept, whose attention scores the others"),
+    "ratio": dict(type=float, metavar="C", help="of every P tokens, P/C are kept"),
+    "kernel_size": dict(type=int, metavar="K", help="width of the pooling over neighbouring scores; odd"),
+    "pooling": dict(choices=POOLINGS, help="pooling of scores before selection"),
+    "aggregation": dict(choices=AGGREGATIONS, help="all: one kept set a layer; group: one per layer and KV head"),
+    "selector": dict(
+        choices=SELECTORS,
+        help="official: the newest R-1 queries with the newest counted twice, as the authors' code; paper: the last R",
+    ),
+    "scope": dict(choices=SCOPES, help="think: compress only while the model thinks; all: every generated token"),
+    "think_start": dict(metavar="TOKEN", help="text or token id that opens a think segment (the reasoning parser's)"),
+    "think_end": dict(metavar="TOKEN", help="text or token id that closes it (the reasoning parser's)"),
+    "query_slots": dict(type=int, metavar="N", help="requests whose window can be recorded at once (1%% of the pool)"),
+}
+
+
+def add_flags(_result: Any, parser: argparse.ArgumentParser) -> None:
+    """AFTER ServerArgs.add_cli_args."""
+    group = parser.add_argument_group(
+        "Reasoning Path Compression",
+        "Compress the KV cache of what the model generates while it thinks (arXiv 2505.13866).",
+    )
+    defaults = RPCConfig().as_dict()
+    for field, settings in _FLAGS.items():
+        default = defaults[field]
+        note = "" if default is None else f" (default: {default:g})" if field == "ratio" else f" (default: {default})"
+        group.add_argument(f"--rpc-{field.replace('_', '-')}", **{**settings, "help": settings["help"] + note})
+    group.add_argument("--rpc-config", metavar="FILE|JSON", help="all of it at once; the flags above override it")
+    group.add_argument("--disable-rpc", action="store_true", help="SGLang as it is, without a single hook")
+
+
+def read_flags(original: Callable, cls: Any, args: argparse.Namespace) -> Any:
+    """AROUND ServerArgs.from_cli_args: the record it returns carries the RPC configuration. Raises ConfigError."""
+    server_args = original(cls, args)
+    attach(server_args, None if args.disable_rpc else config_from_flags(args))
+    return server_args
+
+
+def config_from_flags(args: argparse.Namespace) -> RPCConfig:
+    """The environment's configuration, then --rpc-config, then each flag given. Raises ConfigError."""
+    config = RPCConfig.from_env() or RPCConfig()
+    if args.rpc_config is not None:
+        config = RPCConfig.parse(args.rpc_config, config)
+    given = {field: value for field in _FLAGS if (value := getattr(args, f"rpc_{field}")) is not None}
+    for field in ("think_start", "think_end"):
+        if field in given and given[field].isdecimal():
+            given[field] = int(given[field])
+    return RPCConfig.from_mapping(given, config)

@@ -1,0 +1,58 @@
+"""A model's think markers: from the flags, else from SGLang's reasoning parser."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import UnsupportedError
+from sglang_rpc.runtime.think_gate import Marker, TextMarker, ThinkMarkers, TokenMarker
+
+logger = logging.getLogger(__name__)
+
+
+def find_markers(scheduler: Any, config: RPCConfig) -> ThinkMarkers | None:
+    """The markers; None if no end marker is known, which makes every request's scope `all`.
+
+    Raises:
+        UnsupportedError: a marker is given as text and the server runs without a tokenizer.
+    """
+    tokenizer = scheduler.tokenizer
+    start, end = config.think_start, config.think_end
+    if start is None or end is None:
+        parsed_start, parsed_end = _from_reasoning_parser(scheduler)
+        start = parsed_start if start is None else start
+        end = parsed_end if end is None else end
+    if end is None:
+        if config.scope == "think":
+            logger.info(
+                "RPC: no think tokens known (no --reasoning-parser, no --rpc-think-end): every generated token may be "
+                "compressed, as with --rpc-scope all"
+            )
+        return None
+    return ThinkMarkers(None if start is None else _marker(start, tokenizer, "start"), _marker(end, tokenizer, "end"))
+
+
+def _from_reasoning_parser(scheduler: Any) -> tuple[str | None, str | None]:
+    from sglang.srt.runtime_context import get_serving
+
+    name = get_serving().reasoning_parser
+    if not name or scheduler.tokenizer is None:
+        return None, None
+    from sglang.srt.parser.reasoning_parser import ReasoningParser
+
+    detector = ReasoningParser(model_type=name, stream_reasoning=False, tokenizer=scheduler.tokenizer).detector
+    return detector.think_start_token, detector.think_end_token
+
+
+def _marker(value: str | int, tokenizer: Any, which: str) -> Marker:
+    if isinstance(value, int):
+        return TokenMarker(value)
+    if tokenizer is None:
+        raise UnsupportedError(
+            f"--rpc-think-{which} {value!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
+            "give the token's id"
+        )
+    ids = tokenizer.encode(value, add_special_tokens=False)
+    return TokenMarker(ids[0]) if len(ids) == 1 else TextMarker(value, tokenizer)

@@ -1,0 +1,66 @@
+"""What a user sees: a receipt in each response that asked or was compressed, a block in /server_info."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+KEY = "rpc"
+
+
+def streamer_with_receipts(streamer_class: type, scheduler: Any) -> type:
+    """AFTER Scheduler.get_output_streamer_class."""
+    return _with_receipts(streamer_class)
+
+
+@cache
+def _with_receipts(streamer_class: type) -> type:
+    class StreamerWithReceipts(streamer_class):  # type: ignore[misc, valid-type]
+        __slots__ = ()
+        has_additional_customized_info = True
+
+        def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list]:
+            result = super().build_additional_customized_info(reqs)
+            receipts = [_receipt(req) for req in reqs]
+            # Without any, the message is SGLang's own.
+            return {**result, KEY: receipts} if any(receipts) else result
+
+    return StreamerWithReceipts
+
+
+def _receipt(req: Any) -> list[dict[str, Any]]:
+    """SGLang wants a list a request; empty for none."""
+    state = getattr(req, "rpc", None)
+    if state is None or not req.finished() or not (state.options.asked or state.totals.compressions):
+        return []
+    return [state.receipt(len(req.output_ids_through_stop))]
+
+
+def add_receipt(
+    original: Callable, manager: Any, meta_info: dict, state: Any, customized_info: dict, index: int, reason: Any
+) -> Any:
+    """AROUND TokenizerManager.update_request_meta_info: the receipt itself instead of a list of them."""
+    others = {key: values for key, values in customized_info.items() if key != KEY}
+    result = original(manager, meta_info, state, others, index, reason)
+    receipts = customized_info.get(KEY)
+    if receipts and receipts[index]:
+        meta_info[KEY] = receipts[index][0]
+    return result
+
+
+def add_server_info(result: Any, controller: Any, recv_req: Any) -> None:
+    """AFTER SchedulerInternalStateController.get_internal_state."""
+    runtime = getattr(controller.scheduler, "rpc", None)
+    if runtime is None:
+        return
+    markers = runtime.compressor.markers
+    result.internal_state[KEY] = {
+        "config": runtime.config.as_dict(),
+        "scope_in_effect": runtime.config.scope if markers is not None else "all",
+        "query_slots": runtime.ring.slots,
+        "query_slots_in_use": runtime.ring.in_use,
+        "query_ring_bytes": runtime.ring.nbytes,
+        **asdict(runtime.compressor.counters),
+    }

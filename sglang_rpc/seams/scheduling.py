@@ -1,0 +1,174 @@
+"""When the scheduler's next step is prepared: compress what is due, free the slots, correct the lengths."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.runtime.compressor import Compressor
+from sglang_rpc.seams.capture import decoder_layers
+from sglang_rpc.seams.markers import find_markers
+from sglang_rpc.seams.metrics import Metrics
+from sglang_rpc.seams.settings import config_of
+from sglang_rpc.types import Compression, KVLayer
+
+logger = logging.getLogger(__name__)
+
+
+class SchedulerRPC:
+    """RPC in one scheduler: the compressor and what it needs of SGLang."""
+
+    def __init__(self, scheduler: Any, config: RPCConfig):
+        self.scheduler = scheduler
+        self.config = config
+        self.page_size = scheduler.token_to_kv_pool_allocator.page_size
+        model_runner = scheduler.tp_worker.model_runner
+        self.ring = model_runner.rpc_ring
+        layers = decoder_layers(model_runner.model)
+        group = _tensor_parallel_group()
+        self.compressor = Compressor(
+            config,
+            [_kv_layer(model_runner, layer) for layer in layers],
+            self.ring,
+            scheduler.req_to_token_pool.req_to_token,
+            query_heads=layers[0].tp_q_head_num * (group.world_size if group is not None else 1),
+            markers=find_markers(scheduler, config),
+            reduce=group.all_reduce if group is not None and config.aggregation == "all" else None,
+        )
+        self.metrics = Metrics(scheduler.metrics_collector)
+        # The compaction stream must wait for the forward that still reads what is going to move.
+        on_device = not str(scheduler.device).startswith("cpu")
+        self._forward_stream = scheduler.forward_stream if on_device else None
+
+    def fence(self) -> None:
+        """Order this stream behind the forward pass in flight. The host does not wait."""
+        if self._forward_stream is not None:
+            torch.cuda.current_stream().wait_stream(self._forward_stream)
+
+
+def install_compressor(_result: Any, scheduler: Any) -> None:
+    """AFTER Scheduler.init_internal_state."""
+    config = config_of(scheduler.server_args)
+    if config is None:
+        return
+    from sglang.srt.managers.schedule_batch import Req
+
+    Req.rpc = None  # requests that never pass `init_req_max_new_tokens` (warm-up) have no state
+    scheduler.rpc = SchedulerRPC(scheduler, config)
+    scheduler.req_to_token_pool.rpc = scheduler.rpc.compressor
+    ring = scheduler.rpc.ring
+    logger.info(
+        "RPC on: %s; scope in effect: %s; %d query slots, %.1f MB",
+        config.to_json(),
+        config.scope if scheduler.rpc.compressor.markers is not None else "all",
+        ring.slots,
+        ring.nbytes / 1e6,
+    )
+
+
+def let_go_of_row(req_to_token_pool: Any, req: Any) -> None:
+    """BEFORE ReqToTokenPool.free."""
+    compressor = getattr(req_to_token_pool, "rpc", None)
+    if compressor is not None and req.rpc is not None:
+        compressor.let_go(req.rpc)
+
+
+def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
+    """BEFORE Scheduler.get_next_batch_to_run.
+
+    At this point the last forward may still be running. Its decode rows are in `running_batch`, or, if it was a mixed
+    step, in `last_batch`, which is merged right after.
+    """
+    runtime = getattr(scheduler, "rpc", None)
+    if runtime is None:
+        return
+    before = runtime.ring.in_use
+    for batch, rows in _decode_rows(running_batch, last_batch):
+        due = [(i, req, c) for i, req in rows if (c := _look(runtime, batch, i, req)) is not None]
+        if due:
+            _compress(runtime, batch, due)
+    if runtime.ring.in_use != before:
+        runtime.metrics.slots_in_use(runtime.ring.in_use)
+
+
+def _decode_rows(running_batch: Any, last_batch: Any) -> Iterator[tuple[Any, list[tuple[int, Any]]]]:
+    """The batches that hold decoding rows, each with those of its rows, by index, that it is time to look at."""
+    yield running_batch, _awake(enumerate(running_batch.reqs))
+    if last_batch is not None and last_batch is not running_batch and last_batch.forward_mode.is_mixed():
+        first = len(last_batch.reqs) - len(last_batch.decoding_reqs or ())  # a mixed batch ends in its decode rows
+        yield last_batch, _awake((i, last_batch.reqs[i]) for i in range(first, len(last_batch.reqs)))
+
+
+def _awake(rows: Any) -> list[tuple[int, Any]]:
+    return [
+        (i, req)
+        for i, req in rows
+        # Finished or retracted rows are filtered out later in this step; their KV is no longer theirs.
+        if (state := req.rpc) is not None
+        and req.kv.kv_committed_len >= state.wake_at
+        and req.kv.holds_kv
+        and not req.finished()
+        and not req.is_retracted
+    ]
+
+
+def _look(runtime: SchedulerRPC, batch: Any, index: int, req: Any) -> Compression | None:
+    prompt = req.origin_input_ids
+    generated = req.kv.kv_committed_len - len(prompt) + req.rpc.evicted
+    compression = runtime.compressor.look(req.rpc, req.kv.req_pool_idx, prompt, generated, req.output_ids)
+    if compression is None:
+        return None
+    # The two ways to corrupt memory. Neither can happen as long as the tree's clamps hold.
+    assert req.kv.cache_protected_len <= len(prompt), f"{req.rid}: the tree owns generated KV"
+    assert req.kv.kv_allocated_len == compression.end == int(batch.seq_lens_cpu[index]), (
+        f"{req.rid}: allocated {req.kv.kv_allocated_len}, row {compression.end}, batch {batch.seq_lens_cpu[index]}"
+    )
+    return compression
+
+
+def _compress(runtime: SchedulerRPC, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
+    runtime.fence()
+    runtime.compressor.compress([c for _, _, c in due])
+    shorter = torch.zeros_like(batch.seq_lens_cpu)
+    for index, req, c in due:
+        freed = _free_tail(runtime, req, c)
+        runtime.compressor.settle(req.rpc, c, freed)
+        runtime.metrics.compressed(c, freed)
+        shorter[index] = c.evicted
+        logger.debug(
+            "RPC %s: compression %d at %d generated tokens, %d -> %d entries, %d slots freed%s",
+            req.rid, c.event, c.generated, c.end - c.prompt_length, c.new_end - c.prompt_length, freed,
+            ", catching up" if c.catch_up else "",
+        )  # fmt: skip
+    # New tensors: forwards in flight and queued results hold the old ones.
+    batch.seq_lens_cpu = batch.seq_lens_cpu - shorter
+    batch.seq_lens = batch.seq_lens - shorter.to(batch.seq_lens.device, batch.seq_lens.dtype, non_blocking=True)
+    batch.seq_lens_sum = None
+
+
+def _free_tail(runtime: SchedulerRPC, req: Any, c: Compression) -> int:
+    """Give back the whole pages behind the kept entries; returns the slots freed."""
+    page = runtime.page_size
+    first_free = -(-c.new_end // page) * page
+    if first_free < c.end:
+        runtime.scheduler.tree_cache.free_kv_row(req.kv, [(first_free, c.end)])
+    req.kv.kv_committed_len = req.kv.kv_allocated_len = c.new_end
+    return -(-c.end // page) * page - first_free
+
+
+def _kv_layer(model_runner: Any, layer: Any) -> KVLayer:
+    pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
+    index = layer.layer_id - pool.start_layer
+    return KVLayer(pool.k_buffer[index], pool.v_buffer[index], layer.scaling, layer.logit_cap or 0.0)
+
+
+def _tensor_parallel_group() -> Any | None:
+    """The group whose ranks share the attention heads; None if this rank has them all."""
+    from sglang.srt.distributed.parallel_state import get_attn_tp_group
+
+    group = get_attn_tp_group()
+    return group if group.world_size > 1 else None

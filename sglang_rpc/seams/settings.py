@@ -1,0 +1,30 @@
+"""The RPC configuration on SGLang's server arguments. It travels with them into every process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.seams import refusals
+
+_ATTRIBUTE = "_rpc_config"
+
+
+def config_of(server_args: Any) -> RPCConfig | None:
+    """The configuration attached to these arguments; None means RPC is off."""
+    return getattr(server_args, _ATTRIBUTE, None)
+
+
+def attach(server_args: Any, config: RPCConfig | None) -> None:
+    """Attach; None says explicitly that RPC is off, whatever the environment asks for."""
+    # An underscore name that is no field: the sealed record takes it and ships it to subprocesses.
+    setattr(server_args, _ATTRIBUTE, config)
+
+
+def attach_and_refuse(_result: Any, server_args: Any) -> None:
+    """AFTER ServerArgs.check_server_args. Raises UnsupportedError or ConfigError."""
+    if not hasattr(server_args, _ATTRIBUTE):
+        attach(server_args, RPCConfig.from_env())
+    config = config_of(server_args)
+    if config is not None:
+        refusals.refuse_server_args(server_args, config)

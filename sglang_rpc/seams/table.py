@@ -1,0 +1,137 @@
+"""Every place in SGLang that RPC attaches to, with the reason. `patches/` pins what each looked like when it was proven.
+
+The hooks themselves live in the modules named here and are thin: they turn SGLang's objects into the runtime's values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BEFORE, AFTER, AROUND = "before", "after", "around"
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One hook: `kind` of hook put on `target` by the function `hook` ("module:function" under sglang_rpc.seams)."""
+
+    target: str
+    kind: str
+    hook: str
+    reason: str
+
+
+SEAMS: tuple[Seam, ...] = (
+    Seam(
+        "sglang.srt.server_args.ServerArgs.check_server_args",
+        AFTER,
+        "settings:attach_and_refuse",
+        "the last word on the arguments before a process is spawned: attach the RPC configuration, refuse what it "
+        "cannot work with",
+    ),
+    Seam(
+        "sglang.srt.entrypoints.engine.Engine._launch_scheduler_processes",
+        AROUND,
+        "process:carry_into_schedulers",
+        "scheduler processes install the hooks before anything else, whatever SGLANG_PLUGINS lists",
+    ),
+    Seam(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+        BEFORE,
+        "requests:validate",
+        "malformed custom_params.rpc becomes HTTP 400 before the request is queued",
+    ),
+    Seam(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+        AROUND,
+        "reporting:add_receipt",
+        "meta_info.rpc is one receipt, not SGLang's per-chunk list",
+    ),
+    Seam(
+        "sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends",
+        AFTER,
+        "capture:install_query_ring",
+        "the query ring must exist before CUDA graphs are captured",
+    ),
+    Seam(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        AFTER,
+        "positions:make_logical",
+        "positions count the sequence, not the KV entries that are left of it",
+    ),
+    Seam(
+        "sglang.srt.model_executor.model_runner.ModelRunner.sample",
+        AROUND,
+        "positions:sample_at_logical",
+        "seeded sampling of a mixed batch takes its positions from seq_lens, which are physical",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.init_internal_state",
+        AFTER,
+        "scheduling:install_compressor",
+        "the scheduler is whole: pools, tree, streams and tokenizer can be read",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
+        AFTER,
+        "requests:attach_state",
+        "every request passes here once between creation and the queue",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run",
+        BEFORE,
+        "scheduling:compress_due",
+        "before merging, admission and retraction, so that freed slots count in the same step",
+    ),
+    Seam(
+        "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free",
+        BEFORE,
+        "scheduling:let_go_of_row",
+        "every row that ends, finished, aborted or retracted, gives its query slot back here",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_batch.Req.reset_for_retract",
+        AFTER,
+        "tree:forget_row",
+        "the row is rebuilt from tokens, uncompressed",
+    ),
+    Seam(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint",
+        AROUND,
+        "tree:insert_prompt_only",
+        "KV of a compressed request must not enter the tree under its token ids, nor KV that is going to be compacted",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_batch.Req._compute_max_prefix_len",
+        AFTER,
+        "tree:match_prompt_only",
+        "generated tokens found in the tree are shared, and compaction writes in place",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.get_output_streamer_class",
+        AFTER,
+        "reporting:streamer_with_receipts",
+        "SGLang's own extension point for per-request output fields",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController.get_internal_state",
+        AFTER,
+        "reporting:add_server_info",
+        "/server_info shows the configuration and what has been done",
+    ),
+)
+
+#: What the command line needs; put on by `sglang_rpc.launch_server` before it parses, RPC on or off.
+CLI_SEAMS: tuple[Seam, ...] = (
+    Seam(
+        "sglang.srt.server_args.ServerArgs.add_cli_args",
+        AFTER,
+        "cli:add_flags",
+        "the --rpc-* flags in one parser with SGLang's, so that --help and --config know them",
+    ),
+    Seam(
+        "sglang.srt.server_args.ServerArgs.from_cli_args",
+        AROUND,
+        "cli:read_flags",
+        "the flags' values, attached to the server arguments they came with",
+    ),
+)

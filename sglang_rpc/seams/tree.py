@@ -1,0 +1,34 @@
+"""What the prefix tree may hold. Two ways would poison it, and both end here:
+
+* a compressed request's KV inserted under its token ids: the slots no longer hold what the ids mean;
+* a retracted request's generated KV, inserted by its re-prefill or matched there: tree-owned, shared, and then
+  compacted in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def insert_prompt_only(original: Callable, tree: Any, req: Any, *, up_to: int, **kwargs: Any) -> Any:
+    """AROUND UnifiedRadixCache.checkpoint: clamp to the prompt what is compressed, or may be later."""
+    state = getattr(req, "rpc", None)
+    if state is not None and (state.evicted or (state.active and not req.finished())):
+        up_to = min(up_to, len(req.origin_input_ids))
+    return original(tree, req, up_to=up_to, **kwargs)
+
+
+def match_prompt_only(longest: int, req: Any, *args: Any, **kwargs: Any) -> int:
+    """AFTER Req._compute_max_prefix_len: a request resumed after a retraction takes only its prompt from the tree."""
+    state = getattr(req, "rpc", None)
+    if state is not None and state.active and len(req.output_ids) > 0:
+        return min(longest, len(req.origin_input_ids))
+    return longest
+
+
+def forget_row(_result: Any, req: Any) -> None:
+    """AFTER Req.reset_for_retract."""
+    state = getattr(req, "rpc", None)
+    if state is not None:
+        state.reset()

@@ -1,0 +1,46 @@
+"""Plain values that cross layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class KVLayer:
+    """One attention layer's cache on this rank."""
+
+    keys: torch.Tensor  #: [pool_slots, kv_heads, head_dim], storage dtype
+    values: torch.Tensor  #: [pool_slots, kv_heads, v_head_dim], storage dtype
+    scaling: float  #: softmax scale
+    logit_cap: float = 0.0  #: soft cap on attention logits; 0 for none
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One compression of one request, decided on the host. Counts are KV entries, positions are row positions."""
+
+    row: int  #: the request's line in req_to_token
+    slot: int  #: its query slot
+    prompt_length: int
+    generated: int  #: logical entries behind the prompt
+    window: int  #: R
+    begin: int  #: row position of the first candidate
+    end: int  #: physical length of the row, prompt included
+    keep: int  #: candidates that survive
+    event: int  #: n, which compression of the request this is
+    catch_up: bool  #: away from its due date
+
+    @property
+    def candidates(self) -> int:
+        return self.end - self.begin - self.window
+
+    @property
+    def new_end(self) -> int:
+        """Physical length of the row afterwards."""
+        return self.begin + self.keep + self.window
+
+    @property
+    def evicted(self) -> int:
+        return self.end - self.new_end
