@@ -1,0 +1,71 @@
+"""Starting engines on the golden models, and running them greedily."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang_rpc import RPCConfig
+
+GOLDENS = ("gqa_all_p64", "mha_all_p128", "gqa_group_p64", "gqa_max_p48", "gqa8x_p64")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A recorded run of the authors' code: prompt ids, output ids with RPC and without."""
+
+    path: Path
+    prompt: list[int]
+    output: list[int]
+    full: list[int]
+    config: RPCConfig
+    compressions: int
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        run = json.loads((path / "golden.json").read_text())
+        full = json.loads((path / "golden_full.json").read_text())
+        layers = json.loads((path / "config.json").read_text())["num_hidden_layers"]
+        config = RPCConfig(
+            interval=run["P"],
+            window=run["R"],
+            ratio=run["c"],
+            kernel_size=run["kernel_size"],
+            aggregation=run["aggregation"],
+            pooling=run["pooling"].removesuffix("pool"),
+            scope="all",
+        )
+        return cls(path, run["prompt"], run["output"], full["output"], config, len(run["compressions"]) // layers)
+
+
+@contextlib.contextmanager
+def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
+    """An `sglang_rpc.Engine` in float32, shut down on leaving."""
+    import sglang_rpc
+
+    settings = dict(
+        model_path=str(model),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_total_tokens=4096,
+        context_length=2048,
+        max_running_requests=32,
+        log_level="warning",
+        random_seed=0,
+    )
+    built = sglang_rpc.Engine(rpc=rpc, **{**settings, **args})
+    try:
+        yield built
+    finally:
+        built.shutdown()
+
+
+def greedy(tokens: int, rpc: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Sampling parameters of a greedy run of exactly `tokens` tokens."""
+    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True, **more}
+    if rpc is not None:
+        params["custom_params"] = {"rpc": rpc}
+    return params
