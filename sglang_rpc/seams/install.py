@@ -23,18 +23,13 @@ def install(seams: Iterable[Seam] = SEAMS) -> None:
     new = [seam for seam in seams if seam not in _installed]
     for seam in new:
         require_target(seam)
+    source = HookSource(plugin_name="rpc", dist_name="sglang-rpc")
     for seam in new:
         module, _, function = seam.hook.partition(":")
         hook = getattr(importlib.import_module(f"sglang_rpc.seams.{module}"), function)
-        source = HookSource(plugin_name="rpc", dist_name="sglang-rpc")
-        HookRegistry.register(seam.target, hook, HookType(seam.kind), source=source)
-    HookRegistry.apply_hooks()
-    for seam in new:
-        if seam.target not in HookRegistry._patched:
-            raise SeamError(
-                f"SGLang's {seam.target} could not be hooked ({seam.reason}); "
-                "run `python -m sglang_rpc.doctor` to see what this SGLang differs in, or start with --disable-rpc"
-            )
+        # Not `register` and `apply_hooks`: those skip, in silence, a target that another plugin has hooked before
+        # (SGLang itself brings such a plugin). Applied one by one, ours wraps what is there.
+        HookRegistry._apply_target(seam.target, [(HookType(seam.kind), hook, source)])
         _installed.add(seam)
 
 
