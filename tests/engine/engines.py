@@ -43,8 +43,13 @@ class Golden:
 
 @contextlib.contextmanager
 def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
-    """An `sglang_rpc.Engine` in float32, shut down on leaving."""
+    """An `sglang_rpc.Engine` in float32 that can be spied on, shut down on leaving."""
     import sglang_rpc
+
+    from tests.engine import spy
+
+    class SpiedEngine(sglang_rpc.Engine):
+        run_scheduler_process_func = staticmethod(spy.run_scheduler_process)
 
     settings = dict(
         model_path=str(model),
@@ -56,7 +61,7 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
         log_level="warning",
         random_seed=0,
     )
-    built = sglang_rpc.Engine(rpc=rpc, **{**settings, **args})
+    built = SpiedEngine(rpc=rpc, **{**settings, **args})
     try:
         yield built
     finally:
@@ -69,3 +74,19 @@ def greedy(tokens: int, rpc: dict[str, Any] | None = None, **more: Any) -> dict[
     if rpc is not None:
         params["custom_params"] = {"rpc": rpc}
     return params
+
+
+def look_inside(running: Any, tmp_path: Path, prompt: list[int]) -> dict[str, Any]:
+    """What `spy` sees in the scheduler."""
+    path = tmp_path / "spy.json"
+    running.collective_rpc("spy", path=str(path), prompt=prompt)
+    return json.loads(path.read_text())
+
+
+def assert_balanced(seen: dict[str, Any]) -> None:
+    """The integrity equation of an idle server: every slot is free or the tree's, every row and query slot is free."""
+    assert seen["running"] == 0, seen
+    assert seen["free"] + seen["evictable"] + seen["protected"] == seen["total"], seen
+    assert seen["protected"] == 0, seen
+    assert seen["free_rows"] == seen["rows"], seen
+    assert seen["query_slots_in_use"] == 0, seen

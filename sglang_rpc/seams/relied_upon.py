@@ -1,0 +1,371 @@
+"""What RPC calls, reads or takes for granted in SGLang without hooking it. `patches/` pins these beside the hooks.
+
+An entry that has gone, or takes other arguments, breaks RPC like a missing hook target. One whose code has changed may
+still do what the reason says: that is a warning, and a person reads the change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ReliedUpon:
+    """A function, method or class of SGLang, and what RPC needs of it."""
+
+    target: str
+    reason: str
+    attributes: tuple[str, ...] = ()  #: of a class: what RPC reads of its objects; the rest of the class may change
+
+
+RELIED_UPON: tuple[ReliedUpon, ...] = (
+    # ---- putting hooks on, and carrying the configuration
+    ReliedUpon(
+        "sglang.srt.plugins.hook_registry._wrap_fn",
+        "SGLang's meaning of before, after and around; sets __wrapped__, so that what is below a hook can be found",
+    ),
+    ReliedUpon(
+        "sglang.srt.plugins.hook_registry.HookType",
+        "the kinds of hooks, by value",
+        ("AFTER", "AROUND", "BEFORE"),
+    ),
+    ReliedUpon("sglang.srt.plugins.load_plugins", "calls plugin:load, and lets SystemExit through"),
+    ReliedUpon("sglang.srt.server_args.prepare_server_args", "parses a command line with add_cli_args and --config"),
+    ReliedUpon(
+        "sglang.srt.server_args.ServerArgs.__setattr__",
+        "the sealed record takes underscore names that are no fields: the configuration is one",
+    ),
+    ReliedUpon(
+        "sglang.srt.server_args.ServerArgs.__reduce__",
+        "ships such names to the processes that are spawned",
+    ),
+    ReliedUpon(
+        "sglang.srt.arg_groups.overrides.resolving_view",
+        "the arguments as SGLang resolved them, which the refusals read",
+    ),
+    ReliedUpon("sglang.launch_server.run_server", "serves with the arguments it is given"),
+    ReliedUpon("sglang.srt.utils.kill_process_tree", "ends the server's processes"),
+    ReliedUpon(
+        "sglang.srt.entrypoints.engine.Engine",
+        "how sglang_rpc.Engine attaches the configuration before the arguments are checked",
+        ("server_args_class",),
+    ),
+    ReliedUpon(
+        "sglang.srt.entrypoints.engine.Engine.__init__",
+        "builds the arguments with server_args_class, unless server_args is given",
+    ),
+    ReliedUpon(
+        "sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
+        "checks the arguments before anything is spawned, and launches schedulers through the class",
+    ),
+    # ---- the query ring, inside the forward pass
+    ReliedUpon(
+        "sglang.srt.layers.radix_attention.RadixAttention.forward",
+        "called through nn.Module.__call__, so that forward pre-hooks run; q, roped, first and forward_batch fourth",
+    ),
+    ReliedUpon(
+        "sglang.srt.layers.radix_attention.RadixAttention",
+        "an attention layer's shape and scale, and what makes it one that RPC refuses",
+        (
+            "attn_type",
+            "is_cross_attention",
+            "layer_id",
+            "logit_cap",
+            "logit_capping_method",
+            "pos_encoding_mode",
+            "qk_head_dim",
+            "scaling",
+            "sliding_window_size",
+            "tp_k_head_num",
+            "tp_q_head_num",
+            "use_irope",
+            "xai_temperature_len",
+        ),
+    ),
+    ReliedUpon(
+        "sglang.srt.layers.radix_attention.AttentionType",
+        "which attention is a decoder's",
+        ("DECODER",),
+    ),
+    ReliedUpon(
+        "sglang.srt.model_executor.model_runner.ModelRunner",
+        "the model, its pools and what serves it",
+        (
+            "decode_attention_backend_str",
+            "device",
+            "dtype",
+            "is_draft_worker",
+            "model",
+            "model_config",
+            "prefill_attention_backend_str",
+            "req_to_token_pool",
+            "server_args",
+            "token_to_kv_pool_allocator",
+            "use_mla_backend",
+        ),
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler.init_all_attention_backends",
+        "attention backends, and the query ring with them, are there before CUDA graphs are captured",
+    ),
+    ReliedUpon(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch",
+        "rows, positions and lengths of a step: the static tensors of a CUDA graph, or this step's own",
+        (
+            "extend_seq_lens",
+            "forward_mode",
+            "orig_seq_lens",
+            "positions",
+            "req_pool_indices",
+            "seq_lens",
+        ),
+    ),
+    ReliedUpon("sglang.srt.model_executor.forward_batch_info.ForwardMode.is_decode", "a step of one token a row"),
+    ReliedUpon("sglang.srt.model_executor.forward_batch_info.ForwardMode.is_mixed", "prefill rows, then decode rows"),
+    # ---- positions
+    ReliedUpon(
+        "sglang.kernels.ops.attention.clamp_position.clamp_position",
+        "decode positions come from seq_lens, which are physical; what make_logical replaces",
+    ),
+    ReliedUpon(
+        "sglang.srt.model_executor.forward_batch_info.compute_position",
+        "positions of a mixed step, row after row, from prefix lengths that are physical for decode rows",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch",
+        "rows and lengths of a batch",
+        (
+            "decoding_reqs",
+            "forward_mode",
+            "orig_seq_lens",
+            "reqs",
+            "seq_lens",
+            "seq_lens_cpu",
+            "seq_lens_sum",
+        ),
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_decode",
+        "advances orig_seq_lens by one a step on its own account, which keeps it logical; makes new length tensors",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
+        "sets orig_seq_lens to the tokens a row holds, with the prompt's matched part",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.mix_with_running",
+        "decode rows are the last rows of a mixed batch, of one token each",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.filter_batch",
+        "carries seq_lens, seq_lens_cpu and orig_seq_lens by row, in new tensors",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.merge_batch",
+        "appends the other batch's rows and lengths; rows of a mixed batch become decode rows here",
+    ),
+    # ---- the moment of a compression
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler.event_loop_overlap",
+        "when the next batch is planned, the newest result but one is processed and one forward may be in flight",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler.event_loop_normal",
+        "when the next batch is planned, every result is processed",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler.run_batch",
+        "the forward stream waits for the schedule stream, so the next forward sees what a compression moved",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw",
+        "mixed steps: decoding_reqs are the rows mixed in, and the running batch is empty afterwards",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler.update_running_batch",
+        "retraction is decided here, after due compressions have freed their slots",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler",
+        "pools, tree, streams, tokenizer and metrics of a scheduler",
+        (
+            "device",
+            "forward_stream",
+            "metrics_collector",
+            "req_to_token_pool",
+            "server_args",
+            "token_to_kv_pool_allocator",
+            "tokenizer",
+            "tp_worker",
+            "tree_cache",
+        ),
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler.Scheduler.handle_generate_request",
+        "every request passes init_req_max_new_tokens between its creation and the queue",
+    ),
+    # ---- memory
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ReqKvInfo",
+        "what a request holds: its row, [0, cache_protected_len) owned by the tree, and how far its KV reaches",
+        ("cache_protected_len", "holds_kv", "kv_allocated_len", "kv_committed_len", "req_pool_idx"),
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.free_kv_row",
+        "frees row positions [a, b), a on a page boundary, without waiting for the device",
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.common.free_kv_row_segments",
+        "what free_kv_row does with the tail of a row",
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.free_segment",
+        "frees whole pages of a row, the last partly filled one too, without a unique() that would wait",
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator",
+        "the page size, and the pool behind the slots",
+        ("get_kvcache", "page_size"),
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool",
+        "one K and one V buffer a layer, by slot; the layout and scales that RPC refuses are named here",
+        ("dtype", "k_buffer", "kv_cache_layout", "layer_num", "quant_method", "start_layer", "v_buffer"),
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool._create_buffers",
+        "the buffers' shape: [slots, KV heads, head size]",
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.memory_pool.ReqToTokenPool",
+        "the slot of each row position; row 0 is no request's, padded rows of a CUDA graph write there",
+        ("_aux_cache", "req_to_token"),
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.allocation.alloc_for_decode_default",
+        "a decode step writes its slot at row position seq_lens, right behind what a compression kept",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.new_tokens_required_next_decode",
+        "admission and retraction count from kv_committed_len, which compression shortens",
+    ),
+    # ---- the tree, finishing and retraction
+    ReliedUpon(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache",
+        "what would make it more than a tree on this device",
+        ("cache_controller", "linker"),
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.common.checkpoint_kv_cache",
+        "a prefill's KV enters the tree through checkpoint()",
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.common.release_kv_cache",
+        "a finished request's KV enters the tree through checkpoint(); the rest of its row is freed, then the row",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.Req.owned_kv_len",
+        "never more than kv_committed_len",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.release_req",
+        "a retraction releases the row, which gives the query slot back, before reset_for_retract",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.Req",
+        "a request's tokens and state; a plain class, so that it takes `rpc`",
+        (
+            "finished",
+            "is_retracted",
+            "kv",
+            "origin_input_ids",
+            "output_ids",
+            "output_ids_through_stop",
+            "rid",
+            "sampling_params",
+        ),
+    ),
+    # ---- requests and what a user sees
+    ReliedUpon(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager",
+        "the arguments that carry the configuration",
+        ("server_args",),
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.io_struct.GenerateReqInput",
+        "a request as it came in",
+        ("input_embeds", "return_indexer_topk", "return_routed_experts", "sampling_params"),
+    ),
+    ReliedUpon(
+        "sglang.srt.sampling.sampling_params.SamplingParams",
+        "a request's options for RPC, as its sender wrote them",
+        ("beam_width", "custom_params"),
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort",
+        "ends a request with a message, HTTP 400",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer",
+        "SGLang's extension point for per-request output fields",
+        ("build_additional_customized_info", "has_additional_customized_info"),
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.build_additional_customized_info",
+        "one value a request",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output",
+        "passes a message's customized_info to update_request_meta_info by position",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController",
+        "holds the scheduler",
+        ("scheduler",),
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.io_struct.GetInternalStateReqOutput",
+        "the dict that /server_info shows",
+        ("internal_state",),
+    ),
+    ReliedUpon(
+        "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector",
+        "labels and classes of SGLang's own metrics",
+        ("_counter_cls", "_gauge_cls", "labels"),
+    ),
+    ReliedUpon("sglang.srt.runtime_context.get_serving", "the reasoning parser's name"),
+    ReliedUpon("sglang.srt.runtime_context.get_parallel", "the ranks that share the attention heads"),
+    ReliedUpon(
+        "sglang.srt.parser.reasoning_parser.ReasoningParser.__init__",
+        "finds the detector of a parser's name",
+    ),
+    ReliedUpon(
+        "sglang.srt.parser.reasoning_parser.BaseReasoningFormatDetector",
+        "a model's think markers",
+        ("think_end_token", "think_start_token"),
+    ),
+    # ---- tensor parallelism, and what the model is
+    ReliedUpon("sglang.srt.distributed.parallel_state.get_attn_tp_group", "the group whose ranks share the heads"),
+    ReliedUpon(
+        "sglang.srt.distributed.parallel_state.GroupCoordinator",
+        "its size",
+        ("world_size",),
+    ),
+    ReliedUpon(
+        "sglang.srt.distributed.parallel_state.GroupCoordinator.all_reduce",
+        "sums scores over ranks, on the current stream, in place or not: the result is what it returns",
+    ),
+    ReliedUpon(
+        "sglang.srt.configs.model_config.ModelConfig",
+        "what the model is, for the refusals",
+        (
+            "get_total_num_kv_heads",
+            "hf_config",
+            "is_encoder_decoder",
+            "is_generation",
+            "model_is_mrope",
+            "use_ngram_embedding",
+        ),
+    ),
+    ReliedUpon("sglang.srt.mem_cache.kv_cache_builder.uses_ssm_state", "whether the model has recurrent layers"),
+)

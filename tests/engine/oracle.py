@@ -1,0 +1,123 @@
+"""A plain decode loop of a small Qwen2 with RPC, sharing no code with the package: the judge of what a server generated.
+
+It is shown the tokens a server returned and says, for each, how far its logit lies below the largest one given
+everything before it (0 for the greedy choice). So a near-tie in a random model is not mistaken for a wrong token.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+@dataclass(frozen=True)
+class Rule:
+    """P, R, c and the variant; `first`: generated entries before the compressible region; `until`: see `gaps`."""
+
+    interval: int
+    window: int
+    ratio: float
+    kernel_size: int = 7
+    pooling: str = "avg"
+    group: bool = False
+    selector: str = "official"
+    first: int = 0
+    until: int = 10**9
+
+
+class Oracle:
+    def __init__(self, path: Path):
+        config = json.loads((path / "config.json").read_text())
+        self.w = load_file(path / "model.safetensors")
+        self.layers = config["num_hidden_layers"]
+        self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        self.dim = config["hidden_size"] // self.heads
+        self.eps = config["rms_norm_eps"]
+        frequency = config["rope_theta"] ** (-torch.arange(0, self.dim, 2).float() / self.dim)
+        angles = torch.outer(torch.arange(config["max_position_embeddings"]).float(), frequency)
+        self.cos, self.sin = torch.cat([angles, angles], 1).cos(), torch.cat([angles, angles], 1).sin()
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.w[name]
+
+    def _rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        half = self.dim // 2
+        turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+        return x * self.cos[positions][:, None] + turned * self.sin[positions][:, None]
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.w[name + ".weight"], self.w.get(name + ".bias"))
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, cache: list) -> tuple[torch.Tensor, list]:
+        """Logits of the last token; appends to `cache` ([heads] of K, V per layer); returns each layer's queries."""
+        x = self.w["model.embed_tokens.weight"][ids]
+        queries = []
+        for layer in range(self.layers):
+            p = f"model.layers.{layer}."
+            h = self._norm(x, p + "input_layernorm.weight")
+            q = self._rotate(self._linear(h, p + "self_attn.q_proj").view(len(ids), self.heads, self.dim), positions)
+            k = self._linear(h, p + "self_attn.k_proj").view(len(ids), self.kv_heads, self.dim)
+            v = self._linear(h, p + "self_attn.v_proj").view(len(ids), self.kv_heads, self.dim)
+            k = self._rotate(k, positions)
+            keys, values = (torch.cat(pair) for pair in zip(cache[layer], (k, v), strict=True))
+            cache[layer] = (keys, values)
+            queries.append(q)
+            repeat = self.heads // self.kv_heads
+            logits = torch.einsum("qhd,khd->hqk", q, keys.repeat_interleave(repeat, 1)) * self.dim**-0.5
+            if len(ids) > 1:
+                logits = logits + torch.full(logits.shape[1:], float("-inf")).triu(1 + len(keys) - len(ids))
+            out = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values.repeat_interleave(repeat, 1))
+            x = x + self._linear(out.flatten(1), p + "self_attn.o_proj")
+            h = self._norm(x, p + "post_attention_layernorm.weight")
+            gate = torch.nn.functional.silu(self._linear(h, p + "mlp.gate_proj"))
+            x = x + self._linear(gate * self._linear(h, p + "mlp.up_proj"), p + "mlp.down_proj")
+        return self._linear(self._norm(x[-1:], "model.norm.weight"), "lm_head")[0], queries
+
+    def _compress(self, rule: Rule, prompt: int, keep: int, cache: list, recent: list) -> float:
+        """One compression, as the goldens' README defines it. Returns the smallest relative score gap at the cut."""
+        closest = float("inf")
+        for layer, (keys, values) in enumerate(cache):
+            q = torch.stack([step[layer][0] for step in recent[-rule.window :]])
+            if rule.selector == "official":
+                q = torch.cat([q[1:], q[-1:]])
+            begin, end = prompt + rule.first, len(keys) - rule.window
+            repeat = self.heads // self.kv_heads
+            candidates = keys[begin:end].repeat_interleave(repeat, 1)
+            attention = (torch.einsum("rhd,nhd->hrn", q, candidates) * self.dim**-0.5).softmax(-1).sum(1)
+            scores = attention.view(self.kv_heads, repeat, -1).mean(1) if rule.group else attention.mean(0)[None]
+            pool = torch.nn.functional.avg_pool1d if rule.pooling == "avg" else torch.nn.functional.max_pool1d
+            scores = pool(scores[:, None], rule.kernel_size, 1, rule.kernel_size // 2)[:, 0]
+            ranked = scores.sort(-1, descending=True).values
+            closest = min(closest, float(((ranked[:, keep - 1] - ranked[:, keep]) / ranked[:, keep - 1]).min()))
+            chosen = scores.topk(keep).indices.sort(-1).values + begin
+            chosen = chosen.expand(self.kv_heads, -1)
+            heads = torch.arange(self.kv_heads)
+            cache[layer] = tuple(
+                torch.cat([t[:begin], t[chosen.T, heads], t[end:]]) for t in (keys, values)
+            )
+        return closest
+
+    @torch.inference_mode()
+    def gaps(self, prompt: list[int], output: list[int], rule: Rule | None) -> tuple[list[float], float]:
+        """For each output token how far its logit lies below the best one, and the closest call of any selection.
+
+        `rule.until`: no compression once this many entries have been generated (a think segment that ended).
+        """
+        cache = [(torch.empty(0, self.kv_heads, self.dim),) * 2 for _ in range(self.layers)]
+        logits, _ = self._forward(torch.tensor(prompt), torch.arange(len(prompt)), cache)
+        gaps, recent, closest = [], [], float("inf")
+        for step, token in enumerate(output):
+            gaps.append(float(logits.max() - logits[token]))
+            logits, queries = self._forward(torch.tensor([token]), torch.tensor([len(prompt) + step]), cache)
+            recent = [*recent, queries][-64:]
+            generated = step + 1
+            if rule is not None and generated < rule.until:
+                due, rest = divmod(generated - rule.first - rule.window, rule.interval)
+                if due >= 1 and rest == 0:
+                    keep = due * int(rule.interval / rule.ratio)
+                    closest = min(closest, self._compress(rule, len(prompt), keep, cache, recent))
+        return gaps, closest

@@ -1,0 +1,46 @@
+"""Looks inside the scheduler process of a test engine: adds a method that `Engine.collective_rpc` can call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from pathlib import Path
+
+
+def run_scheduler_process(*args, **kwargs):
+    """As SGLang's, with the spy's method on the scheduler."""
+    from sglang.srt.managers import scheduler
+
+    scheduler.Scheduler.spy = _spy
+    return scheduler.run_scheduler_process(*args, **kwargs)
+
+
+def _spy(self, path: str, prompt: list[int]) -> None:
+    """Write as JSON: slot counts, the ring's use, and a digest of the KV bytes that the tree holds for `prompt`."""
+    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    slots = self.tree_cache.match_prefix(
+        MatchPrefixParams(key=RadixKey(array("q", prompt), None))
+    ).device_indices
+    pool = self.token_to_kv_pool_allocator.get_kvcache()
+    digest = hashlib.sha256()
+    for buffer in (*pool.k_buffer, *pool.v_buffer):
+        digest.update(buffer[slots].contiguous().numpy().tobytes())
+    Path(path).write_text(
+        json.dumps(
+            {
+                "total": self.max_total_num_tokens,
+                "free": self.token_to_kv_pool_allocator.available_size(),
+                "evictable": self.tree_cache.evictable_size(),
+                "protected": self.tree_cache.protected_size(),
+                "free_rows": self.req_to_token_pool.available_size(),
+                "rows": self.req_to_token_pool.size,
+                "query_slots_in_use": self.rpc.ring.in_use if getattr(self, "rpc", None) else 0,
+                "running": len(self.running_batch.reqs),
+                "matched": len(slots),
+                "digest": digest.hexdigest(),
+            }
+        )
+    )
