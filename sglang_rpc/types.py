@@ -13,7 +13,8 @@ class KVLayer:
 
     keys: torch.Tensor  #: [pool_slots, kv_heads, head_dim], storage dtype
     values: torch.Tensor  #: [pool_slots, kv_heads, v_head_dim], storage dtype
-    scaling: float  #: softmax scale
+    dtype: torch.dtype  #: what the storage dtype stands for (FP8 is stored as bytes)
+    scaling: float  #: softmax scale, times the scale of quantised keys
     logit_cap: float = 0.0  #: soft cap on attention logits; 0 for none
 
 

@@ -14,6 +14,8 @@ import os
 import sys
 from pathlib import Path
 
+from sglang_rpc.errors import RPCError
+
 STAND_IN = str(Path(__file__).parent / "stand_in")
 
 # dlopen cannot find this name, and SGLang answers a missing NCCL by falling back to gloo ("e.g. in a non-GPU
@@ -35,7 +37,7 @@ def cpu_kernels_available() -> bool:
     if STAND_IN in sys.path:
         return False  # only added where the real build was found missing; importing now would find the stand-in
     try:
-        import sgl_kernel  # noqa: F401
+        import sgl_kernel  # type: ignore[import-untyped]  # noqa: F401
         import torch
     except ImportError:
         return False  # the CUDA build on a machine without libcuda ends here
@@ -60,22 +62,29 @@ def prepare(device: str | None = None, ranks: int = 1) -> bool:
 
     `device` is the value of `--device`, None when not given. `ranks` is tp * pp * dp, the number of model processes.
     False, and nothing changed, where the server is not to run on the CPU. Never overrides a variable the user set,
-    except that an explicit "cpu" hides CUDA devices from this process and its children. Calling it again is harmless.
-    Raises RuntimeError when `sglang.srt` was used before, since it has then already decided against the CPU.
+    except that an explicit "cpu" hides CUDA devices from this process and its children. Where the CPU build of
+    sgl_kernel is installed only SGLANG_USE_CPU_ENGINE is set: threads, binding and all-reduce are SGLang's own then.
+    Where just libcuda is present, sgl_kernel loads its CUDA build and the stand-in lies unused, which is fine: the
+    plain decoding path calls no CPU operator of sgl_kernel. Calling `prepare` again is harmless.
+    Raises RPCError when `sglang.srt` was used before, since it has then already decided against the CPU.
     """
     if ranks < 1:
         raise ValueError(f"ranks must be >= 1, got {ranks}")
-    if device == "cpu":
-        # With a visible GPU each SGLang layer would pick its CUDA kernel, CPU engine or not.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not wanted(device):
         return False
     _check_not_too_late()
+    if device == "cpu":
+        # With a visible GPU each SGLang layer would pick its CUDA kernel, CPU engine or not. Before torch looks.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     if cpu_kernels_available():
-        return True  # SGLang's own CPU support: its threads, its binding, its all-reduce
+        return True
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads_per_rank(ranks)))
+    # SGLang compiles a few small functions with torch.compile; without a GPU that needs a C++ compiler and tens of
+    # seconds at the first request, and gains nothing here.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if STAND_IN not in sys.path:
+        # Last, so that a real common_ops anywhere on the path is found first.
         sys.path.append(STAND_IN)
     if ranks > 1:
         # Unset, SGLang insists on one NUMA node a rank.
@@ -103,7 +112,7 @@ def _check_not_too_late() -> None:
     common = sys.modules.get("sglang.srt.utils.common")
     if common is None or not common.is_cpu.cache_info().currsize or common.is_cpu():
         return
-    raise RuntimeError(
+    raise RPCError(
         "SGLang was already used in this process and decided it does not run on a CPU: "
         "import sglang_rpc before the first use of sglang.Engine, or set SGLANG_USE_CPU_ENGINE=1 beforehand."
     )

@@ -19,16 +19,21 @@ def complete(argv: list[str]) -> list[str]:
     ranks = int(given["tp_size"] or 1) * int(given["dp_size"] or 1)
     if not cpu.prepare(given["device"], ranks):
         return argv
-    missing = {name: value for name, value in cpu.server_defaults().items() if given.get(name) is None}
-    return argv + [part for name, value in missing.items() for part in (f"--{name.replace('_', '-')}", value)]
+    missing = {name: value for name, value in cpu.server_defaults().items() if given[name] is None}
+    return argv + [part for name, value in missing.items() for part in _flag(name, value)]
+
+
+def _flag(name: str, value: str | int | bool) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]
 
 
 def _given(argv: list[str]) -> dict[str, Any]:
     """The few flags that matter here; SGLang's own parser can't be asked, importing it would be too early."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    for name in ("--device", "--attention-backend", "--sampling-backend"):
+    for name in ("--config", "--device", "--attention-backend", "--sampling-backend", "--max-total-tokens"):
         parser.add_argument(name)
+    parser.add_argument("--sleep-on-idle", action="store_const", const=True)
     for names in _RANKS:
         parser.add_argument(*names)
     known, _ = parser.parse_known_args(argv)
@@ -40,7 +45,7 @@ def _given(argv: list[str]) -> dict[str, Any]:
 def _from_file(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         with open(path, encoding="utf-8") as file:

@@ -185,6 +185,6 @@ class Compressor:
         rows = []
         for layer, q in zip(self.layers, queries, strict=True):
             q = reference.selector_queries(q, self.config.selector)
-            keys = layer.keys[slots[: c.candidates]]
+            keys = layer.keys[slots[: c.candidates]].view(layer.dtype)
             rows.append(reference.head_scores(q, keys, layer.scaling, layer.logit_cap, self._group))
         return torch.stack(rows)

@@ -64,7 +64,9 @@ class _Capture:
     """A forward pre-hook of one attention layer: stores the step's queries, one a row.
 
     A CUDA graph records the write once and replays it with its static rows and positions, so the write must be in
-    every captured graph; an eager step skips it while no request holds a query slot.
+    every captured graph; an eager step skips it while no request holds a query slot. SGLang runs a mixed step as
+    a plain extend, on a copy of the batch: `positions.make_logical`, which sees it before, leaves on the ring what to
+    store.
     """
 
     def __init__(self, ring: QueryRing, index: int):
@@ -73,26 +75,17 @@ class _Capture:
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward_batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[3]
-        mode = forward_batch.forward_mode
-        if not (mode.is_decode() or mode.is_mixed()):
-            return
-        if not self.ring.in_use and not _capturing():
-            return
         queries = kwargs["q"] if "q" in kwargs else args[0]
-        if self.index == 0:
-            # Rows and positions are the same in every layer: work out where to write once a step.
-            forward_batch.rpc_where = _where(self.ring, forward_batch, mode)
-        last, where = forward_batch.rpc_where
-        self.ring.store(self.index, where, queries if last is None else queries[last])
-
-
-def _where(ring: QueryRing, forward_batch: Any, mode: Any) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
-    """Which tokens of the batch are captured (None: all), and where in the ring they go."""
-    if mode.is_decode():
-        return None, ring.where(forward_batch.req_pool_indices, forward_batch.positions)
-    # Mixed: the last token of each row. Rows still in prefill own no slot and write to the bin.
-    last = forward_batch.extend_seq_lens.long().cumsum(0) - 1
-    return last, ring.where(forward_batch.req_pool_indices, forward_batch.positions[last])
+        if forward_batch.forward_mode.is_decode():
+            if not self.ring.in_use and not _capturing():
+                return
+            if self.index == 0:
+                # Rows and positions are the same in every layer: work out where to write once a step.
+                forward_batch.rpc_where = self.ring.where(forward_batch.req_pool_indices, forward_batch.positions)
+            self.ring.store(self.index, forward_batch.rpc_where, queries)
+        elif self.ring.mixed_step is not None:
+            tokens, where = self.ring.mixed_step
+            self.ring.store(self.index, where, queries[tokens])
 
 
 def _capturing() -> bool:

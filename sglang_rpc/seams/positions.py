@@ -9,20 +9,39 @@ from typing import Any
 import torch
 
 
-def make_logical(forward_batch: Any, cls: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+def make_logical(forward_batch: Any, cls: Any, batch: Any, model_runner: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ForwardBatch.init_new: rows that lost entries get the position of the token, not of the slot."""
-    mode = forward_batch.forward_mode
-    decoding = batch.reqs if mode.is_decode() else batch.decoding_reqs if mode.is_mixed() else None
-    if not decoding or not any(req.rpc is not None and req.rpc.evicted for req in decoding):
+    ring = getattr(model_runner, "rpc_ring", None)
+    if ring is None:
         return
-    rows = len(decoding)
-    # A new tensor: the old one may be shared. Decode rows of a mixed batch are its last, of one token each.
-    logical = (forward_batch.orig_seq_lens[-rows:] - 1).to(forward_batch.positions.dtype)
-    forward_batch.positions = torch.cat([forward_batch.positions[:-rows], logical])
-    if mode.is_mixed():
-        forward_batch.rpc_logical_lens = torch.cat(
-            [forward_batch.seq_lens[:-rows], forward_batch.orig_seq_lens[-rows:].to(forward_batch.seq_lens.dtype)]
-        )
+    ring.mixed_step = None
+    mode = forward_batch.forward_mode
+    if mode.is_decode():
+        if _any_compressed(batch.reqs):
+            forward_batch.positions = _logical_positions(forward_batch, 0)
+    elif mode.is_mixed() and batch.decoding_reqs:
+        # The decode rows are a mixed batch's last, of one token each.
+        first = -len(batch.decoding_reqs)
+        if _any_compressed(batch.decoding_reqs):
+            logical = _logical_positions(forward_batch, first)
+            forward_batch.positions = torch.cat([forward_batch.positions[:first], logical])
+            forward_batch.rpc_logical_lens = torch.cat(
+                [forward_batch.seq_lens[:first], (logical + 1).to(forward_batch.seq_lens.dtype)]
+            )
+        if ring.in_use:
+            # Counted from the front: the queries may be padded behind.
+            tokens = forward_batch.positions.numel()
+            where = ring.where(forward_batch.req_pool_indices[first:], forward_batch.positions[first:])
+            ring.mixed_step = slice(tokens + first, tokens), where
+
+
+def _any_compressed(reqs: list[Any]) -> bool:
+    return any(req.rpc is not None and req.rpc.evicted for req in reqs)
+
+
+def _logical_positions(forward_batch: Any, first_row: int) -> torch.Tensor:
+    """A new tensor (the old one may be shared): the position of each row's newest token, from `first_row` on."""
+    return (forward_batch.orig_seq_lens[first_row:] - 1).to(forward_batch.positions.dtype)
 
 
 def sample_at_logical(original: Callable, model_runner: Any, logits_output: Any, forward_batch: Any) -> Any:

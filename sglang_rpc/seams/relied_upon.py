@@ -105,8 +105,8 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         ),
     ),
     ReliedUpon(
-        "sglang.srt.managers.scheduler.Scheduler.init_all_attention_backends",
-        "attention backends, and the query ring with them, are there before CUDA graphs are captured",
+        "sglang.srt.managers.scheduler.Scheduler.init_model_worker",
+        "attention backends, and the query ring with them, are built before CUDA graphs are captured",
     ),
     ReliedUpon(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch",

@@ -19,6 +19,9 @@ def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Non
         return
     # Whether think tokens are known is the scheduler's to say; it refuses there what passes here.
     RequestOptions.from_custom_params(sampling_params.get("custom_params"), config)
+    refusal = refusals.refuse_request(obj)
+    if refusal is not None and refusal.severity is refusals.Severity.REJECT:
+        raise ConfigError(refusal.sentence)
 
 
 def attach_state(_result: Any, scheduler: Any, req: Any) -> None:
@@ -30,8 +33,11 @@ def attach_state(_result: Any, scheduler: Any, req: Any) -> None:
         options = RequestOptions.from_custom_params(
             req.sampling_params.custom_params, runtime.config, can_gate=runtime.compressor.markers is not None
         )
+        refusal = refusals.refuse_request(req, options.asked and options.enabled)
+        if refusal is not None and refusal.severity is refusals.Severity.REJECT:
+            raise ConfigError(refusal.sentence)
     except ConfigError as error:
         req.rpc = None
         req.set_finish_with_abort(str(error))
         return
-    req.rpc = RequestState(options)
+    req.rpc = RequestState(options, refused=None if refusal is None else refusal.sentence)

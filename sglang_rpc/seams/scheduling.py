@@ -10,6 +10,7 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.runtime.compressor import Compressor
+from sglang_rpc.seams import refusals
 from sglang_rpc.seams.capture import decoder_layers
 from sglang_rpc.seams.markers import find_markers
 from sglang_rpc.seams.metrics import Metrics
@@ -51,10 +52,11 @@ class SchedulerRPC:
 
 
 def install_compressor(_result: Any, scheduler: Any) -> None:
-    """AFTER Scheduler.init_internal_state."""
+    """AFTER Scheduler.init_internal_state. Raises UnsupportedError."""
     config = config_of(scheduler.server_args)
     if config is None:
         return
+    refusals.refuse_model_runner(refusals.gather_facts(scheduler), config)
     from sglang.srt.managers.schedule_batch import Req
 
     Req.rpc = None  # requests that never pass `init_req_max_new_tokens` (warm-up) have no state
@@ -163,7 +165,9 @@ def _free_tail(runtime: SchedulerRPC, req: Any, c: Compression) -> int:
 def _kv_layer(model_runner: Any, layer: Any) -> KVLayer:
     pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
     index = layer.layer_id - pool.start_layer
-    return KVLayer(pool.k_buffer[index], pool.v_buffer[index], layer.scaling, layer.logit_cap or 0.0)
+    # Keys quantised to FP8 are stored divided by k_scale.
+    scaling = layer.scaling * (1.0 if layer.k_scale_float is None else layer.k_scale_float)
+    return KVLayer(pool.k_buffer[index], pool.v_buffer[index], pool.dtype, scaling, layer.logit_cap or 0.0)
 
 
 def _tensor_parallel_group() -> Any | None:
