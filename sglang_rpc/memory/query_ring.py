@@ -59,13 +59,13 @@ class QueryRing:
             return None
         slot = self._free.pop()
         self._row_of_slot[slot] = row
-        self.slot_of_row[row] = slot  # an asynchronous fill: no synchronisation
+        self.slot_of_row[row].fill_(slot)  # a kernel, no copy: the host does not wait
         return slot
 
     def release(self, slot: int) -> None:
         """Give the slot back. Its row writes to the bin from the next decode step on."""
         row = self._row_of_slot.pop(slot)
-        self.slot_of_row[row] = 0
+        self.slot_of_row[row].fill_(0)
         self._free.append(slot)
 
     def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

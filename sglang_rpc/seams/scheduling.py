@@ -148,6 +148,8 @@ def _compress(runtime: SchedulerRPC, batch: Any, due: list[tuple[int, Any, Compr
         )  # fmt: skip
     # New tensors: forwards in flight and queued results hold the old ones.
     batch.seq_lens_cpu = batch.seq_lens_cpu - shorter
+    if batch.seq_lens.is_cuda:
+        shorter = shorter.pin_memory()  # or the copy would make the host wait
     batch.seq_lens = batch.seq_lens - shorter.to(batch.seq_lens.device, batch.seq_lens.dtype, non_blocking=True)
     batch.seq_lens_sum = None
 
