@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,24 @@ def greedy(tokens: int, rpc: dict[str, Any] | None = None, **more: Any) -> dict[
 
 
 def look_inside(running: Any, tmp_path: Path, prompt: list[int]) -> dict[str, Any]:
-    """What `spy` sees in the scheduler."""
+    """What `spy` sees in the scheduler once it is idle: it answers a request before it lets go of it."""
     path = tmp_path / "spy.json"
-    running.collective_rpc("spy", path=str(path), prompt=prompt)
-    return json.loads(path.read_text())
+    for _ in range(50):
+        running.collective_rpc("spy", path=str(path), prompt=prompt)
+        seen = json.loads(path.read_text())
+        if seen["running"] == 0:
+            break
+        time.sleep(0.1)
+    return seen
+
+
+def flush(running: Any) -> None:
+    """Empty the tree. SGLang refuses while it has not yet let go of the last request."""
+    for _ in range(50):
+        if running.flush_cache().success:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the cache could not be flushed: the server is not idle")
 
 
 def assert_balanced(seen: dict[str, Any]) -> None:

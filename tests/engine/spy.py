@@ -21,9 +21,8 @@ def _spy(self, path: str, prompt: list[int]) -> None:
     from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
-    slots = self.tree_cache.match_prefix(
-        MatchPrefixParams(key=RadixKey(array("q", prompt), None))
-    ).device_indices
+    match = self.tree_cache.match_prefix(MatchPrefixParams(key=RadixKey(array("q", prompt), None)))
+    slots = self.tree_cache.path_device_indices(match.last_device_node)[: match.device_prefix_len]
     pool = self.token_to_kv_pool_allocator.get_kvcache()
     digest = hashlib.sha256()
     for buffer in (*pool.k_buffer, *pool.v_buffer):

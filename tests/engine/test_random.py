@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.engines import Golden, assert_balanced, engine, look_inside
+from tests.engine.engines import Golden, assert_balanced, engine, flush, look_inside
 from tests.engine.oracle import Oracle, Rule
 
 torch.set_num_threads(1)  # more threads on these tiny tensors only fight the server for the cores
@@ -159,6 +159,6 @@ def test_none_leaks_hangs_or_returns_anothers_tokens(storm, tmp_path):
     assert (retracted > 0) == retracting
     seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
-    assert running.flush_cache().success
+    flush(running)
     after = look_inside(running, tmp_path, [1])
     assert after["free"] == after["total"]
