@@ -93,17 +93,17 @@ class Finding:
 # ---- comparing ----------------------------------------------------------------------------------------------
 
 
-def compare(pins: Pins, needs: Iterable[Need], thorough: bool = False) -> list[Finding]:
+def compare(pins: Pins, needs: Iterable[Need]) -> list[Finding]:
     """Every need against its pin. Imports the targets' modules.
 
-    A file whose bytes are those that were pinned isn't parsed, unless `thorough`: that is what makes it cheap enough
-    for the start of every process.
+    A file whose bytes are those that were pinned isn't parsed: that is what makes it cheap enough for the start of
+    every process.
     """
     sources = Sources()
-    return [_compare(pins, need, sources, thorough) for need in needs]
+    return [_compare(pins, need, sources) for need in needs]
 
 
-def _compare(pins: Pins, need: Need, sources: Sources, thorough: bool) -> Finding:
+def _compare(pins: Pins, need: Need, sources: Sources) -> Finding:
     try:
         now = find(need.target)
     except LookupError as error:
@@ -118,7 +118,7 @@ def _compare(pins: Pins, need: Need, sources: Sources, thorough: bool) -> Findin
     if signature != pin.signature:
         return Finding(need, State.SIGNATURE, f"takes {signature}, pinned {pin.signature}")
     files = sources.files(now)
-    if not thorough and files == pin.files and all(sources.digest(file) == pins.files.get(file) for file in files):
+    if files == pin.files and all(sources.digest(file) == pins.files.get(file) for file in files):
         return Finding(need, State.OK)
     try:
         fingerprint = sources.fingerprint(now, attributes)
@@ -196,10 +196,13 @@ def _order(name: str) -> tuple[int, ...]:
 
 
 def save(pins: Pins, folder: Path) -> Path:
-    """Write them where `load` looks; returns the file."""
+    """Write them where `load` looks; returns the file. Raises SeamError if it can't be written."""
     content = {"sglang": public(pins.version), "files": dict(pins.files), "pins": [asdict(pin) for pin in pins.pins]}
     path = path_of(pins.version, folder)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SeamError(f"the pins can't be written to {path}: {error}") from error
     return path
 
 
@@ -232,11 +235,12 @@ def find(target: str) -> Found:
     owner_path, _, name = target.rpartition(".")
     try:
         owner = pkgutil.resolve_name(owner_path)
+    except Exception as error:  # an import may raise anything
+        raise LookupError(f"{owner_path} can't be imported: {type(error).__name__}: {error}") from error
+    try:
         raw = inspect.getattr_static(owner, name)
-    except ImportError as error:
-        raise LookupError(f"{owner_path}: {error}") from error
     except AttributeError as error:
-        raise LookupError(f"there is no {name} in {owner_path}" if "owner" in locals() else str(error)) from error
+        raise LookupError(f"{owner_path} has no {name}") from error
     item, kind = raw, "value"
     if isinstance(raw, type):
         return Found("class", raw)
@@ -275,7 +279,7 @@ class Sources:
 
     _bytes: dict[str, bytes] = field(default_factory=dict)
     _paths: dict[str, str] = field(default_factory=dict)  #: as written in pins -> on this machine
-    _trees: dict[str, ast.Module] = field(default_factory=dict)
+    _indexes: dict[str, _Index] = field(default_factory=dict)
 
     def files(self, found: Found) -> tuple[str, ...]:
         """The files that define it, as written in pins; empty if it has no Python source."""
@@ -323,34 +327,43 @@ class Sources:
             return None
         return hashlib.sha256("\n".join(map(normal_form, nodes)).encode()).hexdigest() if nodes else None
 
-    def _tree(self, path: str) -> ast.Module:
-        if path not in self._trees:
+    def _index(self, path: str) -> _Index:
+        if path not in self._indexes:
             content = self._read(path)
-            self._trees[path] = ast.parse(content) if content is not None else ast.Module([], [])
-        return self._trees[path]
+            self._indexes[path] = _Index(ast.parse(content) if content is not None else ast.Module([], []))
+        return self._indexes[path]
 
     def _function(self, function: FunctionType) -> list[ast.AST]:
         code = function.__code__
-        for node in ast.walk(self._tree(code.co_filename)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
-                # A decorated function's code begins at its first decorator.
-                begin = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                if begin == code.co_firstlineno:
-                    return [node]
-        return []
+        node = self._index(code.co_filename).functions.get((code.co_name, code.co_firstlineno))
+        return [] if node is None else [node]
 
     def _attribute_statements(self, cls: type, attributes: tuple[str, ...]) -> list[ast.AST]:
         wanted, statements, made = set(attributes), [], set()
         for base, path in _classes(cls):
-            for node in ast.walk(self._tree(path)):
-                if isinstance(node, ast.ClassDef) and node.name == base.__name__:
-                    for statement, names in _makes(node):
-                        if names & wanted:
-                            statements.append(statement)
-                            made |= names
+            for node in self._index(path).classes.get(base.__name__, ()):
+                for statement, names in _makes(node):
+                    if names & wanted:
+                        statements.append(statement)
+                        made |= names
         if absent := sorted(wanted - made):
             raise LookupError(f"its objects have no {', '.join(absent)}")
         return statements
+
+
+class _Index:
+    """The functions of a file by name and first line, its classes by name."""
+
+    def __init__(self, tree: ast.Module):
+        self.functions: dict[tuple[str, int], ast.AST] = {}
+        self.classes: dict[str, list[ast.ClassDef]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                # A decorated function's code begins at its first decorator.
+                begin = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                self.functions[node.name, begin] = node
+            elif isinstance(node, ast.ClassDef):
+                self.classes.setdefault(node.name, []).append(node)
 
 
 def _classes(cls: type) -> Iterator[tuple[type, str]]:
@@ -369,14 +382,10 @@ def _makes(cls: ast.ClassDef) -> Iterator[tuple[ast.AST, set[str]]]:
             yield statement, {statement.name}
             for inner in ast.walk(statement):
                 if isinstance(inner, ast.Assign | ast.AnnAssign | ast.AugAssign):
-                    yield inner, {
-                        node.attr
-                        for node in ast.walk(inner)
-                        if isinstance(node, ast.Attribute)
-                        and isinstance(node.ctx, ast.Store)
-                        and isinstance(node.value, ast.Name)
-                        and node.value.id == "self"
-                    }
+                    stored = (
+                        n for n in ast.walk(inner) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
+                    )
+                    yield inner, {n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self"}
         elif isinstance(statement, ast.Assign | ast.AnnAssign):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             yield statement, {name.id for name in targets if isinstance(name, ast.Name)}

@@ -25,6 +25,10 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         "SGLang's meaning of before, after and around; sets __wrapped__, so that what is below a hook can be found",
     ),
     ReliedUpon(
+        "sglang.srt.plugins.hook_registry.HookRegistry._apply_target",
+        "puts a hook on a function of a module, and on its copies in other modules; raises where it can't",
+    ),
+    ReliedUpon(
         "sglang.srt.plugins.hook_registry.HookType",
         "the kinds of hooks, by value",
         ("AFTER", "AROUND", "BEFORE"),
@@ -69,6 +73,7 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         (
             "attn_type",
             "is_cross_attention",
+            "k_scale_float",
             "layer_id",
             "logit_cap",
             "logit_capping_method",
@@ -122,6 +127,10 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
     ),
     ReliedUpon("sglang.srt.model_executor.forward_batch_info.ForwardMode.is_decode", "a step of one token a row"),
     ReliedUpon("sglang.srt.model_executor.forward_batch_info.ForwardMode.is_mixed", "prefill rows, then decode rows"),
+    ReliedUpon(
+        "sglang.srt.model_executor.runner.eager_runner.EagerRunner.execute",
+        "a mixed step runs as a plain extend, whose tokens keep their order",
+    ),
     # ---- positions
     ReliedUpon(
         "sglang.kernels.ops.attention.clamp_position.clamp_position",
@@ -276,11 +285,14 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         "a request's tokens and state; a plain class, so that it takes `rpc`",
         (
             "finished",
+            "input_embeds",
             "is_retracted",
             "kv",
             "origin_input_ids",
             "output_ids",
             "output_ids_through_stop",
+            "return_indexer_topk",
+            "return_routed_experts",
             "rid",
             "sampling_params",
         ),

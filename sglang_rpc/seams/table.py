@@ -1,4 +1,4 @@
-"""Every place in SGLang that RPC attaches to, with the reason. `patches/` pins what each looked like when it was proven.
+"""Every place in SGLang that RPC attaches to, with the reason. `patches/` pins each as it was when it was proven.
 
 The hooks themselves live in the modules named here and are thin: they turn SGLang's objects into the runtime's values.
 """
