@@ -48,7 +48,7 @@ class RPCConfig:
     query_slots: int | None = None  #: requests whose last R queries can be held at once; None: sized from the KV pool
 
     def __post_init__(self) -> None:
-        _integer("interval", self.interval, 1, MAX_TOKENS)
+        _integer("interval", self.interval, 2, MAX_TOKENS)
         _integer("window", self.window, 1, MAX_TOKENS)
         _ratio(self.ratio, self.interval)
         _integer("kernel_size", self.kernel_size, 1, MAX_TOKENS)
@@ -164,7 +164,7 @@ class RequestOptions:
         window = given.get("window", server.window)
         ratio = given.get("ratio", server.ratio)
         scope = given.get("scope", default_scope)
-        _integer(f"{where}interval", interval, 1, MAX_TOKENS)
+        _integer(f"{where}interval", interval, 2, MAX_TOKENS)
         _integer(f"{where}window", window, 1, server.window, " (the server's --rpc-window)")
         _ratio(ratio, interval, where)
         _choice(f"{where}scope", scope, SCOPES)
@@ -178,7 +178,10 @@ class RequestOptions:
 
 def _show(value: Any) -> str:
     """The value as the user wrote it, short enough for one sentence."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        text = f"an integer of {value.bit_length()} bits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -189,7 +192,8 @@ def _integer(name: str, value: Any, low: int, high: int, why: str = "") -> None:
 
 
 def _ratio(value: Any, interval: int, where: str = "") -> None:
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    # An int of any size is finite, and may be too large for isfinite to say so.
+    number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
     if not number or not 1 < value <= interval:
         raise ConfigError(
             f"{where}ratio must be a number above 1 and at most the interval ({interval}), so that a compression "

@@ -11,9 +11,7 @@ from __future__ import annotations
 import torch
 
 
-def move_kept(
-    buffers: tuple[torch.Tensor, ...], slots: torch.Tensor, kept: torch.Tensor, candidates: int
-) -> None:
+def move_kept(buffers: tuple[torch.Tensor, ...], slots: torch.Tensor, kept: torch.Tensor, candidates: int) -> None:
     """Compact one request's region in one layer, in place.
 
     Args:

@@ -10,9 +10,10 @@ how its letters fall into tokens depends on the letters around them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 
 class Tokenizer(Protocol):
@@ -20,58 +21,68 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Found:
+    """Where a marker stands: how many tokens reach to its end, and what the last of them spells behind it."""
+
+    behind: int
+    rest: str = ""
+
+
+@dataclass(frozen=True)
 class TokenMarker:
     """A marker that is one token."""
 
     token_id: int
+    reach: ClassVar[int] = 0  #: tokens already read that an occurrence found later may begin in
 
-    def find(self, ids: Sequence[int], begin: int) -> int | None:
-        """Position just behind the first occurrence that starts at or after `begin`; None if there is none."""
+    def find(self, ids: Sequence[int], begin: int, before: str = "") -> Found | None:
+        """The first occurrence that starts at or after token `begin`; None if there is none."""
         try:
-            return ids.index(self.token_id, begin) + 1
+            return Found(ids.index(self.token_id, begin) + 1)
         except ValueError:
             return None
 
-    def find_last(self, ids: Sequence[int]) -> int:
-        """Position just behind the last occurrence; 0 if there is none."""
-        behind = 0
+    def find_last(self, ids: Sequence[int]) -> Found | None:
+        """The last occurrence; None if there is none."""
+        last = None
         # Forward in C beats backward in Python, and prompts may be 100 K tokens long.
-        while (found := self.find(ids, behind)) is not None:
-            behind = found
-        return behind
-
-    #: tokens before `begin` that an occurrence found later may reach back into
-    overlap: int = 0
+        while (found := self.find(ids, 0 if last is None else last.behind)) is not None:
+            last = found
+        return last
 
 
 @dataclass(frozen=True)
 class TextMarker:
-    """A marker spelled by several tokens."""
+    """A marker spelled by several tokens, or by pieces of them."""
 
     text: str
     tokenizer: Tokenizer
 
     @property
-    def overlap(self) -> int:
-        return len(self.text)  # a token spells at least one character, or a piece of one
+    def reach(self) -> int:
+        return len(self.text.encode())  # a token spells at least one byte
 
-    def find(self, ids: Sequence[int], begin: int) -> int | None:
-        """As `TokenMarker.find`: the shortest prefix whose text holds the marker."""
+    def find(self, ids: Sequence[int], begin: int, before: str = "") -> Found | None:
+        """As `TokenMarker.find`. `before`: text of the token before `begin` that may belong to the marker."""
         tail = list(ids[begin:])
-        if self.text not in self.tokenizer.decode(tail):
-            return None
-        low, high = 1, len(tail)
-        while low < high:
-            middle = (low + high) // 2
-            if self.text in self.tokenizer.decode(tail[:middle]):
-                high = middle
-            else:
-                low = middle + 1
-        return begin + low
 
-    def find_last(self, ids: Sequence[int]) -> int:
-        """As `TokenMarker.find_last`, in characters of the decoded text, which order two markers just as well."""
-        return self.tokenizer.decode(list(ids)).rfind(self.text) + 1
+        def text(count: int) -> str:
+            return before + self.tokenizer.decode(tail[:count])
+
+        if self.text not in text(len(tail)):
+            return None
+        count = bisect_left(range(len(tail)), True, key=lambda k: self.text in text(k))
+        return Found(begin + count, text(count).split(self.text, 1)[1])
+
+    def find_last(self, ids: Sequence[int]) -> Found | None:
+        """As `TokenMarker.find_last`."""
+        whole = list(ids)
+        at = self.tokenizer.decode(whole).rfind(self.text)
+        if at < 0:
+            return None
+        end = at + len(self.text)
+        count = bisect_left(range(len(whole)), end, key=lambda k: len(self.tokenizer.decode(whole[:k])))
+        return Found(count)
 
 
 Marker = TokenMarker | TextMarker
@@ -88,7 +99,8 @@ class ThinkMarkers:
         """Whether the prompt leaves a think segment open: its last start stands behind its last end."""
         if self.start is None:
             return True
-        return self.start.find_last(prompt) > self.end.find_last(prompt)
+        start, end = self.start.find_last(prompt), self.end.find_last(prompt)
+        return start is not None and (end is None or start.behind > end.behind)
 
 
 class ThinkGate:
@@ -101,6 +113,7 @@ class ThinkGate:
     def __init__(self, markers: ThinkMarkers, prompt: Sequence[int]):
         self._markers = markers
         self._seen = 0
+        self._before = ""  # what the start marker's last token spells behind it: the end marker may begin there
         self.closed = False
         self.start: int | None = 0 if markers.open_in_prompt(prompt) else None
 
@@ -110,11 +123,13 @@ class ThinkGate:
             return
         shown = output_ids[:upto]
         if self.start is None:
-            assert self._markers.start is not None
-            self.start = self._markers.start.find(shown, max(0, self._seen - self._markers.start.overlap))
-            if self.start is not None:
-                self._seen = self.start
+            marker = self._markers.start
+            assert marker is not None
+            found = marker.find(shown, max(0, self._seen - marker.reach))
+            if found is not None:
+                self.start, self._before = found.behind, found.rest
         if self.start is not None:
-            begin = max(self.start, self._seen - self._markers.end.overlap)
-            self.closed = self._markers.end.find(shown, begin) is not None
+            begin = self._seen - self._markers.end.reach
+            before = self._before if begin <= self.start else ""
+            self.closed = self._markers.end.find(shown, max(self.start, begin), before) is not None
         self._seen = upto

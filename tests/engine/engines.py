@@ -46,7 +46,6 @@ class Golden:
 def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
     """An `sglang_rpc.Engine` in float32 that can be spied on, shut down on leaving."""
     import sglang_rpc
-
     from tests.engine import spy
 
     class SpiedEngine(sglang_rpc.Engine):

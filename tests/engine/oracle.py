@@ -1,4 +1,4 @@
-"""A plain decode loop of a small Qwen2 with RPC, sharing no code with the package: the judge of what a server generated.
+"""A plain decode loop of a small Qwen2 with RPC, sharing no code with the package: the judge of what a server gave.
 
 It is shown the tokens a server returned and says, for each, how far its logit lies below the largest one given
 everything before it (0 for the greedy choice). So a near-tie in a random model is not mistaken for a wrong token.
@@ -96,9 +96,7 @@ class Oracle:
             chosen = scores.topk(keep).indices.sort(-1).values + begin
             chosen = chosen.expand(self.kv_heads, -1)
             heads = torch.arange(self.kv_heads)
-            cache[layer] = tuple(
-                torch.cat([t[:begin], t[chosen.T, heads], t[end:]]) for t in (keys, values)
-            )
+            cache[layer] = tuple(torch.cat([t[:begin], t[chosen.T, heads], t[end:]]) for t in (keys, values))
         return closest
 
     @torch.inference_mode()

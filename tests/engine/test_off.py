@@ -7,7 +7,8 @@ import pytest
 from tests.engine.engines import Golden
 from tests.engine.servers import server
 
-FLAGS = "--skip-tokenizer-init --dtype float32 --max-total-tokens 4096 --context-length 2048 --device cpu".split()
+FLAGS = ["--skip-tokenizer-init", "--dtype", "float32", "--device", "cpu"]
+FLAGS += ["--max-total-tokens", "4096", "--context-length", "2048"]
 
 #: Runs a module as `python -m` does, after making SGLang usable without a GPU, and says at the end what was hooked.
 STOCK = "tests.engine.stock_server"

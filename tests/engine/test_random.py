@@ -81,7 +81,9 @@ async def serve(running: Any, cases: list[Case], at_once: int) -> None:
     async def one(index: int, case: Case) -> None:
         async with gate:
             call = running.async_generate(
-                input_ids=case.prompt, sampling_params={**case.sampling, "n": case.n}, rid=None if case.n > 1 else f"request-{index:06d}"
+                input_ids=case.prompt,
+                sampling_params={**case.sampling, "n": case.n},
+                rid=None if case.n > 1 else f"request-{index:06d}",
             )
             task = asyncio.ensure_future(call)
             if case.abort_after is not None:

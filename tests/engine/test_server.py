@@ -118,7 +118,7 @@ def test_the_log_says_what_is_on_and_what_was_done(running, golden):
 
 @pytest.mark.parametrize("mode", ["in_place", "retract", "abort"])
 def test_paused_amid_a_run(running, golden, mode):
-    """In place: the same tokens. Retracted: it comes back and finishes. Aborted: it says so. Always: nothing is left."""
+    """In place: the same tokens. Retracted: it comes back and finishes. Aborted: it says so. Nothing is left."""
     results: list[dict] = []
     thread = threading.Thread(target=lambda: results.append(running.generate(golden.prompt, 400)))
     thread.start()

@@ -1,0 +1,224 @@
+"""A decode loop without a model or an engine: what `Compressor` meets in a server, and an oracle of what it must keep.
+
+Every KV entry's value is its logical position, so what a row holds can be read back from the pool. Keys and queries
+are random by position. The oracle follows positions, not slots, in float64, with the formula written as an einsum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from sglang_rpc.config import RequestOptions, RPCConfig
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.runtime.compressor import Compressor
+from sglang_rpc.runtime.request_state import RequestState
+from sglang_rpc.runtime.think_gate import ThinkMarkers
+from sglang_rpc.types import Compression, KVLayer
+
+POOL, LENGTH, DIM, LAYERS = 1024, 640, 8, 2
+WORD = 1  #: a token that is no marker
+
+
+@dataclass
+class Request:
+    row: int
+    prompt: list[int]
+    output: list[int]  #: what the model will say
+    state: RequestState
+    generated: int = 0  #: logical entries behind the prompt
+    length: int = 0  #: physical length of the row, prompt included
+    done: list[tuple[int, int, bool]] = field(default_factory=list)  #: (generated, event, catch_up) of each compression
+    looks: list[int] = field(default_factory=list)  #: `generated` at each look
+
+
+class Loop:
+    """Several requests on one rank. `heads_of` cuts this rank's share (KV heads) out of the whole model."""
+
+    def __init__(
+        self,
+        config: RPCConfig,
+        *,
+        slots: int = 8,
+        heads: int = 4,
+        kv_heads: int = 2,
+        heads_of: slice = slice(None),
+        markers: ThinkMarkers | None = None,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        logit_cap: float = 0.0,
+        keys_as: torch.dtype = torch.float32,
+        check: bool = True,
+    ):
+        self.config, self.check, self.keys_as = config, check, keys_as
+        self.per_group = heads // kv_heads
+        self.scaling, self.logit_cap = DIM**-0.5, logit_cap
+        generator = torch.Generator().manual_seed(7)
+        keys = torch.randn(4, LAYERS, LENGTH, kv_heads, DIM, generator=generator)
+        queries = torch.randn(4, LAYERS, LENGTH, kv_heads, self.per_group, DIM, generator=generator)
+        self.keys = keys[:, :, :, heads_of].to(keys_as).float()  # [row, layer, position, KV head, dim]
+        self.queries = queries[:, :, :, heads_of].flatten(3, 4)
+        own = self.keys.shape[3]
+        self.layers = [
+            KVLayer(
+                keys=self._stored(torch.randn(POOL, own, DIM, generator=generator)),
+                values=torch.full((POOL, own, 1), -1.0),
+                dtype=keys_as,
+                scaling=self.scaling,
+                logit_cap=logit_cap,
+            )
+            for _ in range(LAYERS)
+        ]
+        self.req_to_token = torch.zeros(4, LENGTH, dtype=torch.int32)
+        self.free = torch.randperm(POOL, generator=generator).tolist()
+        self.ring = QueryRing(
+            layers=LAYERS,
+            slots=slots,
+            rows=4,
+            window=config.window,
+            heads=own * self.per_group,
+            head_dim=DIM,
+            dtype=torch.float32,
+            device="cpu",
+        )
+        self.compressor = Compressor(
+            config, self.layers, self.ring, self.req_to_token, query_heads=heads, markers=markers, reduce=reduce
+        )
+        self.requests: list[Request] = []
+
+    def add(self, row: int = 1, prompt: int | list[int] = 5, output: list[int] | None = None, **options) -> Request:
+        params = {"rpc": options} if options else None
+        can_gate = self.compressor.markers is not None
+        state = RequestState(RequestOptions.from_custom_params(params, self.config, can_gate=can_gate))
+        prompt = [WORD] * prompt if isinstance(prompt, int) else prompt
+        request = Request(row, prompt, output or [WORD] * LENGTH, state)
+        for position in range(len(prompt)):
+            self._write(request, position)
+        self.requests.append(request)
+        return request
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.look()
+            for request in self.requests:
+                self._decode(request)
+        self.look()
+
+    def look(self) -> None:
+        """What the scheduler does before each step."""
+        due: list[tuple[Request, Compression]] = []
+        for r in self.requests:
+            if r.length >= r.state.wake_at:
+                r.looks.append(r.generated)
+                c = self.compressor.look(r.state, r.row, r.prompt, r.generated, r.output)
+                due += [(r, c)] if c is not None else []
+        if due:
+            self._compress(due)
+
+    def retract(self, request: Request) -> None:
+        """The row is freed, and refilled from the request's tokens, uncompressed."""
+        self.compressor.let_go(request.state)
+        request.state.reset()
+        self.free += self.slots(request).tolist()
+        request.length = 0
+        for position in range(len(request.prompt) + request.generated):
+            self._write(request, position)
+
+    def finish(self, request: Request) -> None:
+        self.compressor.let_go(request.state)
+        self.free += self.slots(request).tolist()
+        self.requests.remove(request)
+
+    def slots(self, request: Request) -> torch.Tensor:
+        return self.req_to_token[request.row, : request.length].long()
+
+    def held(self, request: Request) -> list[list[list[int]]]:
+        """Logical positions behind the prompt that the row holds, read from the pool: [layer][KV head][entries]."""
+        own = self.slots(request)[len(request.prompt) :]
+        return [(layer.values[own, :, 0].T.long() - len(request.prompt)).tolist() for layer in self.layers]
+
+    def _stored(self, keys: torch.Tensor) -> torch.Tensor:
+        """As SGLang's pool stores them: FP8 as bytes."""
+        keys = keys.to(self.keys_as)
+        return keys.view(torch.uint8) if self.keys_as.itemsize == 1 else keys
+
+    def _write(self, request: Request, position: int) -> None:
+        slot = self.free.pop()
+        self.req_to_token[request.row, request.length] = slot
+        for index, layer in enumerate(self.layers):
+            layer.keys[slot] = self._stored(self.keys[request.row, index, position])
+            layer.values[slot] = position
+        request.length += 1
+
+    def _decode(self, request: Request) -> None:
+        position = len(request.prompt) + request.generated
+        where = self.ring.where(torch.tensor([request.row]), torch.tensor([position]))
+        for index in range(LAYERS):
+            self.ring.store(index, where, self.queries[request.row, index, position][None])
+        self._write(request, position)
+        request.generated += 1
+
+    def _compress(self, due: list[tuple[Request, Compression]]) -> None:
+        wanted = [self.expected(r, c) for r, c in due] if self.check else None
+        before = [(layer.keys.clone(), layer.values.clone()) for layer in self.layers]
+        table = self.req_to_token.clone()
+        self.compressor.compress([c for _, c in due])
+        assert torch.equal(self.req_to_token, table)
+        may_change = torch.cat([table[c.row, c.begin : c.new_end].long() for _, c in due])
+        fixed = torch.ones(POOL, dtype=torch.bool)
+        fixed[may_change] = False
+        for layer, (keys, values) in zip(self.layers, before, strict=True):
+            assert torch.equal(layer.keys[fixed], keys[fixed]) and torch.equal(layer.values[fixed], values[fixed])
+        for request, c in due:
+            assert c.end == request.length and c.row == request.row and c.keep < c.candidates
+            self.free += self.slots(request)[c.new_end :].tolist()
+            request.length = c.new_end
+            self.compressor.settle(request.state, c, c.evicted)
+            request.done.append((c.generated, c.event, c.catch_up))
+            self._consistent(request)
+        if wanted is not None:
+            assert [self.held(r) for r, _ in due] == wanted
+
+    def _consistent(self, request: Request) -> None:
+        """Each key still lies beside its value, and the lengths agree."""
+        own = self.slots(request)
+        for index, layer in enumerate(self.layers):
+            for head in range(layer.keys.shape[1]):
+                positions = layer.values[own, head, 0].long()
+                assert (positions.diff() > 0).all()
+                keys = layer.keys[own, head].view(self.keys_as).float()
+                assert torch.equal(keys, self.keys[request.row, index, positions, head])
+        assert request.length == len(request.prompt) + request.generated - request.state.evicted
+        assert len(self.free) + sum(r.length for r in self.requests) == POOL
+
+    def expected(self, request: Request, c: Compression) -> list[list[list[int]]]:
+        """What the row must hold after `c`, from positions alone."""
+        prompt, start = len(request.prompt), c.begin - len(request.prompt)
+        group = self.config.aggregation == "group"
+        newest = list(range(prompt + c.generated - c.window, prompt + c.generated))
+        rows = newest if self.config.selector == "paper" else newest[1:] + newest[-1:]
+        result = []
+        for index, heads in enumerate(self.held(request)):
+            scores = []
+            for head, positions in enumerate(heads):
+                candidates = torch.tensor(positions[start : len(positions) - c.window]) + prompt
+                keys = self.keys[request.row, index, candidates, head].double()
+                mine = slice(head * self.per_group, (head + 1) * self.per_group)
+                queries = self.queries[request.row, index, rows, mine].double()
+                logits = torch.einsum("ihd,jd->hij", queries, keys) * self.scaling
+                if self.logit_cap:
+                    logits = self.logit_cap * (logits / self.logit_cap).tanh()
+                scores.append(logits.softmax(-1).sum((0, 1)))
+            if not group:
+                scores = [sum(scores)] * len(heads)
+            result.append([self._keep(p, s, start, c) for p, s in zip(heads, scores, strict=True)])
+        return result
+
+    def _keep(self, positions: list[int], scores: torch.Tensor, start: int, c: Compression) -> list[int]:
+        half = self.config.kernel_size // 2
+        padded = torch.nn.functional.pad(scores, (half, half), value=0.0 if self.config.pooling == "avg" else -1.0)
+        windows = padded.unfold(0, self.config.kernel_size, 1)
+        pooled = windows.mean(-1) if self.config.pooling == "avg" else windows.amax(-1)
+        best = sorted(pooled.topk(c.keep).indices.tolist())
+        return positions[:start] + [positions[start + i] for i in best] + positions[len(positions) - c.window :]

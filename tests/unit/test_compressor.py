@@ -1,0 +1,447 @@
+"""The orchestrator in a played decode loop. Every compression is checked entry by entry by `decode_loop`'s oracle."""
+
+import threading
+
+import pytest
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.runtime.request_state import NEVER
+from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
+from tests.unit.decode_loop import POOL, WORD, Loop
+
+START, END = 900, 901
+MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
+
+
+def config(interval=16, window=4, ratio=4, scope="all", **others) -> RPCConfig:
+    return RPCConfig(interval=interval, window=window, ratio=ratio, scope=scope, **others)
+
+
+def assert_all_slots_are_back(loop: Loop) -> None:
+    for request in list(loop.requests):
+        loop.finish(request)
+    assert loop.ring.in_use == 0 and not loop.ring.slot_of_row.any()
+    assert sorted(loop.free) == list(range(POOL))
+
+
+# --- due dates --------------------------------------------------------------------------------------------------
+
+BUDGETS = [
+    (16, 4, 4),
+    (8, 8, 2),
+    (4, 16, 2),
+    (5, 17, 2.5),
+    (10, 3, 2.7),
+    (2, 1, 2),
+    (3, 1, 1.1),
+    (16, 4, 16),
+    (7, 5, 3),
+]
+
+
+@pytest.mark.parametrize(("interval", "window", "ratio"), BUDGETS)
+def test_compressions_fall_exactly_on_their_due_dates(interval, window, ratio):
+    loop = Loop(config(interval, window, ratio))
+    request = loop.add()
+    loop.run(interval + window - 1)
+    assert request.done == [] and request.length == 5 + interval + window - 1
+    loop.run(1)
+    assert request.done == [(interval + window, 1, False)]
+    held = int(interval / ratio) + window
+    assert request.length == 5 + held and request.state.evicted == interval - int(interval / ratio)
+    loop.run(1)
+    assert len(request.done) == (2 if interval == 1 else 1) and request.length == 5 + held + 1
+
+    loop.run(100)
+    due = range(interval + window, request.generated + 1, interval)
+    assert request.done == [(g, n, False) for n, g in enumerate(due, 1)]
+    totals, counters = request.state.totals, loop.compressor.counters
+    assert totals.compressions == counters.compressions == len(due)
+    assert totals.evicted == counters.evicted == totals.slots_freed == counters.slots_freed == request.state.evicted
+    assert (totals.catch_ups, counters.catch_ups, counters.slot_waits, counters.requests_compressed) == (0, 0, 0, 1)
+    assert_all_slots_are_back(loop)
+
+
+@pytest.mark.parametrize("prompt", [0, 1, 37])
+def test_the_prompt_moves_no_due_date_and_is_never_touched(prompt):
+    loop = Loop(config())
+    request = loop.add(prompt=prompt)
+    slots = loop.slots(request)[:prompt].clone()
+    before = [(layer.keys[slots].clone(), layer.values[slots].clone()) for layer in loop.layers]
+    loop.run(80)
+    assert [g for g, _, _ in request.done] == [20, 36, 52, 68]
+    assert torch.equal(loop.slots(request)[:prompt], slots)
+    for layer, (keys, values) in zip(loop.layers, before, strict=True):
+        assert torch.equal(layer.keys[slots], keys) and torch.equal(layer.values[slots], values)
+
+
+@pytest.mark.parametrize(("interval", "window", "ratio"), BUDGETS)
+def test_looking_at_every_step_changes_nothing(interval, window, ratio):
+    loops = [Loop(config(interval, window, ratio), check=False) for _ in range(2)]
+    sleeping, restless = (loop.add() for loop in loops)
+    for _ in range(90):
+        restless.state.wake_at = 0
+        for loop in loops:
+            loop.run(1)
+    assert restless.done == sleeping.done and restless.done
+    assert loops[0].held(sleeping) == loops[1].held(restless)
+    assert len(sleeping.looks) <= 1 + 2 * (len(sleeping.done) + 1) < len(restless.looks)
+
+
+def test_a_query_slot_is_held_for_one_window_only():
+    loop = Loop(config(interval=16, window=4))
+    loop.add()
+    in_use = []
+    for _ in range(60):
+        loop.run(1)
+        in_use.append(loop.ring.in_use)
+    # After step g the slot is held while g lies in [due - R, due), due = 20, 36, 52.
+    assert [g for g, n in enumerate(in_use, 1) if n] == [16, 17, 18, 19, 32, 33, 34, 35, 48, 49, 50, 51]
+
+
+def test_with_p_below_r_the_slot_stays():
+    loop = Loop(config(interval=4, window=16, ratio=2))
+    request = loop.add()
+    loop.run(60)
+    assert [g for g, _, _ in request.done] == [20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]
+    assert loop.ring.in_use == 1
+    assert_all_slots_are_back(loop)
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+@pytest.mark.parametrize("selector", ["official", "paper"])
+@pytest.mark.parametrize(("pooling", "kernel"), [("avg", 7), ("avg", 1), ("max", 1), ("avg", 11)])
+def test_what_is_kept_equals_the_oracle(aggregation, selector, pooling, kernel):
+    settings = config(aggregation=aggregation, selector=selector, pooling=pooling, kernel_size=kernel)
+    loop = Loop(settings)
+    request = loop.add()
+    loop.run(90)
+    assert len(request.done) == 5
+    layers = loop.held(request)
+    assert layers[0] != layers[1]  # each layer chooses for itself
+    assert (layers[0][0] == layers[0][1]) == (aggregation == "all")
+
+
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 1), (1, 1)])
+def test_other_head_layouts_and_a_logit_cap(aggregation, heads, kv_heads):
+    loop = Loop(config(aggregation=aggregation), heads=heads, kv_heads=kv_heads, logit_cap=0.8)
+    request = loop.add()
+    loop.run(60)
+    assert len(request.done) == 3
+
+
+@pytest.mark.parametrize("keys_as", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+def test_keys_in_other_dtypes_are_scored_by_what_they_stand_for(keys_as, aggregation):
+    loop = Loop(config(aggregation=aggregation), keys_as=keys_as)
+    request = loop.add()
+    loop.run(60)
+    assert len(request.done) == 3
+
+
+def test_requests_due_in_one_step_are_compressed_together_as_alone():
+    together = Loop(config())
+    requests = [together.add(row, prompt=3 * row) for row in (0, 1, 3)]
+    calls = []
+    compress = together.compressor.compress
+    together.compressor.compress = lambda cs: (calls.append(len(cs)), compress(cs))
+    together.run(60)
+    assert calls == [3, 3, 3]
+    for request in requests:
+        alone = Loop(config())
+        same = alone.add(request.row, prompt=3 * request.row)
+        alone.run(60)
+        assert alone.held(same) == together.held(request)
+    assert together.compressor.counters.requests_compressed == 3
+    assert_all_slots_are_back(together)
+
+
+def test_a_window_below_the_servers():
+    loop = Loop(config(interval=32, window=16))
+    small, own, default = (
+        loop.add(row, **options)
+        for row, options in ((0, {"window": 3}), (1, {"interval": 12, "window": 5, "ratio": 3}), (2, {}))
+    )
+    loop.run(110)
+    assert [g for g, _, _ in small.done] == [35, 67, 99]
+    assert [g for g, _, _ in own.done] == [17, 29, 41, 53, 65, 77, 89, 101]
+    assert [g for g, _, _ in default.done] == [48, 80]
+    assert_all_slots_are_back(loop)
+
+
+def test_two_ranks_that_add_their_scores_select_as_one():
+    whole = Loop(config(), heads=8, kv_heads=4)
+    request = whole.add()
+    whole.run(70)
+
+    barrier, given = threading.Barrier(2, timeout=30), {}
+
+    def reduce_for(rank):
+        def reduce(scores):
+            given[rank] = scores
+            barrier.wait()
+            total = given[0] + given[1]
+            barrier.wait()
+            return total
+
+        return reduce
+
+    ranks, errors = [], []
+    for rank in range(2):
+        share = slice(2 * rank, 2 * rank + 2)
+        loop = Loop(config(), heads=8, kv_heads=4, heads_of=share, reduce=reduce_for(rank), check=False)
+        ranks.append((loop, loop.add()))
+
+    def play(loop):
+        try:
+            loop.run(70)
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=play, args=(loop,)) for loop, _ in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    for (loop, part), heads in zip(ranks, (slice(0, 2), slice(2, 4)), strict=True):
+        assert part.done == request.done and len(part.done) == 4
+        assert loop.held(part) == [layer[heads] for layer in whole.held(request)]
+
+
+# --- too few query slots ----------------------------------------------------------------------------------------
+
+
+def test_without_a_query_slot_a_compression_waits_and_catches_up():
+    loop = Loop(config(interval=16, window=4), slots=1)
+    first, second = loop.add(0), loop.add(1)
+    loop.run(24)
+    # Both want the slot at 16. The first gives it back at 20, after the second has been looked at in that step; the
+    # second takes it at 21 and has a full window at 25.
+    assert first.done == [(20, 1, False)] and second.done == []
+    loop.run(1)
+    assert second.done == [(25, 1, True)]
+    assert loop.compressor.counters.slot_waits == 5
+    assert loop.compressor.counters.catch_ups == second.state.totals.catch_ups == 1
+    loop.run(120)
+    assert_all_slots_are_back(loop)
+
+
+def test_a_long_wait_skips_the_dates_it_missed():
+    loop = Loop(config(interval=16, window=4), slots=1)
+    blocker = loop.ring.acquire(3)
+    request = loop.add(1)
+    loop.run(58)
+    assert request.done == [] and loop.compressor.counters.slot_waits == 58 - 16 + 1
+    loop.ring.release(blocker)
+    loop.run(70)
+    # 59 is the first look that finds a slot; with a window behind it, at 63, three compressions' budget is due at once.
+    assert request.done[0] == (63, 3, True) and request.state.totals.catch_ups == 1
+    assert request.done[1:] == [(68, 4, False), (84, 5, False), (100, 6, False), (116, 7, False)]
+
+
+# --- retraction -------------------------------------------------------------------------------------------------
+
+
+def play_policy(generated: int, upto: int, interval: int, window: int, ratio: float) -> list[tuple[int, int, bool]]:
+    """A request whose row is rebuilt at `generated`, by the rules alone: a window of queries first, then all that is
+    due at once; a date at which no more candidates are held than the budget allows is passed over."""
+    step, done, held = int(interval / ratio), [], generated
+    n = 0
+    next_look = max(interval + window, generated + window)
+    for g in range(generated + 1, upto + 1):
+        held += 1
+        if g < next_look:
+            continue
+        catch_up = g != (n + 1) * interval + window
+        n = (g - window) // interval
+        if n * step < held - window:
+            held = n * step + window
+            done.append((g, n, catch_up))
+        next_look = (n + 1) * interval + window
+    return done
+
+
+@pytest.mark.parametrize(("interval", "window", "ratio"), [(16, 4, 4), (4, 16, 2), (16, 4, 1.2), (8, 8, 2)])
+@pytest.mark.parametrize("generated", [1, 10, 17, 19, 20, 21, 35, 36, 37, 50, 64, 77])
+def test_after_a_retraction_the_row_catches_up(interval, window, ratio, generated):
+    loop = Loop(config(interval, window, ratio))
+    request = loop.add()
+    loop.run(generated)
+    before = list(request.done)
+    loop.retract(request)
+    assert request.length == 5 + generated and request.state.evicted == 0
+    assert all(head == list(range(generated)) for layer in loop.held(request) for head in layer)
+    loop.run(70)
+    again = request.done[len(before) :]
+    assert again == play_policy(generated, generated + 70, interval, window, ratio) and again
+    assert request.state.totals.compressions == len(before) + len(again)
+    assert request.state.totals.catch_ups == sum(catch_up for _, _, catch_up in again)
+    assert_all_slots_are_back(loop)
+
+
+def test_a_date_with_fewer_candidates_than_budget_is_passed_over():
+    # P 16, R 4, c 1.2: T 13. Rebuilt at 30, caught up at 34 to 13 candidates. At 36, where 26 may be kept, 15 are held;
+    # each date adds 16 to what is held and 13 to the budget: the sixth, at 100, is the first with more than it keeps.
+    loop = Loop(config(16, 4, 1.2))
+    request = loop.add()
+    loop.run(30)
+    assert request.done == [(20, 1, False)]
+    loop.retract(request)
+    loop.run(6)
+    assert request.done[1:] == [(34, 1, True)]
+    assert request.state.events == 2 and request.length == 5 + 13 + 4 + 2
+    loop.run(63)
+    assert len(request.done) == 2 and request.length == 5 + 13 + 4 + 65
+    loop.run(1)
+    assert request.done[2:] == [(100, 6, False)] and request.length == 5 + 6 * 13 + 4
+    assert request.state.totals.compressions == 3
+    assert_all_slots_are_back(loop)
+
+
+def test_a_retraction_within_a_window_waits_for_a_whole_one():
+    loop = Loop(config(interval=16, window=8))
+    request = loop.add()
+    loop.run(20)
+    assert loop.ring.in_use == 1
+    loop.retract(request)
+    assert loop.ring.in_use == 0
+    loop.run(7)
+    assert request.done == []  # 24 was due, with queries of only four steps
+    loop.run(1)
+    assert request.done == [(28, 1, True)]
+
+
+def test_a_retraction_before_anything_is_due_is_not_noticed():
+    loop = Loop(config())
+    request = loop.add()
+    loop.run(12)
+    loop.retract(request)
+    loop.run(40)
+    assert request.done == [(20, 1, False), (36, 2, False), (52, 3, False)]
+
+
+def test_a_state_cannot_be_reset_while_it_holds_a_slot():
+    loop = Loop(config())
+    request = loop.add()
+    loop.run(18)
+    with pytest.raises(AssertionError, match="given back"):
+        request.state.reset()
+
+
+# --- requests that are never compressed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["options", "refused"])
+def test_a_request_that_is_switched_off_is_looked_at_once(how):
+    loop = Loop(config())
+    request = loop.add(enabled=False) if how == "options" else loop.add()
+    if how == "refused":
+        request.state.refused = "a reason"
+    loop.run(100)
+    assert request.done == [] and request.looks == [0] and request.state.wake_at >= NEVER // 2
+    assert loop.ring.in_use == 0 and request.length == 105
+
+
+# --- scope think ------------------------------------------------------------------------------------------------
+
+
+def thinking(**others) -> Loop:
+    return Loop(config(scope="think", **others), markers=MARKERS)
+
+
+def says(*marks: tuple[int, int]) -> list[int]:
+    """A long output with these tokens at these positions."""
+    output = [WORD] * 300
+    for position, token in marks:
+        output[position] = token
+    return output
+
+
+def test_a_thought_opened_in_the_prompt_is_compressed_from_its_first_token():
+    loop = thinking()
+    request = loop.add(prompt=[WORD, START], output=says())
+    loop.run(60)
+    assert [g for g, _, _ in request.done] == [20, 36, 52]
+
+
+@pytest.mark.parametrize("at", [0, 3, 15, 16, 17, 31, 40])
+def test_a_thought_opened_late_is_compressed_from_there(at):
+    loop = thinking()
+    request = loop.add(output=says((at, START)))
+    loop.run(120)
+    start = at + 1
+    assert request.state.start == start
+    due = list(range(start + 20, 121, 16))
+    assert request.done == [(g, n, False) for n, g in enumerate(due, 1)]
+    assert all(head[:start] == list(range(start)) for layer in loop.held(request) for head in layer)
+    assert_all_slots_are_back(loop)
+
+
+@pytest.mark.parametrize("at", [0, 1, 10, 16, 18, 19])
+def test_a_thought_closed_before_its_first_date_is_left_whole(at):
+    loop = thinking()
+    request = loop.add(prompt=[START], output=says((at, END)))
+    loop.run(60)
+    assert request.done == [] and request.length == 61
+    assert loop.ring.in_use == 0 and not request.state.active
+
+
+def test_a_thought_closed_by_the_token_after_the_date_is_compressed_once():
+    loop = thinking()
+    request = loop.add(prompt=[START], output=says((20, END)))
+    loop.run(60)
+    assert [g for g, _, _ in request.done] == [20]
+
+
+@pytest.mark.parametrize("at", [21, 30, 33, 34, 35])
+def test_a_thought_closed_between_two_dates_is_compressed_no_more(at):
+    loop = thinking()
+    request = loop.add(prompt=[START], output=says((at, END), (at + 2, START)))
+    loop.run(90)
+    assert request.done == [(20, 1, False)]
+    assert loop.ring.in_use == 0 and request.state.slot is None
+    assert request.length == 1 + 90 - request.state.evicted
+
+
+def test_a_closed_thought_stays_whole_after_a_retraction():
+    loop = thinking()
+    request = loop.add(prompt=[START], output=says((40, END)))
+    loop.run(60)
+    assert [g for g, _, _ in request.done] == [20, 36]
+    loop.retract(request)
+    loop.run(60)
+    assert len(request.done) == 2 and request.length == 1 + 120
+
+
+def test_an_open_thought_catches_up_after_a_retraction_behind_its_start():
+    loop = thinking()
+    request = loop.add(output=says((10, START)))
+    loop.run(50)
+    assert [g for g, _, _ in request.done] == [31, 47]
+    loop.retract(request)
+    loop.run(20)
+    assert request.done[2:] == [(54, 2, True), (63, 3, False)]
+    assert all(head[:11] == list(range(11)) for layer in loop.held(request) for head in layer)
+
+
+def test_a_request_that_never_thinks_never_takes_a_slot():
+    loop = thinking()
+    request = loop.add(output=says())
+    for _ in range(100):
+        loop.run(1)
+        assert loop.ring.in_use == 0
+    assert request.done == [] and len(request.looks) <= 8
+
+
+def test_scope_all_ignores_the_markers():
+    loop = thinking()
+    request = loop.add(output=says((3, START), (5, END)), scope="all")
+    loop.run(60)
+    assert [g for g, _, _ in request.done] == [20, 36, 52] and request.state.gate is None

@@ -1,0 +1,231 @@
+"""CPU reference mode: the stand-in's one real operator, and when the mode switches itself on. No sglang is imported."""
+
+import functools
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from sglang_rpc import cpu
+from sglang_rpc.cpu import command_line
+from sglang_rpc.errors import RPCError
+
+SET_BY_PREPARE = (
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "SGLANG_CPU_OMP_THREADS_BIND",
+    "SGLANG_NCCL_SO_PATH",
+    "SGLANG_USE_CPU_ENGINE",
+    "TORCHDYNAMO_DISABLE",
+)
+
+
+@pytest.fixture
+def ops(monkeypatch):
+    """The stand-in, loaded against an empty namespace: torch.ops.sgl_kernel of this process stays as it is."""
+    namespace = types.SimpleNamespace()
+    monkeypatch.setitem(torch.ops.__dict__, "sgl_kernel", namespace)
+    spec = importlib.util.spec_from_file_location("common_ops_under_test", Path(cpu.STAND_IN) / "common_ops.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.namespace = namespace
+    return module
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A clean environment and path, restored afterwards; `machine(accelerator, kernels)` says what is installed."""
+    for name in SET_BY_PREPARE:
+        monkeypatch.setenv(name, "")  # recorded, so that it is restored whatever prepare does
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != cpu.STAND_IN])
+    monkeypatch.delitem(sys.modules, "sglang.srt.utils.common", raising=False)
+
+    def describe(accelerator: bool, kernels: bool):
+        monkeypatch.setattr(cpu, "accelerator_available", lambda: accelerator)
+        monkeypatch.setattr(cpu, "cpu_kernels_available", lambda: kernels)
+
+    return describe
+
+
+def changed() -> bool:
+    return cpu.STAND_IN in sys.path or any(name in os.environ for name in SET_BY_PREPARE)
+
+
+def assign_with_loops(rows, table, starts, ends, slots):
+    at = 0
+    for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        for position in range(start, end):
+            table[row, position] = slots[at]
+            at += 1
+
+
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("seed", range(5))
+def test_assign_writes_each_requests_slots_into_its_row(ops, index_dtype, seed):
+    rng = torch.Generator().manual_seed(seed)
+    requests, positions = 5, 24
+    rows = torch.randperm(8, generator=rng)[:requests].to(index_dtype)
+    starts = torch.randint(0, 10, (requests,), generator=rng, dtype=index_dtype)
+    ends = starts + torch.randint(0, 12, (requests,), generator=rng, dtype=index_dtype)
+    ends[seed % requests] = starts[seed % requests]  # one request takes nothing
+    slots = torch.randperm(100, generator=rng)[: int((ends - starts).sum())]
+    table = torch.full((8, positions), -1, dtype=torch.int32)
+    expected = table.clone()
+    assign_with_loops(rows, expected, starts, ends, slots)
+
+    assert ops.namespace.assign_req_to_token_pool_cpu(rows, table, starts, ends, slots, positions) is None
+
+    assert torch.equal(table, expected)
+    assert int((table != -1).sum()) == slots.numel()
+
+
+def test_assign_of_nothing_changes_nothing(ops):
+    table = torch.zeros((2, 4), dtype=torch.int32)
+    same = torch.tensor([3, 1])
+    ops.assign_req_to_token_pool_cpu(torch.tensor([0, 1]), table, same, same, torch.empty(0, dtype=torch.int64), 4)
+    assert not table.any()
+
+
+def test_assign_past_the_row_raises(ops):
+    table = torch.zeros((2, 4), dtype=torch.int32)
+    with pytest.raises(IndexError):
+        ops.assign_req_to_token_pool_cpu(
+            torch.tensor([1]), table, torch.tensor([3]), torch.tensor([6]), torch.arange(3), 4
+        )
+
+
+def test_every_other_operator_names_itself_when_called(ops):
+    for name in ops.IMPORTED_BY_NAME + ops.BOUND_AT_IMPORT:
+        with pytest.raises(NotImplementedError, match=rf"sgl_kernel\.{name} "):
+            getattr(ops.namespace, name)(torch.zeros(1))
+
+
+def test_operators_that_sglang_probes_for_stay_absent(ops):
+    for name in ("convert_weight_packed", "fused_qk_norm_cpu", "fused_qk_norm_rope_cpu", "shm_group_initialize"):
+        assert not hasattr(ops.namespace, name)
+
+
+def test_supply_keeps_what_is_there(ops):
+    real = object()
+    namespace = types.SimpleNamespace(assign_req_to_token_pool_cpu=real, rmsnorm_cpu=real)
+    ops.supply(namespace)
+    assert namespace.assign_req_to_token_pool_cpu is real
+    assert namespace.rmsnorm_cpu is real
+    assert callable(namespace.fused_sigmoid_mul_cpu)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "kernels", "expected"),
+    [(False, False, True), (True, False, False), (False, True, False), (True, True, False)],
+)
+def test_needed_only_without_accelerator_and_without_cpu_kernels(machine, accelerator, kernels, expected):
+    machine(accelerator, kernels)
+    assert cpu.needed() is expected
+    assert not changed()
+
+
+def test_cpu_kernels_are_told_by_their_operator(monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != cpu.STAND_IN])
+    namespace = types.SimpleNamespace()
+    monkeypatch.setitem(torch.ops.__dict__, "sgl_kernel", namespace)
+    monkeypatch.setitem(sys.modules, "sgl_kernel", types.ModuleType("sgl_kernel"))
+    assert not cpu.cpu_kernels_available()  # the CUDA build, loaded where libcuda is present
+    namespace.decode_attention_cpu = print
+    assert cpu.cpu_kernels_available()
+    monkeypatch.setitem(sys.modules, "sgl_kernel", None)  # import raises ImportError
+    assert not cpu.cpu_kernels_available()
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerator", "kernels"),
+    [(None, True, False), (None, True, True), ("cuda", True, False), ("cuda", False, False), ("xpu", False, False)],
+)
+def test_prepare_leaves_everything_alone_when_the_cpu_is_not_wanted(machine, device, accelerator, kernels):
+    machine(accelerator, kernels)
+    assert cpu.prepare(device) is False
+    assert not changed()
+
+
+@pytest.mark.parametrize(("device", "accelerator"), [("cpu", False), ("cpu", True), (None, False)])
+def test_prepare_with_the_stand_in(machine, device, accelerator):
+    machine(accelerator, kernels=False)
+    assert cpu.prepare(device) is True
+    assert cpu.prepare(device) is True
+    assert sys.path.count(cpu.STAND_IN) == 1 and sys.path[-1] == cpu.STAND_IN
+    assert os.environ["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert int(os.environ["OMP_NUM_THREADS"]) >= 1
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == ("" if device == "cpu" else None)
+    assert "SGLANG_NCCL_SO_PATH" not in os.environ and "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ
+    assert cpu.server_defaults()["attention_backend"] == "torch_native"
+
+
+def test_prepare_with_real_cpu_kernels_only_selects_the_engine(machine):
+    machine(accelerator=False, kernels=True)
+    assert cpu.prepare(ranks=2) is True
+    assert [name for name in SET_BY_PREPARE if name in os.environ] == ["SGLANG_USE_CPU_ENGINE"]
+    assert cpu.STAND_IN not in sys.path
+    assert cpu.server_defaults() == {"device": "cpu"}
+
+
+def test_prepare_for_several_ranks_gives_each_its_cores_and_no_nccl(machine, monkeypatch):
+    machine(accelerator=False, kernels=False)
+    monkeypatch.setattr(cpu, "_usable_cores", lambda: [0, 2, 4, 6])
+    cpu.prepare(ranks=2)
+    assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"] == "0,2|4,6"
+    assert os.environ["SGLANG_NCCL_SO_PATH"] == cpu.NO_NCCL
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_more_ranks_than_cores_share_cores(monkeypatch):
+    monkeypatch.setattr(cpu, "_usable_cores", lambda: [0, 1])
+    assert cpu._cores_per_rank(3) == "0|1|0"
+
+
+def test_prepare_keeps_what_the_user_set(machine, monkeypatch):
+    machine(accelerator=False, kernels=False)
+    own = {"OMP_NUM_THREADS": "3", "SGLANG_CPU_OMP_THREADS_BIND": "7|8", "SGLANG_NCCL_SO_PATH": "mine"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    cpu.prepare(ranks=2)
+    assert {name: os.environ[name] for name in own} == own
+
+
+def test_prepare_after_sglang_decided_against_the_cpu_stops(machine, monkeypatch):
+    machine(accelerator=False, kernels=False)
+
+    @functools.lru_cache(maxsize=1)
+    def is_cpu():
+        return False
+
+    monkeypatch.setitem(sys.modules, "sglang.srt.utils.common", types.SimpleNamespace(is_cpu=is_cpu))
+    cpu._check_not_too_late()  # imported but not yet asked: still in time
+    is_cpu()
+    with pytest.raises(RPCError, match=r"before the first use of sglang\.Engine"):
+        cpu.prepare("cpu")
+    assert not changed()
+
+
+def test_ranks_must_be_positive(machine):
+    machine(accelerator=False, kernels=False)
+    with pytest.raises(ValueError, match="got 0"):
+        cpu.prepare(ranks=0)
+
+
+def test_command_line_is_completed_with_what_was_not_given(machine):
+    machine(accelerator=False, kernels=False)
+    argv = ["--model-path", "m", "--max-total-tokens", "99", "--attention-backend=triton", "--tp", "2"]
+    added = command_line.complete(argv)[len(argv) :]
+    assert added == ["--device", "cpu", "--sampling-backend", "pytorch", "--sleep-on-idle"]
+    assert "SGLANG_CPU_OMP_THREADS_BIND" in os.environ
+
+
+def test_command_line_stays_as_it_is_with_an_accelerator(machine):
+    machine(accelerator=True, kernels=False)
+    argv = ["--model-path", "m"]
+    assert command_line.complete(argv) is argv
+    assert not changed()

@@ -1,0 +1,206 @@
+"""The doctor: what it says, and its exit status, with the real SGLang as it is and made to differ."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang_rpc import cpu, doctor
+from sglang_rpc.doctor import Fact
+from sglang_rpc.seams.pins import Finding, State
+from sglang_rpc.seams.relied_upon import RELIED_UPON
+from sglang_rpc.seams.table import CLI_SEAMS, SEAMS
+
+ROOT = Path(__file__).resolve().parents[2]
+PINS = sorted((ROOT / "patches").glob("sglang-*.json"))[-1]
+PLACES = len(CLI_SEAMS) + len(SEAMS) + len(RELIED_UPON)
+
+
+def python(*arguments, timeout=600):
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("pins")
+
+
+@pytest.fixture(scope="module")
+def said(scratch):
+    """What the doctor said under each circumstance of the driver."""
+    done = python(Path(__file__).with_name("doctor_driver.py"), scratch)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- with SGLang --------------------------------------------------------------------------------------------
+
+
+def test_passes_here(said):
+    status, text = said["as it is"]
+    assert status == 0, text
+    assert text.splitlines()[-1] == f"RPC can run here: all {PLACES} places in SGLang are as pinned"
+    for seam in (*CLI_SEAMS, *SEAMS):
+        assert seam.target.removeprefix("sglang.") in text
+
+
+def test_json_has_every_place(said):
+    status, text = said["as json"]
+    report = json.loads(text)
+    assert status == 0
+    assert report["can_run"] is True
+    assert len(report["seams"]) == PLACES
+    assert {entry["state"] for entry in report["seams"]} == {"ok"}
+    assert {fact["name"] for fact in report["machine"]} >= {"SGLang", "Python", "PyTorch", "Device", "Plugin"}
+
+
+def test_pinning_what_is_here_gives_the_pins_of_the_project(said, scratch):
+    status, text = said["pin"]
+    assert status == 0
+    assert text.endswith(f" in {scratch / PINS.name}\n")
+    assert text.startswith(f"pinned {PLACES} targets")
+    assert (scratch / PINS.name).read_text() == PINS.read_text()
+
+
+@pytest.mark.parametrize(
+    ("circumstance", "target", "state"),
+    [
+        ("renamed", "sglang.srt.managers.schedule_batch.Req.reset_for_retract", "missing"),
+        ("other arguments", "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run", "signature changed"),
+        ("relied upon renamed", "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort", "missing"),
+    ],
+)
+def test_what_breaks_rpc_is_named(said, circumstance, target, state):
+    status, text = said[circumstance]
+    assert status == 1
+    assert f"RPC can't run here: {target}" in text
+    line, _verdict = (line for line in text.splitlines() if line.endswith(target.removeprefix("sglang.")))
+    assert line.strip().startswith(state)
+
+
+def test_another_body_is_a_warning(said):
+    status, text = said["other body"]
+    assert status == 0
+    assert "1 warning: sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run" in text
+    assert "body changed" in text
+
+
+def test_another_version(said):
+    status, text = said["unpinned version"]
+    assert status == 1
+    assert "RPC can't run here: SGLang" in text
+    assert "install sglang==0.4.1, or set SGLANG_RPC_ALLOW_VERSION=1" in text
+    status, text = said["unpinned version allowed"]
+    assert status == 0
+    assert "RPC can run here, with 1 warning: SGLang" in text
+
+
+def test_a_list_of_plugins_without_ours_is_a_warning(said):
+    status, text = said["not on the list"]
+    assert status == 0
+    assert "1 warning: SGLANG_PLUGINS" in text
+
+
+def test_hooked_places_are_still_as_pinned(said):
+    status, text = said["hooked"]
+    assert status == 0
+    assert "are as pinned" in text
+
+
+def test_install_hooks_all_once_and_beside_other_plugins(said):
+    assert said["install"][1] == {
+        "installed": True,
+        "once": True,
+        "bindings": ["classmethod", "staticmethod", "function"],
+        "hooks_on_a_shared_target": 2,
+    }
+
+
+def test_the_command_on_a_changed_sglang(tmp_path):
+    """Pins that say something else are to the doctor what a changed SGLang is."""
+    content = json.loads(PINS.read_text())
+    of = {pin["target"]: pin for pin in content["pins"]}
+    content["files"]["sglang/srt/managers/scheduler.py"] = "0" * 64
+    of["sglang.srt.managers.scheduler.Scheduler.run_batch"]["fingerprint"] = "0" * 64
+    of["sglang.srt.managers.schedule_batch.Req.reset_for_retract"]["signature"] = "(self, mode)"
+    (tmp_path / PINS.name).write_text(json.dumps(content))
+    done = python("-m", "sglang_rpc.doctor", "--pins", tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "takes (self), pinned (self, mode); needed: the row is rebuilt from tokens" in done.stdout
+    assert "body changed       relied upon  srt.managers.scheduler.Scheduler.run_batch" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last == "RPC can't run here: sglang.srt.managers.schedule_batch.Req.reset_for_retract"
+
+
+# ---- without ------------------------------------------------------------------------------------------------
+
+
+def test_without_sglang(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sglang", None)
+    assert doctor.main([]) == 1
+    assert capsys.readouterr().err.startswith("sglang-rpc doctor: SGLang is not installed; ")
+
+
+def test_an_sglang_that_cannot_be_imported(monkeypatch, capsys, tmp_path):
+    package = tmp_path / "sglang"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cpu, "prepare", lambda: True)
+    assert doctor.main([]) == 1
+    err = capsys.readouterr().err
+    assert err == (
+        "sglang-rpc doctor: SGLang can't be imported: OSError: libcudart.so.13: cannot open shared object file\n"
+    )
+
+
+def findings(state=State.OK):
+    return [Finding(SEAMS[0], state, "" if state is State.OK else "detail"), Finding(RELIED_UPON[0], State.OK)]
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_states_decide(state):
+    facts = [Fact("SGLang", "0.5.23")]
+    assert doctor.broken(facts, findings(state)) == (state not in (State.OK, State.BODY))
+    text = doctor.report(facts, findings(state), PINS)
+    assert (f"{state.value}  {SEAMS[0].kind}" in text) and ("detail; needed: " in text) == (state is not State.OK)
+
+
+def test_a_problem_of_the_machine_decides():
+    assert doctor.broken([Fact("Device", "none", doctor.PROBLEM)], findings())
+    assert not doctor.broken([Fact("Plugin", "none", doctor.WARNING)], findings())
+
+
+@pytest.mark.parametrize(
+    ("capability", "rocm", "flashinfer", "usable"),
+    [
+        (90, False, True, ["fa3", "flashinfer", "torch_native", "triton"]),
+        (90, False, False, ["fa3", "torch_native", "triton"]),
+        (100, False, True, ["flashinfer", "torch_native", "triton"]),
+        (70, False, True, ["torch_native", "triton"]),
+        (94, True, True, ["torch_native", "triton"]),
+    ],
+)
+def test_attention_backends_of_a_gpu(monkeypatch, capability, rocm, flashinfer, usable):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if flashinfer else None)
+    assert doctor._gpu_backends(capability, rocm) == usable
+
+
+@pytest.mark.parametrize(
+    ("listed", "state"), [("", "ok"), (" , ", "ok"), ("rpc", "ok"), ("a, rpc", "ok"), ("a,b", "warning")]
+)
+def test_whitelist(monkeypatch, listed, state):
+    monkeypatch.setenv("SGLANG_PLUGINS", listed)
+    assert doctor._whitelist().state == state
+
+
+def test_a_missing_entry_point_is_a_warning(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [])
+    fact = doctor._plugin()
+    assert (fact.state, fact.value) == ("warning", "no entry point `rpc` in sglang.srt.plugins")

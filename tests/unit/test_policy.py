@@ -1,0 +1,80 @@
+"""The budget's closed forms against a request that is played token by token."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.policy import rpc
+
+
+@dataclass
+class Played:
+    compressions: int
+    held: int
+    peak: int
+    due: int  #: logical length of the next compression
+
+
+def play(generated: int, interval: int, window: int, step: int) -> Played:
+    """The method as the paper words it: P+R tokens, then P more each time; nothing of the formulas under test."""
+    compressions = held = peak = 0
+    due = interval + window
+    for length in range(1, generated + 1):
+        held += 1
+        peak = max(peak, held)
+        if length == due:
+            compressions += 1
+            candidates = held - window
+            kept = min(candidates, compressions * step)
+            held = kept + window
+            due += interval
+    return Played(compressions, held, peak, due)
+
+
+budgets = st.integers(2, 40).flatmap(
+    lambda interval: st.tuples(
+        st.just(interval), st.integers(1, 50), st.floats(1, interval, exclude_min=True).map(lambda c: int(interval / c))
+    )
+)
+
+
+@given(budgets, st.integers(0, 400))
+def test_every_formula_equals_the_played_request(budget, generated):
+    interval, window, step = budget
+    played = play(generated, interval, window, step)
+    done = rpc.compressions_due(generated, interval, window)
+    assert done == played.compressions
+    assert rpc.next_due(done, interval, window) == played.due
+    assert rpc.peak_held(generated, interval, window, step) == played.peak
+    if done:
+        assert rpc.kept_candidates(done, step) + window + (generated - played.due + interval) == played.held
+
+
+@given(budgets, st.integers(0, 30))
+def test_due_counts_up_exactly_at_next_due(budget, done):
+    interval, window, _ = budget
+    due = rpc.next_due(done, interval, window)
+    assert rpc.compressions_due(due - 1, interval, window) == done
+    assert rpc.compressions_due(due, interval, window) == done + 1
+
+
+@pytest.mark.parametrize("generated", [0, 1, 31, 32, 4127])
+def test_nothing_is_due_before_p_plus_r(generated):
+    assert rpc.compressions_due(generated, 4096, 32) == 0
+    assert rpc.peak_held(generated, 4096, 32, 1024) == generated
+
+
+def test_the_papers_example():
+    # P 4096, R 32, c 4: 1024 more after each; a 32 K thought is held in at most 7*1024 + 32 + 4096 entries.
+    assert rpc.compressions_due(32768, 4096, 32) == 7
+    assert rpc.kept_candidates(7, RPCConfig().budget_step) == 7168
+    assert rpc.peak_held(32768, 4096, 32, 1024) == 7 * 1024 + 32768 - 7 * 4096
+
+
+def test_the_budget_step_is_truncated_not_rounded():
+    assert RPCConfig(interval=7, ratio=4).budget_step == 1
+    assert RPCConfig(interval=10, ratio=2.7).budget_step == 3
+    assert RPCConfig(interval=4096, ratio=3).budget_step == 1365
