@@ -6,6 +6,7 @@ from typing import Any
 
 from sglang_rpc import cpu
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import UnsupportedError
 
 # Before SGLang decides what it runs on: without an accelerator it needs the CPU stand-in.
 _ON_CPU = cpu.prepare()
@@ -28,6 +29,7 @@ class Engine(SGLangEngine):
 
     def __init__(self, *, rpc: RPCConfig | dict[str, Any] | None = _DEFAULT, **kwargs: Any):
         from sglang_rpc.seams.install import install
+        from sglang_rpc.seams.process import was_refused
         from sglang_rpc.seams.settings import attach
 
         config = rpc if rpc is None or isinstance(rpc, RPCConfig) else RPCConfig.from_mapping(rpc)
@@ -46,4 +48,11 @@ class Engine(SGLangEngine):
             return server_args
 
         self.server_args_class = with_rpc
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except RuntimeError as error:
+            if was_refused(error):
+                raise UnsupportedError(
+                    "RPC cannot work with this model: its process has said why, just above"
+                ) from None
+            raise

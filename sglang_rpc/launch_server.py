@@ -43,12 +43,20 @@ def _serve(server_args) -> None:
     from sglang.srt.utils import kill_process_tree
 
     from sglang_rpc.seams.install import install
+    from sglang_rpc.seams.process import was_refused
     from sglang_rpc.seams.settings import config_of
 
     if config_of(server_args) is not None:
         install()
     try:
         run_server(server_args)
+    except RuntimeError as error:
+        if not was_refused(error):
+            raise
+        # The scheduler process has said why. What SGLang has started in this one would keep it from ending.
+        kill_process_tree(os.getpid(), include_parent=False)
+        sys.stdout.flush()
+        os._exit(1)
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
 

@@ -74,7 +74,7 @@ class QueryRing:
 
     def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], queries: torch.Tensor) -> None:
         """Write one query a row: `queries` [n, heads * head_dim] or [n, heads, head_dim]."""
-        self.buffer[layer].index_put_(where, queries.view(-1, *self.buffer.shape[3:]))
+        self.buffer[layer].index_put_(where, queries.view(-1, *self.buffer.shape[3:]).to(self.buffer.dtype))
 
     def last(self, slot: int, length: int, window: int) -> torch.Tensor:
         """The queries of the last `window` (<= R) tokens of a sequence of logical `length`, oldest first:

@@ -77,6 +77,10 @@ class Compressor:
             output_ids: the tokens generated; the first `generated` of them are looked at, which are known at this
                 point whether or not scheduling overlaps with the forward pass.
         """
+        if not state.active:
+            self.let_go(state)
+            state.wake_at = NEVER
+            return None
         if state.options.scope == "think" and state.gate is None:
             assert self.markers is not None, "scope think needs think markers"
             state.gate = ThinkGate(self.markers, prompt)
@@ -162,6 +166,14 @@ class Compressor:
 
         Afterwards the row positions `[begin, new_end)` hold what was kept, in order; nothing else has changed.
         """
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # some models turn TF32 on; scores are float32
+        try:
+            self._compress(compressions)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+    def _compress(self, compressions: Sequence[Compression]) -> None:
         slots = [self._req_to_token[c.row, c.begin : c.end].long() for c in compressions]
         scores = [self._score(c, s) for c, s in zip(compressions, slots, strict=True)]
         if self._reduce is not None:

@@ -76,13 +76,18 @@ class TextMarker:
 
     def find_last(self, ids: Sequence[int]) -> Found | None:
         """As `TokenMarker.find_last`."""
-        whole = list(ids)
-        at = self.tokenizer.decode(whole).rfind(self.text)
-        if at < 0:
-            return None
-        end = at + len(self.text)
-        count = bisect_left(range(len(whole)), end, key=lambda k: len(self.tokenizer.decode(whole[:k])))
-        return Found(count)
+        # Prompts are long and the marker, if there is one, is mostly near the end: decode growing tails.
+        size = 64
+        while True:
+            tail = list(ids[-size:])
+            at = self.tokenizer.decode(tail).rfind(self.text)
+            if at >= 0:
+                end = at + len(self.text)
+                count = bisect_left(range(len(tail)), end, key=lambda k: len(self.tokenizer.decode(tail[:k])))
+                return Found(len(ids) - len(tail) + count)
+            if size >= len(ids):
+                return None
+            size *= 4
 
 
 Marker = TokenMarker | TextMarker

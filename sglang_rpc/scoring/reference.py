@@ -14,6 +14,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+#: Attention logits held at once, the bound of the transient memory: 256 MB of float32.
+MAX_LOGITS = 2**26
+
 
 def selector_queries(queries: torch.Tensor, selector: str) -> torch.Tensor:
     """The queries that score, out of the last R.
@@ -43,18 +46,25 @@ def head_scores(
     Returns:
         float32 [1, N], or [kv_heads, N] with `group`: sums, not means, so that tensor-parallel ranks can add theirs.
     """
-    kv_heads = keys.shape[1]
-    per_group = queries.shape[1] // kv_heads
-    rows = []
-    for head in range(kv_heads):
-        # One KV head at a time bounds the transient at [per_group * R, N] floats, whatever the head count.
-        q = queries[:, head * per_group : (head + 1) * per_group].float().reshape(-1, queries.shape[-1])
-        logits = (q @ keys[:, head].float().T) * scaling
-        if logit_cap > 0:
-            logits = logit_cap * torch.tanh(logits / logit_cap)
-        rows.append(logits.softmax(dim=-1).sum(dim=0))
-    scores = torch.stack(rows)
+    count, kv_heads, dim = keys.shape
+    rows = queries.shape[0] * queries.shape[1] // kv_heads  # query rows that share a KV head
+    grouped = queries.view(queries.shape[0], kv_heads, -1, dim).transpose(0, 1).reshape(kv_heads, rows, dim)
+    at_once = max(1, MAX_LOGITS // max(1, rows * count))  # KV heads
+    scores = torch.cat(
+        [
+            _attention(q, k, scaling, logit_cap).sum(dim=1)
+            for q, k in zip(grouped.split(at_once), keys.transpose(0, 1).split(at_once), strict=True)
+        ]
+    )
     return scores if group else scores.sum(dim=0, keepdim=True)
+
+
+def _attention(queries: torch.Tensor, keys: torch.Tensor, scaling: float, logit_cap: float) -> torch.Tensor:
+    """softmax over the keys, float32: [heads, rows, dim] x [heads, N, dim] -> [heads, rows, N]."""
+    logits = (queries.float() @ keys.float().transpose(1, 2)) * scaling
+    if logit_cap > 0:
+        logits = logit_cap * torch.tanh(logits / logit_cap)
+    return logits.softmax(dim=-1)
 
 
 def pool(scores: torch.Tensor, kernel_size: int, pooling: str) -> torch.Tensor:

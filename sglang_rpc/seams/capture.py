@@ -9,6 +9,7 @@ import torch
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.seams import refusals
+from sglang_rpc.seams.process import ends_if_refused
 from sglang_rpc.seams.settings import config_of
 
 #: On a CPU the pool is small and memory is not the point: enough slots that no test run waits for one.
@@ -17,11 +18,11 @@ CPU_SLOTS = 64
 POOL_SHARE = 0.01
 
 
+@ends_if_refused
 def install_query_ring(_result: Any, model_runner: Any) -> None:
     """AFTER ModelRunner.init_attention_backends: build the ring, hook each attention layer.
 
-    Raises:
-        UnsupportedError: the model or its pool is of a kind RPC cannot compress.
+    Ends the process with a sentence if the model or its pool is of a kind RPC cannot compress.
     """
     config = config_of(model_runner.server_args)
     if config is None or model_runner.is_draft_worker:
@@ -41,6 +42,9 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
     for index, layer in enumerate(layers):
         layer.register_forward_pre_hook(_Capture(ring, index), with_kwargs=True)
     model_runner.rpc_ring = ring
+    # The kernels of the write are loaded here, not in the middle of a graph capture.
+    row_0 = torch.zeros(1, dtype=torch.int64, device=model_runner.device)
+    ring.store(0, ring.where(row_0, row_0), ring.buffer[0, 0, :1])
 
 
 def decoder_layers(model: torch.nn.Module) -> list[Any]:
@@ -86,6 +90,8 @@ class _Capture:
         elif self.ring.mixed_step is not None:
             tokens, where = self.ring.mixed_step
             self.ring.store(self.index, where, queries[tokens])
+            if self.index == self.ring.buffer.shape[0] - 1:
+                self.ring.mixed_step = None  # it is this step's alone
 
 
 def _capturing() -> bool:

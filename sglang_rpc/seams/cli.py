@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_rpc.config import AGGREGATIONS, POOLINGS, SCOPES, SELECTORS, RPCConfig
+from sglang_rpc.errors import ConfigError
 from sglang_rpc.seams.settings import attach
 
 #: flag's field in RPCConfig -> argparse settings. No defaults here: only what was given overrides --rpc-config.
@@ -54,9 +55,17 @@ def config_from_flags(args: argparse.Namespace) -> RPCConfig:
     """The environment's configuration, then --rpc-config, then each flag given. Raises ConfigError."""
     config = RPCConfig.from_env() or RPCConfig()
     if args.rpc_config is not None:
-        config = RPCConfig.parse(args.rpc_config, config)
+        try:
+            config = RPCConfig.parse(args.rpc_config, config)
+        except ConfigError as error:
+            raise ConfigError(f"--rpc-config: {error}") from error
     given = {field: value for field in _FLAGS if (value := getattr(args, f"rpc_{field}")) is not None}
     for field in ("think_start", "think_end"):
         if field in given and given[field].isdecimal():
             given[field] = int(given[field])
-    return RPCConfig.from_mapping(given, config)
+    try:
+        return RPCConfig.from_mapping(given, config)
+    except ConfigError as error:
+        # The sentence begins with the setting's name; a user of flags knows it by its flag.
+        name, _, rest = str(error).partition(" ")
+        raise ConfigError(f"--rpc-{name.replace('_', '-')} {rest}") from error

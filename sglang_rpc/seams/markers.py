@@ -13,15 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 def find_markers(scheduler: Any, config: RPCConfig) -> ThinkMarkers | None:
-    """The markers; None if no end marker is known, which makes every request's scope `all`.
-
-    Raises:
-        UnsupportedError: a marker is given as text and the server runs without a tokenizer.
-    """
+    """The markers; None if no end marker is known, which makes every request's scope `all`. Raises UnsupportedError."""
     tokenizer = scheduler.tokenizer
     start, end = config.think_start, config.think_end
     if start is None or end is None:
-        parsed_start, parsed_end = _from_reasoning_parser(scheduler)
+        parsed_start, parsed_end = _from_reasoning_parser(scheduler, config.scope)
         start = parsed_start if start is None else start
         end = parsed_end if end is None else end
     if end is None:
@@ -31,10 +27,10 @@ def find_markers(scheduler: Any, config: RPCConfig) -> ThinkMarkers | None:
                 "compressed, as with --rpc-scope all"
             )
         return None
-    return ThinkMarkers(None if start is None else _marker(start, tokenizer, "start"), _marker(end, tokenizer, "end"))
+    return ThinkMarkers(None if start is None else _marker(start, tokenizer), _marker(end, tokenizer))
 
 
-def _from_reasoning_parser(scheduler: Any) -> tuple[str | None, str | None]:
+def _from_reasoning_parser(scheduler: Any, scope: str) -> tuple[str | None, str | None]:
     from sglang.srt.runtime_context import get_serving
 
     name = get_serving().reasoning_parser
@@ -43,16 +39,18 @@ def _from_reasoning_parser(scheduler: Any) -> tuple[str | None, str | None]:
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
     detector = ReasoningParser(model_type=name, stream_reasoning=False, tokenizer=scheduler.tokenizer).detector
+    if getattr(detector, "request_selectable_think_end_tokens", ()):
+        if scope == "all":
+            return None, None
+        raise UnsupportedError(
+            f"--reasoning-parser {name} lets each request choose its think tokens, which --rpc-scope think cannot "
+            "follow; use --rpc-scope all, or give --rpc-think-start and --rpc-think-end"
+        )
     return detector.think_start_token, detector.think_end_token
 
 
-def _marker(value: str | int, tokenizer: Any, which: str) -> Marker:
+def _marker(value: str | int, tokenizer: Any) -> Marker:
     if isinstance(value, int):
         return TokenMarker(value)
-    if tokenizer is None:
-        raise UnsupportedError(
-            f"--rpc-think-{which} {value!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
-            "give the token's id"
-        )
     ids = tokenizer.encode(value, add_special_tokens=False)
     return TokenMarker(ids[0]) if len(ids) == 1 else TextMarker(value, tokenizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 
 from sglang_rpc.config import CONFIG_ENV, RPCConfig
@@ -15,8 +14,8 @@ def load() -> None:
     Raises:
         SystemExit: RPC was asked for and cannot be installed. (SGLang swallows every other exception here.)
     """
-    # Scheduler processes are hooked by `process.carry_into_schedulers`; other children need no hook.
-    if not os.environ.get(CONFIG_ENV, "").strip() or multiprocessing.parent_process() is not None:
+    # In child processes too: a program may run its whole server in one.
+    if not os.environ.get(CONFIG_ENV, "").strip():
         return
     try:
         RPCConfig.from_env()

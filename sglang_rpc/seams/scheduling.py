@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import ConfigError
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.seams import refusals
 from sglang_rpc.seams.capture import decoder_layers
 from sglang_rpc.seams.markers import find_markers
 from sglang_rpc.seams.metrics import Metrics
+from sglang_rpc.seams.process import ends_if_refused
 from sglang_rpc.seams.settings import config_of
 from sglang_rpc.types import Compression, KVLayer
 
@@ -40,6 +42,8 @@ class SchedulerRPC:
             markers=find_markers(scheduler, config),
             reduce=group.all_reduce if group is not None and config.aggregation == "all" else None,
         )
+        if group is not None:
+            _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots))
         self.metrics = Metrics(scheduler.metrics_collector)
         # The compaction stream must wait for the forward that still reads what is going to move.
         on_device = not str(scheduler.device).startswith("cpu")
@@ -51,8 +55,9 @@ class SchedulerRPC:
             torch.cuda.current_stream().wait_stream(self._forward_stream)
 
 
+@ends_if_refused
 def install_compressor(_result: Any, scheduler: Any) -> None:
-    """AFTER Scheduler.init_internal_state. Raises UnsupportedError."""
+    """AFTER Scheduler.init_internal_state. Ends the process with a sentence if RPC cannot work with what is there."""
     config = config_of(scheduler.server_args)
     if config is None:
         return
@@ -170,6 +175,16 @@ def _kv_layer(model_runner: Any, layer: Any) -> KVLayer:
     # Keys quantised to FP8 are stored divided by k_scale.
     scaling = layer.scaling * (1.0 if layer.k_scale_float is None else layer.k_scale_float)
     return KVLayer(pool.k_buffer[index], pool.v_buffer[index], pool.dtype, scaling, layer.logit_cap or 0.0)
+
+
+def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:
+    """Raises ConfigError: on ranks that compress differently rows would differ, and collectives would not pair up."""
+    everywhere: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(everywhere, settings, group=group.cpu_group)
+    if any(other != settings for other in everywhere):
+        raise ConfigError(
+            f"every node must be started with the same --rpc-* flags and memory, got {everywhere} on the ranks"
+        )
 
 
 def _tensor_parallel_group() -> Any | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import UnsupportedError
 from sglang_rpc.seams import refusals
 
 _ATTRIBUTE = "_rpc_config"
@@ -28,3 +29,13 @@ def attach_and_refuse(_result: Any, server_args: Any) -> None:
     config = config_of(server_args)
     if config is not None:
         refusals.refuse_server_args(server_args, config)
+        _refuse_text_without_tokenizer(server_args, config)
+
+
+def _refuse_text_without_tokenizer(server_args: Any, config: RPCConfig) -> None:
+    for name, marker in (("start", config.think_start), ("end", config.think_end)):
+        if isinstance(marker, str) and server_args.skip_tokenizer_init:
+            raise UnsupportedError(
+                f"--rpc-think-{name} {marker!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
+                "give the token's id, or remove --skip-tokenizer-init"
+            )

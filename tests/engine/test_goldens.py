@@ -19,7 +19,23 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=[(g, s) for g in GOLDENS for s in SHAPES], ids="-".join)
+#: Run by default: every recording, every shape, aggregation `group` wherever it differs. The rest is `-m long`.
+DEFAULT = {
+    ("gqa_all_p64", "overlap"),
+    ("gqa_all_p64", "tp 2"),
+    ("mha_all_p128", "overlap, page 16, chunked, mixed"),
+    ("gqa_group_p64", "overlap, page 16, chunked, mixed"),
+    ("gqa_max_p48", "no-overlap, page 16"),
+    ("gqa8x_p64", "no-overlap, chunked, mixed"),
+}
+
+
+def _served() -> list:
+    pairs = [(golden, shape) for golden in GOLDENS for shape in SHAPES]
+    return [pytest.param(p, id="-".join(p), marks=() if p in DEFAULT else pytest.mark.long) for p in pairs]
+
+
+@pytest.fixture(scope="module", params=_served())
 def served(request, goldens):
     name, shape = request.param
     golden = Golden.load(goldens / name)

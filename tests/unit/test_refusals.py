@@ -160,6 +160,7 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
     "kv_canary": [(dict(kv_canary="log"), "--kv-canary log")],
     "ray": [(dict(use_ray=True), "--use-ray")],
     "rust_server": [(dict(SGLANG_RUST_SERVER="yes"), "SGLANG_RUST_SERVER=yes")],
+    "post_capture_sizing": [(dict(SGLANG_ENABLE_POST_CAPTURE_KV_SIZING="1"), "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING=1")],
     "tokenizer_workers": [(dict(tokenizer_worker_num=2), "--tokenizer-worker-num 2")],
 }
 SERVER_CASES = [

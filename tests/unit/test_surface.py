@@ -57,18 +57,18 @@ FROM_ENV = {
     ('{"interval": 700}', "--disable-rpc"): None,
 }  # fmt: skip
 WRONG = {
-    "--rpc-interval 0": "sglang-rpc: interval must be an integer from 2 to 16777216, got 0",
-    "--rpc-window -1": "sglang-rpc: window must be an integer from 1 to 16777216, got -1",
-    "--rpc-ratio 1": "sglang-rpc: ratio must be a number above 1 and at most the interval (4096), so that a "
+    "--rpc-interval 0": "sglang-rpc: --rpc-interval must be an integer from 2 to 16777216, got 0",
+    "--rpc-window -1": "sglang-rpc: --rpc-window must be an integer from 1 to 16777216, got -1",
+    "--rpc-ratio 1": "sglang-rpc: --rpc-ratio must be a number above 1 and at most the interval (4096), so that a "
     "compression keeps something and drops something, got 1.0",
-    "--rpc-ratio nan": "sglang-rpc: ratio must be a number above 1 and at most the interval (4096), so that a "
+    "--rpc-ratio nan": "sglang-rpc: --rpc-ratio must be a number above 1 and at most the interval (4096), so that a "
     "compression keeps something and drops something, got nan",
-    "--rpc-kernel-size 4": "sglang-rpc: kernel_size must be odd so that pooling stays centred, got 4",
-    "--rpc-think-end=": "sglang-rpc: think_end must be a non-empty text or a token id, got ''",
-    "--rpc-query-slots 0": "sglang-rpc: query_slots must be an integer from 1 to 16777216, got 0",
-    "--rpc-config {folder}/wrong.json": "sglang-rpc: unknown RPC setting 'intervall'; the settings are interval,",
-    "--rpc-config /no/such.json": "sglang-rpc: the RPC configuration must be a JSON object or the path of",
-    '--rpc-config {"interval":': "sglang-rpc: the RPC configuration '{\"interval\":' is not valid JSON",
+    "--rpc-kernel-size 4": "sglang-rpc: --rpc-kernel-size must be odd so that pooling stays centred, got 4",
+    "--rpc-think-end=": "sglang-rpc: --rpc-think-end must be a non-empty text or a token id, got ''",
+    "--rpc-query-slots 0": "sglang-rpc: --rpc-query-slots must be an integer from 1 to 16777216, got 0",
+    "--rpc-config {folder}/wrong.json": "sglang-rpc: --rpc-config: unknown RPC setting 'intervall'; the settings",
+    "--rpc-config /no/such.json": "sglang-rpc: --rpc-config: the RPC configuration must be a JSON object or the path of",
+    '--rpc-config {"interval":': "sglang-rpc: --rpc-config: the RPC configuration '{\"interval\":' is not valid",
 }
 REFUSED_BY_ARGPARSE = {
     "--rpc-interval 1.5": "argument --rpc-interval: invalid int value: '1.5'",

@@ -337,6 +337,13 @@ SERVER_ROWS: tuple[ServerRow, ...] = (
         "unset SGLANG_RUST_SERVER",
     ),
     ServerRow(
+        "post_capture_sizing",
+        "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+        _env("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
+        "the KV pool gets its size after the graphs are captured, and the query ring needs it before",
+        "unset SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+    ),
+    ServerRow(
         "tokenizer_workers",
         "--tokenizer-worker-num",
         _above_one("--tokenizer-worker-num"),
