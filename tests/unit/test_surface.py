@@ -67,7 +67,7 @@ WRONG = {
     "--rpc-think-end=": "sglang-rpc: --rpc-think-end must be a non-empty text or a token id, got ''",
     "--rpc-query-slots 0": "sglang-rpc: --rpc-query-slots must be an integer from 1 to 16777216, got 0",
     "--rpc-config {folder}/wrong.json": "sglang-rpc: --rpc-config: unknown RPC setting 'intervall'; the settings",
-    "--rpc-config /no/such.json": "sglang-rpc: --rpc-config: the RPC configuration must be a JSON object or the path of",
+    "--rpc-config /no/such.json": "sglang-rpc: --rpc-config: the RPC configuration must be a JSON object or the path",
     '--rpc-config {"interval":': "sglang-rpc: --rpc-config: the RPC configuration '{\"interval\":' is not valid",
 }
 REFUSED_BY_ARGPARSE = {
