@@ -44,7 +44,7 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
     model_runner.rpc_ring = ring
     # The kernels of the write are loaded here, not in the middle of a graph capture.
     row_0 = torch.zeros(1, dtype=torch.int64, device=model_runner.device)
-    ring.store(0, ring.where(row_0, row_0), ring.buffer[0, 0, :1])
+    ring.store(0, ring.where(row_0, row_0), torch.zeros_like(ring.buffer[0, 0, :1]))
 
 
 def decoder_layers(model: torch.nn.Module) -> list[Any]:
