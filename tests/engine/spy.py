@@ -7,6 +7,8 @@ import json
 from array import array
 from pathlib import Path
 
+import torch
+
 
 def run_scheduler_process(*args, **kwargs):
     """As SGLang's, with the spy's method on the scheduler."""
@@ -26,7 +28,7 @@ def _spy(self, path: str, prompt: list[int]) -> None:
     pool = self.token_to_kv_pool_allocator.get_kvcache()
     digest = hashlib.sha256()
     for buffer in (*pool.k_buffer, *pool.v_buffer):
-        digest.update(buffer[slots].contiguous().numpy().tobytes())
+        digest.update(buffer[slots].contiguous().cpu().view(torch.uint8).numpy().tobytes())
     Path(path).write_text(
         json.dumps(
             {
