@@ -1,0 +1,24 @@
+"""A plain `sglang.Engine`, as a program that knows nothing of RPC; prints its response as JSON.
+
+python -m tests.engine.plain_engine MODEL PROMPT_JSON TOKENS
+"""
+
+import json
+import sys
+
+from sglang_rpc import cpu
+
+if __name__ == "__main__":
+    cpu.prepare("cpu")  # no part of RPC: SGLang's stand-in for a machine without a GPU
+    import sglang
+
+    engine = sglang.Engine(
+        model_path=sys.argv[1],
+        skip_tokenizer_init=True,
+        dtype="float32",
+        context_length=2048,
+        **{**cpu.server_defaults(), "max_total_tokens": 4096},
+    )
+    sampling = {"temperature": 0, "max_new_tokens": int(sys.argv[3]), "ignore_eos": True}
+    print("RESULT", json.dumps(engine.generate(input_ids=json.loads(sys.argv[2]), sampling_params=sampling)))
+    engine.shutdown()
