@@ -166,7 +166,7 @@ class RequestOptions:
         scope = given.get("scope", default_scope)
         _integer(f"{where}interval", interval, 2, MAX_TOKENS)
         _integer(f"{where}window", window, 1, server.window, " (the server's --rpc-window)")
-        _ratio(ratio, interval, where)
+        _ratio(ratio, interval, where, "" if "ratio" in given else " (the server's: send a ratio with this interval)")
         _choice(f"{where}scope", scope, SCOPES)
         if scope == "think" and not can_gate:
             raise ConfigError(
@@ -191,13 +191,13 @@ def _integer(name: str, value: Any, low: int, high: int, why: str = "") -> None:
         raise ConfigError(f"{name} must be an integer from {low} to {high}{why}, got {_show(value)}")
 
 
-def _ratio(value: Any, interval: int, where: str = "") -> None:
+def _ratio(value: Any, interval: int, where: str = "", why: str = "") -> None:
     # An int of any size is finite, and may be too large for isfinite to say so.
     number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
     if not number or not 1 < value <= interval:
         raise ConfigError(
             f"{where}ratio must be a number above 1 and at most the interval ({interval}), so that a compression "
-            f"keeps something and drops something, got {_show(value)}"
+            f"keeps something and drops something, got {_show(value)}{why}"
         )
 
 

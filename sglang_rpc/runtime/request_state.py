@@ -19,7 +19,7 @@ class Totals:
 
     compressions: int = 0
     evicted: int = 0  #: KV entries dropped, counted once a layer-wide set (not per layer)
-    slots_freed: int = 0  #: slots given back to the pool; at most `evicted`, since pages are freed whole
+    slots_freed: int = 0  #: slots given back to the pool, in whole pages: the unfilled rest of a page counts
     catch_ups: int = 0  #: compressions away from their due date: after a retraction, or for want of a query slot
 
 

@@ -45,9 +45,16 @@ class SchedulerRPC:
         if group is not None:
             _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots))
         self.metrics = Metrics(scheduler.metrics_collector)
+        self._slots_reported = 0
         # The compaction stream must wait for the forward that still reads what is going to move.
         on_device = not str(scheduler.device).startswith("cpu")
         self._forward_stream = scheduler.forward_stream if on_device else None
+
+    def report_slots(self) -> None:
+        """Bring the gauge of query slots in use up to date."""
+        if self.ring.in_use != self._slots_reported:
+            self._slots_reported = self.ring.in_use
+            self.metrics.slots_in_use(self._slots_reported)
 
     def fence(self) -> None:
         """Order this stream behind the forward pass in flight. The host does not wait."""
@@ -66,7 +73,7 @@ def install_compressor(_result: Any, scheduler: Any) -> None:
 
     Req.rpc = None  # requests that never pass `init_req_max_new_tokens` (warm-up) have no state
     scheduler.rpc = SchedulerRPC(scheduler, config)
-    scheduler.req_to_token_pool.rpc = scheduler.rpc.compressor
+    scheduler.req_to_token_pool.rpc = scheduler.rpc
     ring = scheduler.rpc.ring
     logger.info(
         "RPC on: %s; scope in effect: %s; %d query slots, %.1f MB",
@@ -79,9 +86,10 @@ def install_compressor(_result: Any, scheduler: Any) -> None:
 
 def let_go_of_row(req_to_token_pool: Any, req: Any) -> None:
     """BEFORE ReqToTokenPool.free."""
-    compressor = getattr(req_to_token_pool, "rpc", None)
-    if compressor is not None and req.rpc is not None:
-        compressor.let_go(req.rpc)
+    runtime = getattr(req_to_token_pool, "rpc", None)
+    if runtime is not None and req.rpc is not None:
+        runtime.compressor.let_go(req.rpc)
+        runtime.report_slots()
 
 
 def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
@@ -93,13 +101,11 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     runtime = getattr(scheduler, "rpc", None)
     if runtime is None:
         return
-    before = runtime.ring.in_use
     for batch, rows in _decode_rows(running_batch, last_batch):
         due = [(i, req, c) for i, req in rows if (c := _look(runtime, batch, i, req)) is not None]
         if due:
             _compress(runtime, batch, due)
-    if runtime.ring.in_use != before:
-        runtime.metrics.slots_in_use(runtime.ring.in_use)
+    runtime.report_slots()
 
 
 def _decode_rows(running_batch: Any, last_batch: Any) -> Iterator[tuple[Any, list[tuple[int, Any]]]]:

@@ -103,6 +103,8 @@ def test_metrics_and_server_info_count_what_was_done(running, golden):
     assert metric("rpc_compressions_total") == before["rpc_compressions_total"] + 6
     assert metric("rpc_evicted_tokens_total") == before["rpc_evicted_tokens_total"] + 288
     assert metric("rpc_query_slots_in_use") == 0
+    running.generate(golden.prompt, 68)  # finishes while its queries are being held
+    assert metric("rpc_query_slots_in_use") == 0
     now = info()
     assert now["compressions"] == counted["compressions"] + 6
     assert now["requests_compressed"] == counted["requests_compressed"] + 1
