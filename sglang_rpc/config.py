@@ -22,6 +22,8 @@ POOLINGS = ("avg", "max")
 AGGREGATIONS = ("all", "group")
 SELECTORS = ("official", "paper")
 SCOPES = ("think", "all")
+WHEN = ("always", "pressure")
+PRESSURES = ("off", "early", "ratio")
 
 #: The largest interval, window or kernel size taken; beyond any context length, below any integer overflow.
 MAX_TOKENS = 2**24
@@ -46,6 +48,12 @@ class RPCConfig:
     think_start: str | int | None = None  #: text or token id that opens a think segment; None: the reasoning parser's
     think_end: str | int | None = None  #: text or token id that closes it; None: the reasoning parser's
     query_slots: int | None = None  #: requests whose last R queries can be held at once; None: sized from the KV pool
+    when: str = "always"  #: always: at every due date; pressure: only while the pool is pressed
+    high_watermark: float = 0.8  #: share of the pool in use at which it counts as pressed
+    low_watermark: float = 0.6  #: share at which it no longer does
+    pressure: str = "early"  #: before retracting, compress: off: never; early: before the date; ratio: and at a higher c
+    max_ratio: float | None = None  #: the highest ratio that `pressure="ratio"` may use; None: four times the ratio
+    host_backup_gb: float = 4  #: host memory for the KV of retracted requests, 10^9 bytes a rank; 0: none is kept
 
     def __post_init__(self) -> None:
         _integer("interval", self.interval, 2, MAX_TOKENS)
@@ -62,6 +70,18 @@ class RPCConfig:
         _marker("think_end", self.think_end)
         if self.query_slots is not None:
             _integer("query_slots", self.query_slots, 1, MAX_TOKENS)
+        _choice("when", self.when, WHEN)
+        _number("high_watermark", self.high_watermark, 0, 1)
+        _number("low_watermark", self.low_watermark, 0, 1)
+        if self.low_watermark > self.high_watermark:
+            raise ConfigError(
+                f"low_watermark must not be above the high_watermark ({self.high_watermark:g}), "
+                f"got {self.low_watermark:g}"
+            )
+        _choice("pressure", self.pressure, PRESSURES)
+        if self.max_ratio is not None:
+            _number("max_ratio", self.max_ratio, self.ratio, MAX_TOKENS, " (the ratio is its least)")
+        _number("host_backup_gb", self.host_backup_gb, 0, MAX_TOKENS)
 
     @classmethod
     def from_mapping(cls, values: Any, base: RPCConfig | None = None) -> RPCConfig:
@@ -108,6 +128,11 @@ class RPCConfig:
     def budget_step(self) -> int:
         """T = int(P / c): entries that each compression adds to the budget."""
         return int(self.interval / self.ratio)
+
+    @property
+    def highest_ratio(self) -> float:
+        """What a request of the server's ratio may be compressed at to avoid a retraction."""
+        return 4 * self.ratio if self.max_ratio is None else self.max_ratio
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -189,6 +214,12 @@ def _integer(name: str, value: Any, low: int, high: int, why: str = "") -> None:
     # bool is an int in Python; true for a token count is a mistake worth naming.
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name} must be an integer from {low} to {high}{why}, got {_show(value)}")
+
+
+def _number(name: str, value: Any, low: float, high: float, why: str = "") -> None:
+    number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    if not number or not low <= value <= high:
+        raise ConfigError(f"{name} must be a number from {low:g} to {high:g}{why}, got {_show(value)}")
 
 
 def _ratio(value: Any, interval: int, where: str = "", why: str = "") -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+#: A length that is never reached.
+NEVER = 2**62
+
 
 @dataclass(frozen=True)
 class KVLayer:

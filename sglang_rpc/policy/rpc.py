@@ -25,6 +25,15 @@ def kept_candidates(compressions: int, budget_step: int) -> int:
     return compressions * budget_step
 
 
+def early_kept(generated: int, compressions: int, interval: int, window: int, ratio: float) -> int:
+    """Candidates that survive a compression before the due date, at `generated` entries: the budget so far, and the
+    share 1/c of the candidates that came since. On the due date it is the next budget.
+
+    Due dates and their budgets stay what they are: an early compression is a step on the way to the next one.
+    """
+    return compressions * int(interval / ratio) + int((generated - window - compressions * interval) / ratio)
+
+
 def peak_held(generated: int, interval: int, window: int, budget_step: int) -> int:
     """The most entries held at once by a request that generates `generated` entries in all.
 

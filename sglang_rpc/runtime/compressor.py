@@ -15,10 +15,10 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import rpc
-from sglang_rpc.runtime.request_state import NEVER, RequestState
+from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers
 from sglang_rpc.scoring import reference
-from sglang_rpc.types import Compression, KVLayer
+from sglang_rpc.types import NEVER, Compression, KVLayer
 
 
 @dataclass
@@ -65,6 +65,12 @@ class Compressor:
         self._heads = query_heads
         self._reduce = reduce
 
+    def open_gate(self, state: RequestState, prompt: Sequence[int]) -> None:
+        """Read the prompt for think markers, once, if the request's scope asks for it."""
+        if state.options.scope == "think" and state.gate is None:
+            assert self.markers is not None, "scope think needs think markers"
+            state.gate = ThinkGate(self.markers, prompt)
+
     def look(
         self, state: RequestState, row: int, prompt: Sequence[int], generated: int, output_ids: Sequence[int]
     ) -> Compression | None:
@@ -81,9 +87,7 @@ class Compressor:
             self.let_go(state)
             state.wake_at = NEVER
             return None
-        if state.options.scope == "think" and state.gate is None:
-            assert self.markers is not None, "scope think needs think markers"
-            state.gate = ThinkGate(self.markers, prompt)
+        self.open_gate(state, prompt)
         if state.gate is not None:
             state.gate.advance(output_ids, generated)
         look_at = self._next_look(state, row, generated)

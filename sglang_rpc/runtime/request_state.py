@@ -7,10 +7,8 @@ from typing import Any
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.policy import rpc
+from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.think_gate import ThinkGate
-
-#: A length that is never reached.
-NEVER = 2**62
 
 
 @dataclass
@@ -65,6 +63,31 @@ class RequestState:
         """Logical length at which the next compression is due; needs a `start`."""
         assert self.start is not None
         return self.start + rpc.next_due(self.events, self.options.interval, self.options.window)
+
+    def plan(self, generated: int, tokens: int, ends: bool) -> Plan:
+        """What the request will hold while it generates `tokens` more behind `generated` logical entries.
+
+        How long it thinks is not known: of scope `think` it is taken to think until it ends, and, before its first
+        thought, to begin at once.
+        """
+        held = generated - self.evicted
+        if not self.active:
+            return Plan(held, generated, tokens, ends)
+        options = self.options
+        start = generated if self.start is None else self.start
+        due = start + rpc.next_due(self.events, options.interval, options.window)
+        recorded_from = generated if self.slot is None else self.slot_since
+        return Plan(
+            held,
+            generated,
+            tokens,
+            ends,
+            compresses_at=max(due, recorded_from + options.window),
+            start=start,
+            interval=options.interval,
+            window=options.window,
+            budget_step=options.budget_step,
+        )
 
     def receipt(self, generated: int) -> dict[str, Any]:
         """What the response says of it. `generated` tokens make the logical length; `held` is the physical one."""

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from sglang_rpc.config import AGGREGATIONS, POOLINGS, SCOPES, SELECTORS, RPCConfig
+from sglang_rpc.config import AGGREGATIONS, POOLINGS, PRESSURES, SCOPES, SELECTORS, WHEN, RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.seams.settings import attach
 
@@ -26,6 +26,18 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "think_start": dict(metavar="TOKEN", help="text or token id that opens a think segment (the reasoning parser's)"),
     "think_end": dict(metavar="TOKEN", help="text or token id that closes it (the reasoning parser's)"),
     "query_slots": dict(type=int, metavar="N", help="requests whose window can be recorded at once (1%% of the pool)"),
+    "when": dict(choices=WHEN, help="always: compress at every due date; pressure: only while the pool is pressed"),
+    "high_watermark": dict(type=float, metavar="SHARE", help="share of the pool in use at which it counts as pressed"),
+    "low_watermark": dict(type=float, metavar="SHARE", help="share at which it no longer does"),
+    "pressure": dict(
+        choices=PRESSURES,
+        help="before a request is retracted for want of memory, compress others: off: never; early: before their due "
+        "date; ratio: and, if that is not enough, at up to --rpc-max-ratio",
+    ),
+    "max_ratio": dict(type=float, metavar="C", help="highest ratio under --rpc-pressure ratio (4 x --rpc-ratio)"),
+    "host_backup_gb": dict(
+        type=float, metavar="GB", help="host memory for the KV of retracted requests, a rank; 0: they are prefilled again"
+    ),
 }
 
 
@@ -38,7 +50,7 @@ def add_flags(_result: Any, parser: argparse.ArgumentParser) -> None:
     defaults = RPCConfig().as_dict()
     for field, settings in _FLAGS.items():
         default = defaults[field]
-        note = "" if default is None else f" (default: {default:g})" if field == "ratio" else f" (default: {default})"
+        note = "" if default is None else f" (default: {default})"
         group.add_argument(f"--rpc-{field.replace('_', '-')}", **{**settings, "help": settings["help"] + note})
     group.add_argument("--rpc-config", metavar="FILE|JSON", help="all of it at once; the flags above override it")
     group.add_argument("--disable-rpc", action="store_true", help="SGLang as it is, without a single hook")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.runtime.admission import longest, refuse_unfit
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.seams import refusals
 from sglang_rpc.seams.settings import config_of
@@ -24,11 +26,14 @@ def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Non
         raise ConfigError(refusal.sentence)
 
 
-def attach_state(_result: Any, scheduler: Any, req: Any) -> None:
-    """AFTER Scheduler.init_req_max_new_tokens: `req.rpc` holds RPC's state; wrong options end the request with 400."""
-    if getattr(scheduler, "rpc", None) is None:
-        return
-    runtime = scheduler.rpc
+def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
+    """AROUND Scheduler.init_req_max_new_tokens: `req.rpc` holds RPC's state; SGLang's clip to what the pool holds
+    uncompressed gives way to what it holds. Wrong options, or more tokens than fit, end the request with 400."""
+    runtime = getattr(scheduler, "rpc", None)
+    if runtime is None:
+        return original(scheduler, req)
+    asked, at_least = req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens
+    original(scheduler, req)
     try:
         options = RequestOptions.from_custom_params(
             req.sampling_params.custom_params, runtime.config, can_gate=runtime.compressor.markers is not None
@@ -36,8 +41,38 @@ def attach_state(_result: Any, scheduler: Any, req: Any) -> None:
         refusal = refusals.refuse_request(req, options.asked and options.enabled)
         if refusal is not None and refusal.severity is refusals.Severity.REJECT:
             raise ConfigError(refusal.sentence)
+        state = RequestState(options, refused=None if refusal is None else refusal.sentence)
+        runtime.compressor.open_gate(state, req.origin_input_ids)
+        if state.active:
+            _fit_to_pool(scheduler, req, options, asked, at_least)
     except ConfigError as error:
         req.rpc = None
         req.set_finish_with_abort(str(error))
-        return
-    req.rpc = RequestState(options, refused=None if refusal is None else refusal.sentence)
+        return None
+    req.rpc = state
+    return None
+
+
+def room_behind(scheduler: Any, prompt: int) -> int:
+    """KV entries that the empty pool has behind a prompt of `prompt` tokens; the margins are the PrefillAdder's."""
+    page = scheduler.page_size
+    return scheduler.max_total_num_tokens - -(-prompt // page) * page - page - 1
+
+
+def _fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int | None, at_least: int) -> None:
+    """Set the most tokens `req` may generate; raises ConfigError if it asked for more than can ever fit."""
+    prompt = len(req.origin_input_ids)
+    if prompt >= scheduler.max_req_input_len or req.to_finish is not None:
+        return  # SGLang refuses it itself
+    room = room_behind(scheduler, prompt)
+    limit = scheduler.model_config.context_len - prompt - 2
+    if scheduler.max_new_tokens_limit:
+        limit = min(limit, scheduler.max_new_tokens_limit)
+    if asked is None:
+        tokens = longest(limit, room, options)
+    else:
+        tokens = min(asked, limit)
+        refuse_unfit(tokens, prompt, room, scheduler.max_total_num_tokens, options)
+    params = req.sampling_params
+    params.max_new_tokens = max(0, tokens)
+    params.min_new_tokens = min(at_least, params.max_new_tokens)

@@ -45,6 +45,7 @@ class SchedulerRPC:
         if group is not None:
             _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots))
         self.metrics = Metrics(scheduler.metrics_collector)
+        self.adder_class: type | None = None
         self._slots_reported = 0
         # The compaction stream must wait for the forward that still reads what is going to move.
         on_device = not str(scheduler.device).startswith("cpu")
@@ -105,6 +106,7 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
         due = [(i, req, c) for i, req in rows if (c := _look(runtime, batch, i, req)) is not None]
         if due:
             _compress(runtime, batch, due)
+            running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.report_slots()
 
 

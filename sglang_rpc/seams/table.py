@@ -72,9 +72,15 @@ SEAMS: tuple[Seam, ...] = (
     ),
     Seam(
         "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
-        AFTER,
+        AROUND,
         "requests:attach_state",
-        "every request passes here once between creation and the queue",
+        "every request passes here once between creation and the queue; it is clipped to what the pool holds uncompressed",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class",
+        AFTER,
+        "admission:adder_that_knows",
+        "SGLang's own extension point for admission, which otherwise reserves full lengths",
     ),
     Seam(
         "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run",
