@@ -51,7 +51,7 @@ class RPCConfig:
     when: str = "always"  #: always: at every due date; pressure: only while the pool is pressed
     high_watermark: float = 0.8  #: share of the pool in use at which it counts as pressed
     low_watermark: float = 0.6  #: share at which it no longer does
-    pressure: str = "early"  #: before retracting, compress: off: never; early: before the date; ratio: and at a higher c
+    pressure: str = "early"  #: before retracting, compress earlier (early), or at a higher c too (ratio)
     max_ratio: float | None = None  #: the highest ratio that `pressure="ratio"` may use; None: four times the ratio
     host_backup_gb: float = 4  #: host memory for the KV of retracted requests, 10^9 bytes a rank; 0: none is kept
 

@@ -34,7 +34,8 @@ class Compression:
     end: int  #: physical length of the row, prompt included
     keep: int  #: candidates that survive
     event: int  #: n, which compression of the request this is
-    catch_up: bool  #: away from its due date
+    catch_up: bool  #: after its due date
+    early: bool = False  #: before its due date, to spare a retraction
 
     @property
     def candidates(self) -> int:

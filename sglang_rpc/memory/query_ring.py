@@ -34,9 +34,9 @@ class QueryRing:
         self.slots = slots
         self.buffer = torch.zeros((layers, slots + 1, window, heads, head_dim), dtype=dtype, device=device)
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
-        #: Of the step being launched, if prefill and decode are mixed in it: which of its tokens are decode tokens,
-        #: and `where` their queries go.
-        self.mixed_step: tuple[slice, tuple[torch.Tensor, torch.Tensor]] | None = None
+        #: Of the step being launched, if it is an extend with rows of a single token (decode rows of a mixed step,
+        #: restored requests): which tokens these are, int64, and `where` their queries go.
+        self.extend_step: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
         self._free = list(range(slots, 0, -1))
         self._row_of_slot: dict[int, int] = {}
 
@@ -48,6 +48,10 @@ class QueryRing:
     @property
     def in_use(self) -> int:
         return len(self._row_of_slot)
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
 
     @property
     def nbytes(self) -> int:

@@ -73,7 +73,8 @@ class Forecast:
             return np.zeros((1, STRETCHES), dtype=np.int64)
         highest = highest_held(plans, self._begin, self._end)
         change = highest - np.array([[plan.held] for plan in plans])
-        return -(-change // self._page) * self._page  # d entries more take at most ceil(d / page) pages
+        growth: np.ndarray = -(-change // self._page) * self._page  # d entries more take at most ceil(d / page) pages
+        return growth
 
 
 def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> np.ndarray:

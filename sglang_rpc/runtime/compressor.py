@@ -29,8 +29,11 @@ class Counters:
     evicted: int = 0  #: KV entries
     slots_freed: int = 0
     catch_ups: int = 0
+    early: int = 0
     slot_waits: int = 0  #: steps in which a compression was put off because no query slot was free
     requests_compressed: int = 0
+    restored: int = 0  #: retracted requests that came back with the KV they had
+    backups_refused: int = 0  #: retracted requests for whose KV the host backups had no room
 
 
 class Compressor:
@@ -59,6 +62,7 @@ class Compressor:
         self.layers = layers
         self.ring = ring
         self.markers = markers
+        self.pressed = config.when == "always"  #: whether due dates are kept: always, or while the pool is pressed
         self.counters = Counters()
         self._req_to_token = req_to_token
         self._group = config.aggregation == "group"
@@ -90,6 +94,10 @@ class Compressor:
         self.open_gate(state, prompt)
         if state.gate is not None:
             state.gate.advance(output_ids, generated)
+        if not self.pressed:
+            self.let_go(state)
+            state.wake_at = NEVER  # until the pool is pressed
+            return None
         look_at = self._next_look(state, row, generated)
         if look_at > generated:
             state.wake_at = min(NEVER, len(prompt) + look_at - state.evicted)
@@ -100,6 +108,46 @@ class Compressor:
             self._after_due(state, len(prompt), generated)
             return None
         return compression
+
+    def arm(self, state: RequestState, row: int, generated: int) -> bool:
+        """Begin to record a request's queries ahead of time; False if no query slot is free."""
+        if state.slot is None:
+            state.slot = self.ring.acquire(row)
+            if state.slot is None:
+                return False
+            state.slot_since = generated
+            state.armed = True
+        return True
+
+    def disarm(self, state: RequestState) -> None:
+        """Stop recording for a request that was armed, unless its due date needs it by now."""
+        if state.armed:
+            self.let_go(state)
+            state.wake_at = 0
+
+    def early(
+        self,
+        state: RequestState,
+        row: int,
+        prompt: Sequence[int],
+        generated: int,
+        output_ids: Sequence[int],
+        ratio: float,
+    ) -> Compression | None:
+        """A compression before the due date, at `ratio`, with `look`'s other arguments.
+
+        None if its window is not recorded, or it would evict less than a window. Whether it is carried out is the
+        caller's choice: nothing has changed until `settle`.
+        """
+        options = state.options
+        if state.gate is not None:
+            state.gate.advance(output_ids, generated)
+        gain = state.early_gain(generated, ratio)
+        if gain < options.window or state.slot is None or generated < state.slot_since + options.window:
+            return None
+        assert state.start is not None, "what is gained stands behind a start"
+        keep = generated - state.evicted - state.start - options.window - gain
+        return self._compression(state, row, len(prompt), generated, keep, early=True)
 
     def _next_look(self, state: RequestState, row: int, generated: int) -> int:
         """The logical length at which something is to be done; not above `generated` if a compression is due now."""
@@ -122,20 +170,28 @@ class Compressor:
 
     def _decide(self, state: RequestState, row: int, prompt_length: int, generated: int) -> Compression:
         options = state.options
-        assert state.slot is not None and state.start is not None
+        assert state.start is not None
         catch_up = generated != state.due()
         state.events = rpc.compressions_due(generated - state.start, options.interval, options.window)
+        keep = rpc.kept_candidates(state.events, options.budget_step)
+        return self._compression(state, row, prompt_length, generated, keep, catch_up=catch_up)
+
+    @staticmethod
+    def _compression(
+        state: RequestState, row: int, prompt_length: int, generated: int, keep: int, **kind: bool
+    ) -> Compression:
+        assert state.slot is not None and state.start is not None
         return Compression(
             row=row,
             slot=state.slot,
             prompt_length=prompt_length,
             generated=generated,
-            window=options.window,
+            window=state.options.window,
             begin=prompt_length + state.start,
             end=prompt_length + generated - state.evicted,
-            keep=rpc.kept_candidates(state.events, options.budget_step),
+            keep=keep,
             event=state.events,
-            catch_up=catch_up,
+            **{"catch_up": False, **kind},
         )
 
     def _after_due(self, state: RequestState, prompt_length: int, generated: int) -> None:
@@ -145,6 +201,7 @@ class Compressor:
             self.let_go(state)
         else:
             look_at = state.due()
+            state.armed = False
         state.wake_at = prompt_length + look_at - state.evicted
 
     def let_go(self, state: RequestState) -> None:
@@ -152,6 +209,7 @@ class Compressor:
         if state.slot is not None:
             self.ring.release(state.slot)
             state.slot = None
+            state.armed = False
 
     def settle(self, state: RequestState, compression: Compression, slots_freed: int) -> None:
         """Record that `compression`, which `look` returned, was carried out and freed `slots_freed` pool slots."""
@@ -163,7 +221,12 @@ class Compressor:
             totals.evicted += compression.evicted
             totals.slots_freed += slots_freed
             totals.catch_ups += compression.catch_up
-        self._after_due(state, compression.prompt_length, compression.generated)
+            totals.early += compression.early
+        if compression.early:
+            state.armed = True  # it goes on recording: memory is short, and it may have to give way again
+            state.wake_at = compression.prompt_length + state.due() - state.evicted
+        else:
+            self._after_due(state, compression.prompt_length, compression.generated)
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """Score, select and move, on the current stream: every layer of every request that is due.

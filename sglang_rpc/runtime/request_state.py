@@ -18,7 +18,20 @@ class Totals:
     compressions: int = 0
     evicted: int = 0  #: KV entries dropped, counted once a layer-wide set (not per layer)
     slots_freed: int = 0  #: slots given back to the pool, in whole pages: the unfilled rest of a page counts
-    catch_ups: int = 0  #: compressions away from their due date: after a retraction, or for want of a query slot
+    catch_ups: int = 0  #: compressions after their due date: retracted, no query slot, or the pool was not pressed
+    early: int = 0  #: compressions before their due date, to spare a retraction
+    retractions: int = 0
+    restored: int = 0  #: retractions after which the request came back with the KV it had
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a retracted request must have again with its KV."""
+
+    events: int
+    evicted: int
+    slot_since: int
+    wake_at: int
 
 
 @dataclass
@@ -38,7 +51,12 @@ class RequestState:
     evicted: int = 0  #: entries missing from the row: logical minus physical length
     slot: int | None = None  #: query slot held
     slot_since: int = 0  #: logical length when the slot was taken: queries from this position on are held
+    armed: bool = False  #: the slot was taken ahead of time, in case memory runs out
     wake_at: int = 0  #: physical length of the row, prompt included, at which to look again
+
+    # While it waits to come back.
+    backup: Any = None  #: its KV on the host (memory.host_backup.Backup), if it is kept
+    to_restore: Live | None = None  #: with a backup: the live state that belongs to it
 
     @property
     def start(self) -> int | None:
@@ -52,6 +70,14 @@ class RequestState:
         """Whether a compression may still come."""
         return self.options.enabled and self.refused is None and not (self.gate is not None and self.gate.closed)
 
+    def live(self) -> Live:
+        return Live(self.events, self.evicted, self.slot_since, self.wake_at)
+
+    def restore(self, live: Live) -> None:
+        """The row is as it was when `live` was taken; a query slot is the caller's to give."""
+        self.events, self.evicted = live.events, live.evicted
+        self.slot_since, self.wake_at = live.slot_since, live.wake_at
+
     def reset(self) -> None:
         """The row is gone, and will be rebuilt from its tokens: nothing evicted, no query held."""
         assert self.slot is None, "the query slot is given back with the row"
@@ -63,6 +89,15 @@ class RequestState:
         """Logical length at which the next compression is due; needs a `start`."""
         assert self.start is not None
         return self.start + rpc.next_due(self.events, self.options.interval, self.options.window)
+
+    def early_gain(self, generated: int, ratio: float) -> int:
+        """Entries that a compression at `ratio` would evict now, before its due date; not above 0 if none."""
+        if not self.active or self.start is None:
+            return 0
+        options = self.options
+        region = generated - self.start
+        keep = rpc.early_kept(region, self.events, options.interval, options.window, ratio)
+        return region - self.evicted - options.window - max(1, keep)
 
     def plan(self, generated: int, tokens: int, ends: bool) -> Plan:
         """What the request will hold while it generates `tokens` more behind `generated` logical entries.
@@ -89,6 +124,16 @@ class RequestState:
             budget_step=options.budget_step,
         )
 
+    def plan_restored(self, generated: int, tokens: int, ends: bool) -> Plan:
+        """`plan` of a request that waits to come back, as it will be with its backup."""
+        assert self.to_restore is not None
+        now = self.live()
+        self.restore(self.to_restore)
+        try:
+            return self.plan(generated, tokens, ends)
+        finally:
+            self.restore(now)
+
     def receipt(self, generated: int) -> dict[str, Any]:
         """What the response says of it. `generated` tokens make the logical length; `held` is the physical one."""
         result: dict[str, Any] = {
@@ -98,6 +143,9 @@ class RequestState:
             "evicted": self.totals.evicted,
             "slots_freed": self.totals.slots_freed,
             "catch_ups": self.totals.catch_ups,
+            "early": self.totals.early,
+            "retractions": self.totals.retractions,
+            "restored": self.totals.restored,
             "interval": self.options.interval,
             "window": self.options.window,
             "ratio": self.options.ratio,

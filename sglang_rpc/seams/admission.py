@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sglang_rpc.runtime.admission import Forecast, Plan
+from sglang_rpc.seams import resume
 
 
 def adder_that_knows(adder_class: type, scheduler: Any) -> type:
@@ -27,7 +28,7 @@ def plan_of(req: Any, generated: int, tokens: int, ends: bool) -> Plan:
 
 
 def _adder_class(base: type, runtime: Any) -> type:
-    from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
+    from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
 
     class PeakAdder(base):  # type: ignore[misc, valid-type]
         """Where SGLang adds up tokens still to come, this adds up slots: `memory_budget.total_offset` holds the
@@ -48,10 +49,33 @@ def _adder_class(base: type, runtime: Any) -> type:
             return Forecast([self._running(req)], self.page_size).peak
 
         def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+            if req.rpc is not None and req.rpc.backup is not None:
+                return self._add_restored(req, *args, **kwargs)
             plan = self._waiting(req)
             with self._costing_what_it_adds(req, plan):
                 result = super().add_one_req(req, *args, **kwargs)
                 self._book(req, plan, partly=self.new_chunked_req is req)
+            return result
+
+        def _add_restored(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+            """A retracted request whose KV waits on the host: bring it back, then have its newest token prefilled."""
+            plan = self._restored(req)
+            cost = self._forecast.peak_with(plan) - self._forecast.peak
+            if self.budget_state() is AddReqResult.OTHER:
+                return AddReqResult.OTHER
+            with self._lock_node(req.last_node):
+                if resume.slots_needed(runtime, req) + cost + 2 * self.page_size + 1 >= self.rem_total_tokens:
+                    return AddReqResult.NO_TOKEN
+                matched = req.prefix_len
+                if not resume.restore(runtime, req):
+                    return AddReqResult.OTHER
+            with self._costing_what_it_adds(req, plan):
+                result = super().add_one_req(req, *args, **kwargs)
+                self._book(req, plan, partly=False)
+            if req in self.can_run_list:
+                resume.admitted(runtime, req)
+            else:
+                resume.undo_restore(runtime, req, matched)
             return result
 
         def add_chunked_req(self, req: Any) -> Any:
@@ -111,6 +135,10 @@ def _adder_class(base: type, runtime: Any) -> type:
 
         def _waiting(self, req: Any) -> Plan:
             return plan_of(req, len(req.output_ids), *self._to_come(req, 1.0))  # its prefill covers the output it has
+
+        def _restored(self, req: Any) -> Plan:
+            tokens, ends = self._to_come(req, 1.0)
+            return req.rpc.plan_restored(len(req.output_ids) - 1, tokens + 1, ends)
 
         def _to_come(self, req: Any, ratio: float) -> tuple[int, bool]:
             """Tokens to plan for and whether it ends there: a fixed length, or as far ahead as SGLang reserves."""

@@ -87,11 +87,11 @@ class _Capture:
                 # Rows and positions are the same in every layer: work out where to write once a step.
                 forward_batch.rpc_where = self.ring.where(forward_batch.req_pool_indices, forward_batch.positions)
             self.ring.store(self.index, forward_batch.rpc_where, queries)
-        elif self.ring.mixed_step is not None:
-            tokens, where = self.ring.mixed_step
+        elif self.ring.extend_step is not None:
+            tokens, where = self.ring.extend_step
             self.ring.store(self.index, where, queries[tokens])
             if self.index == self.ring.buffer.shape[0] - 1:
-                self.ring.mixed_step = None  # it is this step's alone
+                self.ring.extend_step = None  # it is this step's alone
 
 
 def _capturing() -> bool:

@@ -36,7 +36,9 @@ _FLAGS: dict[str, dict[str, Any]] = {
     ),
     "max_ratio": dict(type=float, metavar="C", help="highest ratio under --rpc-pressure ratio (4 x --rpc-ratio)"),
     "host_backup_gb": dict(
-        type=float, metavar="GB", help="host memory for the KV of retracted requests, a rank; 0: they are prefilled again"
+        type=float,
+        metavar="GB",
+        help="host memory, a rank, for the KV of retracted requests; 0: prefill them again",
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_rpc.runtime.compressor import Counters
 from sglang_rpc.types import Compression
 
 
@@ -29,7 +30,32 @@ class Metrics:
             names,
             multiprocess_mode="mostrecent",
         )
+        self._early = counter(
+            "sglang:rpc_early_compressions", "Compressions before their due date, to spare a retraction.", names
+        )
+        self._pressed = gauge(
+            "sglang:rpc_pressed",
+            "Whether the pool is between its watermarks and full, with --rpc-when pressure.",
+            names,
+            multiprocess_mode="mostrecent",
+        )
+        self._crossings = counter("sglang:rpc_pressure_crossings", "Times the pool has become pressed.", names)
+        self._backup_bytes = gauge(
+            "sglang:rpc_host_backup_bytes",
+            "Host memory that holds the KV of retracted requests.",
+            names,
+            multiprocess_mode="mostrecent",
+        )
+        self._restored = counter(
+            "sglang:rpc_restored_requests", "Retracted requests that came back with the KV they had.", names
+        )
+        self._refused = counter(
+            "sglang:rpc_refused_backups", "Retracted requests for whose KV there was no room on the host.", names
+        )
+        self._reported = (0, 0)
+        self._backup_bytes.labels(**self._labels).set(0)
         self.slots_in_use(0)
+        self._pressed.labels(**self._labels).set(0)
 
     def compressed(self, compression: Compression, slots_freed: int) -> None:
         if self._labels is None:
@@ -38,7 +64,23 @@ class Metrics:
         self._evicted.labels(**self._labels).inc(compression.evicted)
         self._freed.labels(**self._labels).inc(slots_freed)
         self._catch_ups.labels(**self._labels).inc(compression.catch_up)
+        self._early.labels(**self._labels).inc(compression.early)
 
     def slots_in_use(self, count: int) -> None:
         if self._labels is not None:
             self._in_use.labels(**self._labels).set(count)
+
+    def pressed(self, pressed: bool) -> None:
+        if self._labels is not None:
+            self._pressed.labels(**self._labels).set(pressed)
+            self._crossings.labels(**self._labels).inc(pressed)
+
+    def backups(self, used: int, counters: Counters) -> None:
+        """`used`: bytes; `counters`: since the server started."""
+        if self._labels is None:
+            return
+        self._backup_bytes.labels(**self._labels).set(used)
+        restored, refused = self._reported
+        self._reported = counters.restored, counters.backups_refused
+        self._restored.labels(**self._labels).inc(counters.restored - restored)
+        self._refused.labels(**self._labels).inc(counters.backups_refused - refused)

@@ -8,44 +8,63 @@ from typing import Any
 
 import torch
 
+from sglang_rpc.seams.resume import restore_ids
+
 
 def make_logical(forward_batch: Any, cls: Any, batch: Any, model_runner: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ForwardBatch.init_new: rows that lost entries get the position of the token, not of the slot."""
     ring = getattr(model_runner, "rpc_ring", None)
     if ring is None:
         return
-    ring.mixed_step = None
+    ring.extend_step = None
     mode = forward_batch.forward_mode
     if mode.is_decode():
         if _any_compressed(batch.reqs):
-            forward_batch.positions = _logical_positions(forward_batch, 0)
-    elif mode.is_mixed() and batch.decoding_reqs:
-        # The decode rows are a mixed batch's last, of one token each.
-        first = -len(batch.decoding_reqs)
-        if _any_compressed(batch.decoding_reqs):
-            logical = _logical_positions(forward_batch, first)
-            forward_batch.positions = torch.cat([forward_batch.positions[:first], logical])
-            forward_batch.rpc_logical_lens = torch.cat(
-                [forward_batch.seq_lens[:first], (logical + 1).to(forward_batch.seq_lens.dtype)]
-            )
-        if ring.in_use:
-            # Counted from the front: the queries may be padded behind.
-            tokens = forward_batch.positions.numel()
-            where = ring.where(forward_batch.req_pool_indices[first:], forward_batch.positions[first:])
-            ring.mixed_step = slice(tokens + first, tokens), where
+            # A new tensor: the old one may be shared.
+            forward_batch.positions = (forward_batch.orig_seq_lens - 1).to(forward_batch.positions.dtype)
+    elif mode.is_extend() and (ring.in_use or _any_compressed(batch.reqs)):
+        _correct_extend(forward_batch, batch, ring)
+
+
+def _correct_extend(forward_batch: Any, batch: Any, ring: Any) -> None:
+    """Rows of one token may be decode rows of a mixed step or restored requests, compressed and being recorded.
+
+    Others of one token are neither: their position is right as it is, and they own no query slot.
+    """
+    tokens, rows, end = [], [], 0
+    for row, length in enumerate(batch.extend_lens):
+        end += length
+        if length == 1:
+            rows.append(row)
+            tokens.append(end - 1)
+            restore_ids(batch.reqs[row])
+    if not rows:
+        return
+    device = forward_batch.positions.device
+    token, row = (torch.tensor(indices).to(device, non_blocking=True) for indices in (tokens, rows))
+    logical = forward_batch.orig_seq_lens[row]
+    forward_batch.positions = forward_batch.positions.index_copy(
+        0, token, (logical - 1).to(forward_batch.positions.dtype)
+    )
+    forward_batch.rpc_logical_lens = forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype))
+    if ring.in_use:
+        ring.extend_step = token, ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token])
+
+
+def count_logically(_result: Any, batch: Any) -> None:
+    """AFTER ScheduleBatch.prepare_for_extend: `orig_seq_lens`, which it sets to the row's length, is logical."""
+    evicted = [0 if req.rpc is None else req.rpc.evicted for req in batch.reqs]
+    if any(evicted):
+        lengths = batch.orig_seq_lens
+        batch.orig_seq_lens = lengths + torch.tensor(evicted, dtype=lengths.dtype).to(lengths.device)
 
 
 def _any_compressed(reqs: list[Any]) -> bool:
     return any(req.rpc is not None and req.rpc.evicted for req in reqs)
 
 
-def _logical_positions(forward_batch: Any, first_row: int) -> torch.Tensor:
-    """A new tensor (the old one may be shared): the position of each row's newest token, from `first_row` on."""
-    return (forward_batch.orig_seq_lens[first_row:] - 1).to(forward_batch.positions.dtype)
-
-
 def sample_at_logical(original: Callable, model_runner: Any, logits_output: Any, forward_batch: Any) -> Any:
-    """AROUND ModelRunner.sample: for a mixed batch it passes `seq_lens - 1` as the sampler's positions."""
+    """AROUND ModelRunner.sample: for an extend it passes `seq_lens - 1` as the sampler's positions."""
     logical = getattr(forward_batch, "rpc_logical_lens", None)
     if logical is None:
         return original(model_runner, logits_output, forward_batch)

@@ -62,5 +62,8 @@ def add_server_info(result: Any, controller: Any, recv_req: Any) -> None:
         "query_slots": runtime.ring.slots,
         "query_slots_in_use": runtime.ring.in_use,
         "query_ring_bytes": runtime.ring.nbytes,
+        "host_backup_bytes": runtime.backups.used,
+        "pressed": runtime.watermarks.pressed,
+        "pressure_crossings": runtime.watermarks.crossings,
         **asdict(runtime.compressor.counters),
     }

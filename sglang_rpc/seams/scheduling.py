@@ -10,9 +10,13 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.compressor import Compressor
-from sglang_rpc.seams import refusals
+from sglang_rpc.runtime.pressure import Watermarks
+from sglang_rpc.runtime.request_state import RequestState
+from sglang_rpc.seams import pressure, refusals
 from sglang_rpc.seams.capture import decoder_layers
+from sglang_rpc.seams.compaction import carry_out
 from sglang_rpc.seams.markers import find_markers
 from sglang_rpc.seams.metrics import Metrics
 from sglang_rpc.seams.process import ends_if_refused
@@ -44,8 +48,11 @@ class SchedulerRPC:
         )
         if group is not None:
             _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots))
+        self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
         self.metrics = Metrics(scheduler.metrics_collector)
         self.adder_class: type | None = None
+        self.watermarks = Watermarks(config.high_watermark, config.low_watermark)
+        self.armed: list[RequestState] = []  # recorded ahead of time, in case memory runs out
         self._slots_reported = 0
         # The compaction stream must wait for the forward that still reads what is going to move.
         on_device = not str(scheduler.device).startswith("cpu")
@@ -56,6 +63,9 @@ class SchedulerRPC:
         if self.ring.in_use != self._slots_reported:
             self._slots_reported = self.ring.in_use
             self.metrics.slots_in_use(self._slots_reported)
+
+    def report_backups(self) -> None:
+        self.metrics.backups(self.backups.used, self.compressor.counters)
 
     def fence(self) -> None:
         """Order this stream behind the forward pass in flight. The host does not wait."""
@@ -102,79 +112,41 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     runtime = getattr(scheduler, "rpc", None)
     if runtime is None:
         return
-    for batch, rows in _decode_rows(running_batch, last_batch):
-        due = [(i, req, c) for i, req in rows if (c := _look(runtime, batch, i, req)) is not None]
+    batches = list(_decode_rows(running_batch, last_batch))
+    pressure.watch(runtime, [req for _, rows in batches for _, req in rows])
+    for batch, rows in batches:
+        due = [(i, req, c) for i, req in rows if _awake(req) and (c := _look(runtime, req)) is not None]
         if due:
-            _compress(runtime, batch, due)
+            carry_out(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.report_slots()
 
 
 def _decode_rows(running_batch: Any, last_batch: Any) -> Iterator[tuple[Any, list[tuple[int, Any]]]]:
-    """The batches that hold decoding rows, each with those of its rows, by index, that it is time to look at."""
-    yield running_batch, _awake(enumerate(running_batch.reqs))
+    """The batches that hold decoding rows, each with the rows, by index, that RPC knows and that still hold KV."""
+    yield running_batch, _live(enumerate(running_batch.reqs))
     if last_batch is not None and last_batch is not running_batch and last_batch.forward_mode.is_mixed():
         first = len(last_batch.reqs) - len(last_batch.decoding_reqs or ())  # a mixed batch ends in its decode rows
-        yield last_batch, _awake((i, last_batch.reqs[i]) for i in range(first, len(last_batch.reqs)))
+        yield last_batch, _live((i, last_batch.reqs[i]) for i in range(first, len(last_batch.reqs)))
 
 
-def _awake(rows: Any) -> list[tuple[int, Any]]:
+def _live(rows: Any) -> list[tuple[int, Any]]:
     return [
         (i, req)
         for i, req in rows
         # Finished or retracted rows are filtered out later in this step; their KV is no longer theirs.
-        if (state := req.rpc) is not None
-        and req.kv.kv_committed_len >= state.wake_at
-        and req.kv.holds_kv
-        and not req.finished()
-        and not req.is_retracted
+        if req.rpc is not None and req.kv.holds_kv and not req.finished() and not req.is_retracted
     ]
 
 
-def _look(runtime: SchedulerRPC, batch: Any, index: int, req: Any) -> Compression | None:
+def _awake(req: Any) -> bool:
+    return req.kv.kv_committed_len >= req.rpc.wake_at
+
+
+def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
     prompt = req.origin_input_ids
     generated = req.kv.kv_committed_len - len(prompt) + req.rpc.evicted
-    compression = runtime.compressor.look(req.rpc, req.kv.req_pool_idx, prompt, generated, req.output_ids)
-    if compression is None:
-        return None
-    # The two ways to corrupt memory. Neither can happen as long as the tree's clamps hold.
-    assert req.kv.cache_protected_len <= len(prompt), f"{req.rid}: the tree owns generated KV"
-    assert req.kv.kv_allocated_len == compression.end == int(batch.seq_lens_cpu[index]), (
-        f"{req.rid}: allocated {req.kv.kv_allocated_len}, row {compression.end}, batch {batch.seq_lens_cpu[index]}"
-    )
-    return compression
-
-
-def _compress(runtime: SchedulerRPC, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
-    runtime.fence()
-    runtime.compressor.compress([c for _, _, c in due])
-    shorter = torch.zeros_like(batch.seq_lens_cpu)
-    for index, req, c in due:
-        freed = _free_tail(runtime, req, c)
-        runtime.compressor.settle(req.rpc, c, freed)
-        runtime.metrics.compressed(c, freed)
-        shorter[index] = c.evicted
-        logger.debug(
-            "RPC %s: compression %d at %d generated tokens, %d -> %d entries, %d slots freed%s",
-            req.rid, c.event, c.generated, c.end - c.prompt_length, c.new_end - c.prompt_length, freed,
-            ", catching up" if c.catch_up else "",
-        )  # fmt: skip
-    # New tensors: forwards in flight and queued results hold the old ones.
-    batch.seq_lens_cpu = batch.seq_lens_cpu - shorter
-    if batch.seq_lens.is_cuda:
-        shorter = shorter.pin_memory()  # or the copy would make the host wait
-    batch.seq_lens = batch.seq_lens - shorter.to(batch.seq_lens.device, batch.seq_lens.dtype, non_blocking=True)
-    batch.seq_lens_sum = None
-
-
-def _free_tail(runtime: SchedulerRPC, req: Any, c: Compression) -> int:
-    """Give back the whole pages behind the kept entries; returns the slots freed."""
-    page = runtime.page_size
-    first_free = -(-c.new_end // page) * page
-    if first_free < c.end:
-        runtime.scheduler.tree_cache.free_kv_row(req.kv, [(first_free, c.end)])
-    req.kv.kv_committed_len = req.kv.kv_allocated_len = c.new_end
-    return -(-c.end // page) * page - first_free
+    return runtime.compressor.look(req.rpc, req.kv.req_pool_idx, prompt, generated, req.output_ids)
 
 
 def _kv_layer(model_runner: Any, layer: Any) -> KVLayer:

@@ -74,7 +74,7 @@ SEAMS: tuple[Seam, ...] = (
         "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
         AROUND,
         "requests:attach_state",
-        "every request passes here once between creation and the queue; it is clipped to what the pool holds uncompressed",
+        "every request passes here once between creation and the queue, and is clipped to what fits uncompressed",
     ),
     Seam(
         "sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class",
@@ -89,10 +89,46 @@ SEAMS: tuple[Seam, ...] = (
         "before merging, admission and retraction, so that freed slots count in the same step",
     ),
     Seam(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
+        AFTER,
+        "pressure:compress_before_retracting",
+        "the last question before a retraction; what is freed here counts in its answer",
+    ),
+    Seam(
         "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free",
         BEFORE,
         "scheduling:let_go_of_row",
         "every row that ends, finished, aborted or retracted, gives its query slot back here",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_batch.release_req",
+        AROUND,
+        "resume:back_up",
+        "every retraction and preemption releases the row here; its KV is saved before",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler._release_aborted_request",
+        BEFORE,
+        "resume:forget_aborted",
+        "every request that is aborted while it waits passes here",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.pause_generation",
+        BEFORE,
+        "resume:forget_on_pause",
+        "after a pause with mode retract, every KV entry must be computed anew",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+        AROUND,
+        "resume:queue_if_resumable",
+        "a retracted request that can never be prefilled again would block the queue for ever",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
+        AFTER,
+        "positions:count_logically",
+        "a restored request is extended from a row that is shorter than its text",
     ),
     Seam(
         "sglang.srt.managers.schedule_batch.Req.reset_for_retract",

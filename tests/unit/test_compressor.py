@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.runtime.request_state import NEVER
+from sglang_rpc.types import NEVER
 from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
 from tests.unit.decode_loop import POOL, WORD, Loop
 

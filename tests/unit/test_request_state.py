@@ -3,7 +3,8 @@
 import pytest
 
 from sglang_rpc.config import RequestOptions, RPCConfig
-from sglang_rpc.runtime.request_state import NEVER, RequestState, Totals
+from sglang_rpc.runtime.request_state import RequestState, Totals
+from sglang_rpc.types import NEVER
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers, TokenMarker
 
 START, END, WORD = 900, 901, 1

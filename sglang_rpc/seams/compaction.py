@@ -1,0 +1,52 @@
+"""Carries compressions out on a batch of SGLang's: moves, frees, and corrects every length."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from sglang_rpc.runtime.pressure import slots_freed
+from sglang_rpc.types import Compression
+
+logger = logging.getLogger(__name__)
+
+
+def carry_out(runtime: Any, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
+    """Compress rows of `batch`, given by index, on the current stream, behind the forward pass in flight."""
+    for index, req, c in due:
+        # The two ways to corrupt memory. Neither can happen as long as the tree's clamps hold.
+        assert req.kv.cache_protected_len <= len(req.origin_input_ids), f"{req.rid}: the tree owns generated KV"
+        assert req.kv.kv_allocated_len == c.end == int(batch.seq_lens_cpu[index]), (
+            f"{req.rid}: allocated {req.kv.kv_allocated_len}, row {c.end}, batch {batch.seq_lens_cpu[index]}"
+        )
+    runtime.fence()
+    runtime.compressor.compress([c for _, _, c in due])
+    shorter = torch.zeros_like(batch.seq_lens_cpu)
+    for index, req, c in due:
+        freed = _free_tail(runtime, req, c)
+        runtime.compressor.settle(req.rpc, c, freed)
+        runtime.metrics.compressed(c, freed)
+        shorter[index] = c.evicted
+        logger.debug(
+            "RPC %s: compression %d at %d generated tokens, %d -> %d entries, %d slots freed%s",
+            req.rid, c.event, c.generated, c.end - c.prompt_length, c.new_end - c.prompt_length, freed,
+            ", catching up" if c.catch_up else ", early" if c.early else "",
+        )  # fmt: skip
+    # New tensors: forwards in flight and queued results hold the old ones.
+    batch.seq_lens_cpu = batch.seq_lens_cpu - shorter
+    if batch.seq_lens.is_cuda:
+        shorter = shorter.pin_memory()  # or the copy would make the host wait
+    batch.seq_lens = batch.seq_lens - shorter.to(batch.seq_lens.device, batch.seq_lens.dtype, non_blocking=True)
+    batch.seq_lens_sum = None
+
+
+def _free_tail(runtime: Any, req: Any, c: Compression) -> int:
+    """Give back the whole pages behind the kept entries; returns the slots freed."""
+    page = runtime.page_size
+    first_free = -(-c.new_end // page) * page
+    if first_free < c.end:
+        runtime.scheduler.tree_cache.free_kv_row(req.kv, [(first_free, c.end)])
+    req.kv.kv_committed_len = req.kv.kv_allocated_len = c.new_end
+    return slots_freed(c, page)
