@@ -54,6 +54,8 @@ class RequestState:
     armed: bool = False  #: the slot was taken ahead of time, in case memory runs out
     wake_at: int = 0  #: physical length of the row, prompt included, at which to look again
 
+    compacted_in: int = -1  #: the scheduling step in which its row was last compacted
+
     # While it waits to come back.
     backup: Any = None  #: its KV on the host (memory.host_backup.Backup), if it is kept
     to_restore: Live | None = None  #: with a backup: the live state that belongs to it

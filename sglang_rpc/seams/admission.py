@@ -91,6 +91,8 @@ def _adder_class(base: type, runtime: Any) -> type:
             return super()._select_prefill_admission(req, total_tokens=total_tokens + beyond, **kwargs)
 
         def preempt_to_schedule(self, req: Any) -> bool:
+            if resume.result_in_flight(runtime, self.running_batch.reqs):
+                return False  # in the next step
             with self._costing_what_it_adds(req, self._waiting(req)):
                 offset = self.memory_budget.total_offset
                 preempted = super().preempt_to_schedule(req)

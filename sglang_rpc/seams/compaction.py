@@ -27,6 +27,7 @@ def carry_out(runtime: Any, batch: Any, due: list[tuple[int, Any, Compression]])
     for index, req, c in due:
         freed = _free_tail(runtime, req, c)
         runtime.compressor.settle(req.rpc, c, freed)
+        req.rpc.compacted_in = runtime.step
         runtime.metrics.compressed(c, freed)
         shorter[index] = c.evicted
         logger.debug(

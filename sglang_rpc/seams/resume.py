@@ -16,6 +16,31 @@ import torch
 logger = logging.getLogger(__name__)
 
 
+def result_in_flight(runtime: Any, reqs: Any) -> bool:
+    """Whether one of `reqs` has been compressed in this step, while the result of its last forward is on its way.
+
+    SGLang throws that result away if it retracts the request, and computes its token again; but that forward attended
+    to what has now been evicted.
+    """
+    if not getattr(runtime.scheduler, "result_queue", None):
+        return False
+    return any(req.rpc is not None and req.rpc.compacted_in == runtime.step for req in reqs)
+
+
+def wait_for_result(original: Callable, scheduler: Any, batch: Any) -> Any:
+    """AROUND Scheduler.update_running_batch: launch nothing in this step if it would retract a request whose result
+    cannot be computed again; in the next step the result is there."""
+    from sglang.srt.managers import scheduler as module
+
+    runtime = getattr(scheduler, "rpc", None)
+    if runtime is not None and result_in_flight(runtime, batch.reqs):
+        testing = module.TEST_RETRACT and scheduler.forward_ct % module.TEST_RETRACT_INTERVAL == 0
+        if testing or not batch.check_decode_mem():
+            batch.filter_batch()
+            return None
+    return original(scheduler, batch)
+
+
 def back_up(original: Callable, *, req: Any, req_to_token_pool: Any, offload_kv: bool = True, **kwargs: Any) -> bool:
     """AROUND schedule_batch.release_req: save the row before it is released.
 

@@ -50,6 +50,7 @@ class SchedulerRPC:
             _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots))
         self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
         self.metrics = Metrics(scheduler.metrics_collector)
+        self.step = 0  #: scheduling steps so far
         self.adder_class: type | None = None
         self.watermarks = Watermarks(config.high_watermark, config.low_watermark)
         self.armed: list[RequestState] = []  # recorded ahead of time, in case memory runs out
@@ -106,12 +107,13 @@ def let_go_of_row(req_to_token_pool: Any, req: Any) -> None:
 def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     """BEFORE Scheduler.get_next_batch_to_run.
 
-    At this point the last forward may still be running. Its decode rows are in `running_batch`, or, if it was a mixed
-    step, in `last_batch`, which is merged right after.
+    At this point the last forward may still be running. Its rows are in `running_batch`, or, if it was an extend, in
+    `last_batch`, which is merged right after.
     """
     runtime = getattr(scheduler, "rpc", None)
     if runtime is None:
         return
+    runtime.step += 1
     batches = list(_decode_rows(running_batch, last_batch))
     pressure.watch(runtime, [req for _, rows in batches for _, req in rows])
     for batch, rows in batches:
@@ -124,16 +126,18 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
 
 def _decode_rows(running_batch: Any, last_batch: Any) -> Iterator[tuple[Any, list[tuple[int, Any]]]]:
     """The batches that hold decoding rows, each with the rows, by index, that RPC knows and that still hold KV."""
-    yield running_batch, _live(enumerate(running_batch.reqs))
-    if last_batch is not None and last_batch is not running_batch and last_batch.forward_mode.is_mixed():
-        first = len(last_batch.reqs) - len(last_batch.decoding_reqs or ())  # a mixed batch ends in its decode rows
-        yield last_batch, _live((i, last_batch.reqs[i]) for i in range(first, len(last_batch.reqs)))
+    yield running_batch, _live(running_batch.reqs)
+    if last_batch is not None and last_batch is not running_batch and last_batch.forward_mode.is_extend():
+        # The decode rows of a mixed step, and restored requests.
+        yield last_batch, [
+            (i, req) for i, req in _live(last_batch.reqs) if req.kv.kv_committed_len > len(req.origin_input_ids)
+        ]
 
 
-def _live(rows: Any) -> list[tuple[int, Any]]:
+def _live(reqs: list[Any]) -> list[tuple[int, Any]]:
     return [
         (i, req)
-        for i, req in rows
+        for i, req in enumerate(reqs)
         # Finished or retracted rows are filtered out later in this step; their KV is no longer theirs.
         if req.rpc is not None and req.kv.holds_kv and not req.finished() and not req.is_retracted
     ]

@@ -101,6 +101,12 @@ SEAMS: tuple[Seam, ...] = (
         "every row that ends, finished, aborted or retracted, gives its query slot back here",
     ),
     Seam(
+        "sglang.srt.managers.scheduler.Scheduler.update_running_batch",
+        AROUND,
+        "resume:wait_for_result",
+        "retracting a request throws away the result in flight; just compressed, it could not be computed again",
+    ),
+    Seam(
         "sglang.srt.managers.schedule_batch.release_req",
         AROUND,
         "resume:back_up",
