@@ -158,9 +158,10 @@ class Compressor:
         if state.start is None:
             return generated + options.interval  # no start yet, so no due date before that
         due = state.due()
+        if generated < due - options.window:
+            return due - options.window
+        state.armed = False  # from here on the slot is the due date's
         if state.slot is None:
-            if generated < due - options.window:
-                return due - options.window
             state.slot = self.ring.acquire(row)
             if state.slot is None:
                 self.counters.slot_waits += 1
@@ -224,7 +225,7 @@ class Compressor:
             totals.early += compression.early
         if compression.early:
             state.armed = True  # it goes on recording: memory is short, and it may have to give way again
-            state.wake_at = compression.prompt_length + state.due() - state.evicted
+            state.wake_at = compression.prompt_length + state.due() - state.options.window - state.evicted
         else:
             self._after_due(state, compression.prompt_length, compression.generated)
 

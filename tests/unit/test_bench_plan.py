@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 
-from eval.bench import arms, options, plan, presets, shapes
+from eval.bench import arms, options, plan, presets, shapes, table
 from eval.bench.errors import BenchError
 from eval.bench.workloads import RPC, Workload, offered_tokens
 
+ROOT = Path(__file__).resolve().parents[2]
 P64 = RPC(interval=64, window=16, ratio=4)
 
 
@@ -22,12 +25,15 @@ def test_the_pool_is_a_fraction_of_what_the_load_holds_with_shared_prompts_held_
     assert offered_tokens(16, 1, 32, 1280) == 16 * (32 + 1280)
     assert offered_tokens(64, 32, 100, 10) == 2 * 100 + 64 * 10
     (tight,) = presets.Grid((16,), (1280,), (32,), pool_fractions=(0.25,)).workloads()
-    assert tight.pool_tokens == 5248 and tight.pool_fraction == 0.25 and tight.samples == 48
+    assert tight.pool_tokens == 5248 + 2 * 4 and tight.pool_fraction == 0.25 and tight.samples == 48
 
 
 def test_fixed_pools_replace_fractions():
     grid = presets.Grid((2, 4), (90,), (10,), pool_fractions=(0.25,), pool_tokens=(400,))
-    assert [(w.concurrency, w.pool_tokens, w.pool_fraction) for w in grid.workloads()] == [(2, 400, 2.0), (4, 400, 1.0)]
+    assert [(w.concurrency, w.pool_tokens, w.pool_fraction) for w in grid.workloads()] == [
+        (2, 400, 1.961),
+        (4, 400, 0.98),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,13 +45,13 @@ def test_peak(generated, held):
 
 def test_peak_bounds_what_the_policy_holds():
     held, highest = 0, 0
-    for generated in range(1, 2000):
+    for generated in range(1, 2001):
         held += 1
         highest = max(highest, held)
-        assert P64.peak(generated) >= held
+        # It counts what follows a compression as soon as that is done: at most int(P / c) above what was held so far.
+        assert highest <= P64.peak(generated) <= highest + 16
         if generated >= 80 and (generated - 16) % 64 == 0:
             held = (generated - 16) // 64 * 16 + 16
-    assert P64.peak(1999) == highest
 
 
 def test_fits_counts_prompts_once_a_group():
@@ -149,12 +155,14 @@ def test_what_is_given_replaces_the_presets_lists(tmp_path):
 
 
 def test_shapes(tmp_path):
-    tiny = shapes.write_shape("tiny", tmp_path)
+    tiny = shapes.of_shape("tiny", tmp_path)
+    assert not list(tmp_path.iterdir())
     assert tiny.kv_bytes_per_token("float32") == 2 * 1 * 1 * 32 * 4 and tiny.vocab_size == 512 and tiny.dummy
-    smollm2 = shapes.write_shape("smollm2", tmp_path)
+    smollm2 = shapes.of_shape("smollm2", tmp_path / "deep")
+    shapes.write(smollm2)
     assert smollm2.kv_bytes_per_token("bfloat16") == 2 * 30 * 3 * 64 * 2
     assert smollm2.kv_bytes_per_token("auto") is None
-    again = shapes.at_path(str(tmp_path), dummy=False)
+    again = shapes.at_path(str(tmp_path / "deep"), dummy=False)
     assert again.sha == smollm2.sha != tiny.sha and not again.dummy
 
 
@@ -190,6 +198,24 @@ def test_refused_in_one_sentence(tmp_path, flags):
         asked = options.read(["--out", str(tmp_path), *flags.split(" ")])
         plan.starts(asked.arms, asked.workloads, asked.repetitions)
     assert REFUSED[flags] in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_only_the_stock_server_touches_the_package():
+    """eval/ speaks HTTP: what is measured must not depend on what measures it."""
+    found = set()
+    for file in (ROOT / "eval").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {(file.name, name) for name in names if name.split(".")[0] in ("sglang", "sglang_rpc", "torch")}
+    assert found == {("stock_server.py", "sglang_rpc.cpu")}
+
+
+def test_the_readme_explains_every_column_and_names_every_preset():
+    text = (ROOT / "eval" / "README.md").read_text()
+    assert [name for name in table.COLUMNS if f"`{name}`" not in text] == []
+    assert [name for name in presets.PRESETS if f"--preset {name}" not in text] == []
+    assert [name for name in arms.BUILT_IN if f"`{name}`" not in text] == []
 
 
 def test_a_config_that_is_no_transformer_is_refused(tmp_path):
