@@ -10,11 +10,23 @@ from pathlib import Path
 import torch
 
 
+_most_running = 0  #: the largest decode batch so far
+
+
 def run_scheduler_process(*args, **kwargs):
     """As SGLang's, with the spy's method on the scheduler."""
     from sglang.srt.managers import scheduler
 
     scheduler.Scheduler.spy = _spy
+    run_batch = scheduler.Scheduler.run_batch
+
+    def counted(self, batch, *args, **kwargs):
+        global _most_running
+        if batch.forward_mode.is_decode():
+            _most_running = max(_most_running, len(batch.reqs))
+        return run_batch(self, batch, *args, **kwargs)
+
+    scheduler.Scheduler.run_batch = counted
     return scheduler.run_scheduler_process(*args, **kwargs)
 
 
@@ -40,6 +52,8 @@ def _spy(self, path: str, prompt: list[int]) -> None:
                 "rows": self.req_to_token_pool.size,
                 "query_slots_in_use": self.rpc.ring.in_use if getattr(self, "rpc", None) else 0,
                 "running": len(self.running_batch.reqs),
+                "most_running": _most_running,
+                "host_backup_bytes": self.rpc.backups.used if getattr(self, "rpc", None) else 0,
                 "matched": len(slots),
                 "digest": digest.hexdigest(),
             }

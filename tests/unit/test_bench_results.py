@@ -208,7 +208,7 @@ def test_the_numbers_of_a_run():
     receipt = {"compressions": 2, "catch_ups": 1, "evicted": 30, "held": 9, "interval": 64, "scope": "all"}
     samples = [sample(receipt=receipt), sample(retractions=2), sample(tokens=3, error="3 tokens instead of 4")]
     found = metrics.of_run(Run(10.0, samples, 11.5, 14.0), load.summarise([], 0, 1, 2), 8, closed_loop=True)
-    assert set(found) | {"server_cpu_s", "client_cpu_s", "counters"} == set(metrics.COLUMNS)
+    assert set(found) | {"server_cpu_s", "client_cpu_s", "other_cpu_s", "counters"} == set(metrics.COLUMNS)
     assert (found["wall_s"], found["output_tokens_total"], found["tok_s"]) == (4.0, 8, 2.0)
     assert (found["completed"], found["errors"], found["wrong_length"]) == (2, 1, 1)
     assert found["first_error"] == "3 tokens instead of 4"
