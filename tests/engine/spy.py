@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-
 _most_running = 0  #: the largest decode batch so far
 
 

@@ -35,7 +35,7 @@ def balanced(running, tmp_path):
 
 
 def prompts(golden, count):
-    return [golden.prompt[:24] + [5 + i] for i in range(count)]
+    return [[*golden.prompt[:24], 5 + i] for i in range(count)]
 
 
 def test_twelve_requests_of_three_times_the_pool_complete(running, golden):

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 import torch
 
 from sglang_rpc.config import RequestOptions, RPCConfig
+from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.think_gate import ThinkMarkers
 from sglang_rpc.types import Compression, KVLayer
+
+torch.set_num_threads(1)  # more threads on these tiny tensors only wait for each other
 
 POOL, LENGTH, DIM, LAYERS = 1024, 640, 8, 2
 WORD = 1  #: a token that is no marker
@@ -31,6 +34,7 @@ class Request:
     generated: int = 0  #: logical entries behind the prompt
     length: int = 0  #: physical length of the row, prompt included
     done: list[tuple[int, int, bool]] = field(default_factory=list)  #: (generated, event, catch_up) of each compression
+    early: list[tuple[int, int]] = field(default_factory=list)  #: (generated, entries kept) of each before its due date
     looks: list[int] = field(default_factory=list)  #: `generated` at each look
 
 
@@ -116,6 +120,18 @@ class Loop:
         if due:
             self._compress(due)
 
+    def arm(self, request: Request) -> bool:
+        """What the scheduler does when memory may run out."""
+        return self.compressor.arm(request.state, request.row, request.generated)
+
+    def give_way(self, request: Request, ratio: float) -> Compression | None:
+        """What the scheduler does when memory has run out."""
+        r = request
+        c = self.compressor.early(r.state, r.row, r.prompt, r.generated, r.output, ratio)
+        if c is not None:
+            self._compress([(r, c)])
+        return c
+
     def retract(self, request: Request) -> None:
         """The row is freed, and refilled from the request's tokens, uncompressed."""
         self.compressor.let_go(request.state)
@@ -124,6 +140,39 @@ class Loop:
         request.length = 0
         for position in range(len(request.prompt) + request.generated):
             self._write(request, position)
+
+    def leave(self, request: Request, backups: HostBackup) -> None:
+        """The row is freed, and kept on the host but for its newest entry."""
+        state = request.state
+        queries = None if state.slot is None or state.armed else self.ring.buffer[:, state.slot]
+        row, live = self.slots(request), state.live()
+        state.backup = backups.save(row[:-1], len(request.prompt), tuple(request.prompt), queries)
+        assert state.backup is not None
+        state.to_restore = live
+        self.compressor.let_go(state)
+        state.reset()
+        self.free += row.tolist()
+        request.length = 0
+        self.requests.remove(request)
+
+    def come_back(self, request: Request, row: int, backups: HostBackup) -> None:
+        """Into another row, beside nothing in the tree; then the newest token is computed again."""
+        state, backup = request.state, request.state.backup
+        slots = [self.free.pop(0) for _ in range(backup.tokens)]
+        self.keys[row], self.queries[row] = self.keys[request.row].clone(), self.queries[request.row].clone()
+        request.row, request.length = row, backup.tokens
+        self.req_to_token[row, : backup.tokens] = torch.tensor(slots, dtype=torch.int32)
+        backups.load(backup, 0, torch.tensor(slots))
+        state.restore(state.to_restore)
+        if backup.queries is not None:
+            state.slot = self.ring.acquire(row)
+            self.ring.buffer[:, state.slot] = backup.queries
+        backups.drop(backup)
+        state.backup = state.to_restore = None
+        self.requests.append(request)
+        request.generated -= 1
+        self._decode(request)
+        self._consistent(request)
 
     def finish(self, request: Request) -> None:
         self.compressor.let_go(request.state)
@@ -175,7 +224,10 @@ class Loop:
             self.free += self.slots(request)[c.new_end :].tolist()
             request.length = c.new_end
             self.compressor.settle(request.state, c, c.evicted)
-            request.done.append((c.generated, c.event, c.catch_up))
+            if c.early:
+                request.early.append((c.generated, request.length - len(request.prompt)))
+            else:
+                request.done.append((c.generated, c.event, c.catch_up))
             self._consistent(request)
         if wanted is not None:
             assert [self.held(r) for r, _ in due] == wanted

@@ -1,14 +1,15 @@
 """The orchestrator in a played decode loop. Every compression is checked entry by entry by `decode_loop`'s oracle."""
 
+import copy
 import threading
 
 import pytest
 import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.types import NEVER
 from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
-from tests.unit.decode_loop import POOL, WORD, Loop
+from sglang_rpc.types import NEVER
+from tests.unit.decode_loop import POOL, WORD, Loop, Request
 
 START, END = 900, 901
 MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
@@ -333,6 +334,434 @@ def test_a_state_cannot_be_reset_while_it_holds_a_slot():
     loop.run(18)
     with pytest.raises(AssertionError, match="given back"):
         request.state.reset()
+
+
+# --- before the due date ----------------------------------------------------------------------------------------
+
+
+def play_dates(held: int, events: int, after: int, upto: int, budget: tuple[int, int, float]):
+    """What the due dates behind `after` make of `held` entries: (compressions, entries held at `upto`)."""
+    interval, window, ratio = budget
+    done = []
+    for g in range(after + 1, upto + 1):
+        held += 1
+        if g == (events + 1) * interval + window:
+            events += 1
+            keep = events * int(interval / ratio)
+            if keep < held - window:
+                held = keep + window
+                done.append((g, events, False))
+    return done, held
+
+
+def held_by(request: Request) -> int:
+    """Entries behind the prompt."""
+    return request.length - len(request.prompt)
+
+
+def assert_untouched_by_early(request: Request, loop: Loop, ratio: float) -> None:
+    """Nothing is evicted, and nothing of the request's record changes."""
+    before, held = copy.deepcopy(request.state), loop.held(request)
+    assert loop.give_way(request, ratio) is None
+    assert request.state == before and loop.held(request) == held and request.early == []
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("budget", [(16, 4, 4), (12, 3, 2.5), (20, 4, 1.5), (8, 8, 2), (16, 2, 16)], ids=str)
+def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
+    interval, window, ratio = budget
+    steady = Loop(config(*budget))
+    request, given_way, skipped = steady.add(), 0, 0
+    for recorded in range(2 * interval + 2 * window):
+        steady.run(1 if recorded else 0)
+        loop = copy.deepcopy(steady)
+        (early,) = loop.requests
+        assert loop.arm(early)
+        loop.run(window)
+        g, n, held, dates = recorded + window, early.state.events, held_by(early), list(early.done)
+        step, since = int(interval / (ratio * factor)), g - window - n * interval
+        keep = max(1, n * step + int(since / (ratio * factor)))
+        if held - window - keep < window:
+            assert_untouched_by_early(early, loop, ratio * factor)
+            continue
+        due = early.state.due()
+        c = loop.give_way(early, ratio * factor)  # content: the loop's oracle
+        given_way += 1
+        assert (c.generated, c.event, c.keep, c.early, c.catch_up) == (g, n, keep, True, False)
+        assert early.early == [(g, keep + window)] and held_by(early) == keep + window
+        assert (early.state.events, early.state.due()) == (n, due) and due == (n + 1) * interval + window > g
+
+        last = due + 2 * interval
+        loop.run(last - g)
+        later, held = play_dates(keep + window, n, g, last, budget)
+        assert early.done == dates + later and held_by(early) == held
+        if factor == 1:
+            assert held == (n + 3) * int(interval / ratio) + window  # exactly the budget, as if nothing had been
+        skipped += len(later) < 3
+        totals, counters = early.state.totals, loop.compressor.counters
+        assert totals.compressions == counters.compressions == len(early.done) + 1
+        assert (totals.early, counters.early, totals.catch_ups, counters.catch_ups) == (1, 1, 0, 0)
+        assert totals.evicted == counters.evicted == totals.slots_freed == early.state.evicted
+        assert counters.requests_compressed == 1
+        assert_all_slots_are_back(loop)
+    assert request.early == []
+    if interval > window:
+        assert given_way > interval / 4
+    # With more evicted than its share, the date may find less than its budget.
+    assert factor > 1 or not skipped or ratio < 2
+
+
+def test_every_entry_of_the_budget_at_the_due_date_whatever_came_before():
+    for g in range(8, 36):
+        loop = Loop(config(16, 4, 4))
+        request = loop.add()
+        loop.run(g - 4)
+        loop.arm(request)
+        loop.run(4)
+        loop.give_way(request, 4)
+        for due, kept in ((20, 8), (36, 12), (52, 16)):
+            if request.generated <= due:
+                loop.run(due - request.generated)
+                assert held_by(request) == kept
+        assert [e for e, _, _ in request.done] == [20, 36, 52]
+
+
+def test_a_due_date_with_nothing_left_to_evict_is_skipped():
+    # c 1.5: 13 of 20 are to be kept at 24. At twelve times that, 15 entries are left 4 of at 19, and 5 come: 5 <= 13.
+    loop = Loop(config(20, 4, 1.5))
+    request = loop.add()
+    loop.run(15)
+    loop.arm(request)
+    loop.run(4)
+    assert loop.give_way(request, 18).keep == 1
+    assert request.early == [(19, 5)]
+    loop.run(5)
+    assert request.done == [] and held_by(request) == 10 and request.state.events == 1
+    assert request.state.slot is None and not request.state.armed
+    loop.run(20)  # of 26 candidates 26 may be kept
+    assert request.done == [] and held_by(request) == 30
+    loop.run(20)
+    assert request.done == [(64, 3, False)] and held_by(request) == 3 * 13 + 4
+    assert request.state.totals.catch_ups == 0
+    assert_all_slots_are_back(loop)
+
+
+def test_it_may_give_way_again_and_again():
+    loop = Loop(config(interval=32, window=4, ratio=4))
+    request = loop.add()
+    loop.run(4)
+    loop.arm(request)
+    for _ in range(120):
+        loop.run(1)
+        loop.arm(request)
+        loop.give_way(request, 4)
+    # A window at least is evicted each time: 6 entries of which 1/4 is kept are the first to free 4, then each 5 or 6.
+    assert request.early[0] == (10, 5)
+    gaps = [later - earlier for (earlier, _), (later, _) in zip(request.early, request.early[1:], strict=False)]
+    assert len(request.early) > 12 and min(gaps) >= 4
+    assert [(g, n, late) for g, n, late in request.done if late] == []
+    assert request.state.totals.early == len(request.early)
+    for g, n, _ in request.done:
+        assert g == n * 32 + 4
+    assert held_by(request) < 4 + request.generated / 4 + 6
+    assert_all_slots_are_back(loop)
+
+
+def test_requests_that_give_way_together_do_so_as_alone():
+    together, requests, alone = Loop(config()), [], []
+    for row, ahead in ((0, 0), (1, 5), (3, 9)):
+        requests.append(together.add(row, prompt=3 * row))
+        for other in requests[:-1]:
+            assert other.generated == 0
+        single = Loop(config())
+        alone.append((single, single.add(row, prompt=3 * row)))
+        assert ahead >= 0
+    for loop, own in [(together, requests), *((loop, [r]) for loop, r in alone)]:
+        loop.run(10)
+        assert all(loop.arm(r) for r in own)
+        loop.run(4)
+        cs = [loop.compressor.early(r.state, r.row, r.prompt, r.generated, r.output, 4) for r in own]
+        loop._compress(list(zip(own, cs, strict=True)))
+        loop.run(30)
+    for request, (loop, single) in zip(requests, alone, strict=True):
+        assert request.early == single.early == [(14, 6)] and request.done == single.done
+        assert together.held(request) == loop.held(single)
+    assert_all_slots_are_back(together)
+
+
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+@pytest.mark.parametrize("selector", ["official", "paper"])
+def test_early_selections_equal_the_oracle_too(aggregation, selector):
+    loop = Loop(config(aggregation=aggregation, selector=selector))
+    request = loop.add()
+    loop.run(23)
+    loop.arm(request)
+    for _ in range(3):
+        loop.run(8)
+        loop.arm(request)
+        loop.give_way(request, 8)
+    assert len(request.early) == 3
+    assert_all_slots_are_back(loop)
+
+
+def test_a_window_must_be_recorded_first():
+    loop = Loop(config(interval=16, window=4))
+    request = loop.add()
+    loop.run(10)
+    assert_untouched_by_early(request, loop, 4)  # no query slot
+    loop.arm(request)
+    for _ in range(3):
+        loop.run(1)
+        assert_untouched_by_early(request, loop, 4)
+    loop.run(1)
+    assert loop.give_way(request, 4) is not None
+
+
+def test_less_than_a_window_is_not_worth_it():
+    loop = Loop(config(interval=32, window=8, ratio=2))
+    request = loop.add()
+    loop.arm(request)
+    loop.run(8 + 14)
+    assert_untouched_by_early(request, loop, 2)  # 14 candidates, of which 7 would go
+    loop.run(1)
+    assert request.state.early_gain(23, 2) == 8
+    assert loop.give_way(request, 2).evicted == 8
+    assert_untouched_early_again(loop, request)
+
+
+def assert_untouched_early_again(loop: Loop, request: Request) -> None:
+    held = loop.held(request)
+    assert loop.give_way(request, 2) is None and loop.held(request) == held
+
+
+@pytest.mark.parametrize("how", ["options", "refused"])
+def test_a_request_that_is_switched_off_gives_no_way(how):
+    loop = Loop(config())
+    request = loop.add(enabled=False) if how == "options" else loop.add()
+    if how == "refused":
+        request.state.refused = "a reason"
+    loop.run(10)
+    loop.arm(request)
+    loop.run(8)
+    assert_untouched_by_early(request, loop, 4)
+
+
+def test_a_thought_gives_way_from_its_start():
+    loop = Loop(config(scope="think"), markers=MARKERS)
+    request = loop.add(output=says((6, START)))
+    loop.run(15)
+    loop.arm(request)
+    loop.run(4)
+    assert loop.give_way(request, 4).keep == 2  # of the 8 behind the start and before the window
+    assert request.early == [(19, 7 + 2 + 4)]
+    assert all(head[:7] == list(range(7)) for layer in loop.held(request) for head in layer)
+    loop.run(60)
+    assert request.done == [(27, 1, False), (43, 2, False), (59, 3, False), (75, 4, False)]
+    assert all(head[:7] == list(range(7)) for layer in loop.held(request) for head in layer)
+    assert_all_slots_are_back(loop)
+
+
+def test_what_has_not_begun_to_think_gives_no_way():
+    loop = Loop(config(scope="think"), markers=MARKERS)
+    request = loop.add(output=says())
+    loop.arm(request)
+    loop.run(30)
+    assert_untouched_by_early(request, loop, 4)
+
+
+@pytest.mark.parametrize(("at", "closed"), [(12, True), (13, True), (14, False)])
+def test_a_thought_that_has_just_closed_gives_no_way(at, closed):
+    loop = Loop(config(scope="think"), markers=MARKERS)
+    request = loop.add(prompt=[START], output=says((at, END)))
+    loop.run(9)
+    loop.arm(request)
+    loop.run(5)  # the gate was last read when it was looked at
+    assert (loop.give_way(request, 4) is None) is closed
+    loop.run(60)
+    assert request.done == [] and request.state.slot is None and loop.ring.in_use == 0
+
+
+# --- recorded ahead of time -------------------------------------------------------------------------------------
+
+
+def test_arming_takes_one_slot_if_there_is_one():
+    loop = Loop(config(), slots=1)
+    first, second = loop.add(0), loop.add(1)
+    loop.run(5)
+    assert loop.arm(first) and loop.ring.in_use == 1 and (first.state.armed, first.state.slot_since) == (True, 5)
+    loop.run(2)
+    assert loop.arm(first) and loop.ring.in_use == 1 and first.state.slot_since == 5  # it goes on recording
+    assert not loop.arm(second) and second.state.slot is None and not second.state.armed
+    assert loop.compressor.counters.slot_waits == 0
+    loop.compressor.disarm(first.state)
+    assert loop.ring.in_use == 0 and first.state.slot is None and not first.state.armed
+    assert loop.arm(second)
+    loop.compressor.disarm(first.state)  # it has none
+    assert loop.ring.in_use == 1
+    assert_all_slots_are_back(loop)
+
+
+@pytest.mark.parametrize("budget", [(16, 4, 4), (5, 8, 2), (16, 8, 1.5)], ids=str)
+def test_recording_alone_changes_nothing(budget):
+    plain, armed = Loop(config(*budget)), Loop(config(*budget))
+    asleep, awake = plain.add(), armed.add()
+    for step in range(70):
+        if step % 3 == 0:
+            armed.arm(awake)
+        if step % 7 == 5:
+            armed.compressor.disarm(awake.state)
+        for loop in (plain, armed):
+            loop.run(1)
+    assert asleep.done == awake.done and plain.held(asleep) == armed.held(awake)
+    assert_all_slots_are_back(armed)
+
+
+@pytest.mark.parametrize("armed_at", [0, 10, 15, 16, 18, 21, 30])
+@pytest.mark.parametrize("steps", range(1, 20, 3))
+def test_a_slot_given_up_at_any_step_delays_no_due_date(armed_at, steps):
+    loop = Loop(config(interval=16, window=4))
+    request = loop.add()
+    loop.run(armed_at)
+    loop.arm(request)
+    loop.run(steps - 1)
+    loop.look()
+    loop._decode(request)
+    loop.compressor.disarm(request.state)  # the scheduler does so before it looks
+    loop.run(60 - request.generated)
+    assert request.done == [(20, 1, False), (36, 2, False), (52, 3, False)]
+    assert_all_slots_are_back(loop)
+
+
+def test_from_a_window_before_the_date_the_slot_is_the_dates():
+    loop = Loop(config(interval=16, window=4))
+    request = loop.add()
+    loop.run(9)
+    loop.arm(request)
+    loop.run(6)
+    assert request.state.armed
+    loop.run(1)  # 16: the date's own window begins
+    assert not request.state.armed and request.state.slot_since == 9
+    slot = request.state.slot
+    loop.compressor.disarm(request.state)
+    assert request.state.slot == slot is not None
+    loop.run(4)
+    assert request.done == [(20, 1, False)] and request.state.slot is None
+
+
+def test_the_armed_do_not_keep_their_slot_behind_a_due_date():
+    loop = Loop(config(interval=16, window=4))
+    request = loop.add()
+    loop.arm(request)
+    for g in range(1, 50):
+        loop.run(1)
+        assert (request.state.slot is not None) == (g < 20 or g in range(32, 36) or g in range(48, 52)), g
+
+
+def test_an_armed_row_that_is_freed_is_armed_no_more():
+    loop = Loop(config())
+    request = loop.add()
+    loop.run(5)
+    loop.arm(request)
+    loop.retract(request)
+    assert not request.state.armed and loop.ring.in_use == 0
+    loop.run(50)
+    assert [g for g, _, _ in request.done] == [20, 36, 52]
+    assert_all_slots_are_back(loop)
+
+
+def test_after_giving_way_it_goes_on_recording_until_it_is_told_not_to():
+    loop = Loop(config(interval=64, window=4))
+    request = loop.add()
+    loop.run(20)
+    loop.arm(request)
+    loop.run(4)
+    loop.give_way(request, 4)
+    assert request.state.armed and loop.ring.in_use == 1 and request.state.slot_since == 20
+    loop.run(8)
+    assert loop.give_way(request, 4) is not None  # at once: its window is recorded
+    loop.compressor.disarm(request.state)
+    assert loop.ring.in_use == 0
+    loop.run(40)
+    assert request.done == [(68, 1, False)][: request.generated >= 68]
+    assert_all_slots_are_back(loop)
+
+
+# --- only under pressure ----------------------------------------------------------------------------------------
+
+
+def press(loop: Loop, pressed: bool) -> None:
+    """What the scheduler does when a watermark is crossed."""
+    loop.compressor.pressed = pressed
+    for request in loop.requests:
+        request.state.wake_at = 0
+
+
+def test_without_pressure_nobody_is_looked_at_twice():
+    loop = Loop(config(when="pressure"))
+    request = loop.add()
+    assert not loop.compressor.pressed and Loop(config()).compressor.pressed
+    loop.run(100)
+    assert request.done == [] and request.looks == [0] and request.state.wake_at == NEVER
+    assert loop.ring.in_use == 0 and request.length == 105
+
+
+@pytest.mark.parametrize("budget", [(16, 4, 4), (4, 16, 2), (16, 4, 1.2)], ids=str)
+@pytest.mark.parametrize("woken", [0, 5, 15, 16, 17, 20, 36, 50, 52])
+def test_woken_it_makes_up_for_what_it_missed(budget, woken):
+    loop = Loop(config(*budget, when="pressure"))
+    request = loop.add()
+    loop.run(woken)
+    press(loop, True)
+    loop.run(60)
+    assert request.done == play_policy(woken, woken + 60, *budget) and request.done
+    assert request.state.totals.catch_ups == sum(late for _, _, late in request.done)
+    assert_all_slots_are_back(loop)
+
+
+@pytest.mark.parametrize("relieved", [5, 16, 18, 19, 20, 30])
+def test_relieved_it_gives_its_slot_back_and_sleeps(relieved):
+    loop = Loop(config(when="pressure"))
+    request = loop.add()
+    press(loop, True)
+    loop.run(relieved)
+    press(loop, False)
+    loop.run(0)
+    assert loop.ring.in_use == 0 and request.state.slot is None and request.state.wake_at == NEVER
+    before = list(request.done)
+    assert before == [(20, 1, False)][: relieved >= 20]
+    loop.run(50)
+    assert request.done == before and loop.ring.in_use == 0
+    press(loop, True)
+    woken = request.generated
+    loop.run(4)
+    assert request.done[len(before) :] == [(woken + 4, (woken + 4 - 4) // 16, True)]
+    assert_all_slots_are_back(loop)
+
+
+def test_a_thought_that_closed_unseen_is_not_compressed_when_woken():
+    loop = Loop(config(scope="think", when="pressure"), markers=MARKERS)
+    request = loop.add(prompt=[START], output=says((40, END)))
+    loop.run(60)
+    press(loop, True)
+    loop.run(40)
+    assert request.done == [] and not request.state.active and loop.ring.in_use == 0
+
+
+def test_memory_may_run_out_before_anybody_counts_as_pressed():
+    loop = Loop(config(when="pressure"))
+    request = loop.add()
+    loop.run(40)
+    loop.arm(request)
+    loop.run(4)
+    assert loop.give_way(request, 4).keep == 10  # 40 candidates
+    loop.run(3)
+    assert request.done == [] and request.state.wake_at == NEVER and loop.ring.in_use == 0
+    press(loop, True)
+    loop.run(60)
+    # By 51 two dates have passed: 8 are to be kept of 17.
+    assert request.done[0] == (51, 2, True)
+    assert request.done[1:] == [(g, n, False) for n, g in ((3, 52), (4, 68), (5, 84), (6, 100))]
+    assert_all_slots_are_back(loop)
 
 
 # --- requests that are never compressed -------------------------------------------------------------------------

@@ -4,8 +4,8 @@ import pytest
 
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.runtime.request_state import RequestState, Totals
-from sglang_rpc.types import NEVER
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers, TokenMarker
+from sglang_rpc.types import NEVER
 
 START, END, WORD = 900, 901, 1
 MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
