@@ -167,4 +167,6 @@ class RequestState:
         first = self.start + rpc.next_due(0, self.options.interval, self.options.window)
         if self.gate is not None and self.gate.closed:
             return f"the think segment ended before {first} generated tokens, where the first compression is due"
+        if generated > first:
+            return "the pool was not pressed when a compression was due"
         return f"finished before {first} generated tokens, where the first compression is due"

@@ -76,3 +76,15 @@ def _fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int |
     params = req.sampling_params
     params.max_new_tokens = max(0, tokens)
     params.min_new_tokens = min(at_least, params.max_new_tokens)
+
+
+def clip_answer(scheduler: Any, req: Any) -> None:
+    """The thinking has ended, and what follows is not compressed: let it be no longer than the pool has room for.
+
+    Until then the request was taken to think to its end. Without this an answer that outgrows the pool alone would be
+    aborted, with it it ends by length.
+    """
+    room = scheduler.max_total_num_tokens - req.kv.kv_allocated_len - 2 * scheduler.page_size - 1
+    params = req.sampling_params
+    params.max_new_tokens = min(params.max_new_tokens, len(req.output_ids) + max(1, room))
+    params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)

@@ -20,6 +20,7 @@ from sglang_rpc.seams.compaction import carry_out
 from sglang_rpc.seams.markers import find_markers
 from sglang_rpc.seams.metrics import Metrics
 from sglang_rpc.seams.process import ends_if_refused
+from sglang_rpc.seams.requests import clip_answer
 from sglang_rpc.seams.settings import config_of
 from sglang_rpc.types import Compression, KVLayer
 
@@ -148,9 +149,12 @@ def _awake(req: Any) -> bool:
 
 
 def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
-    prompt = req.origin_input_ids
-    generated = req.kv.kv_committed_len - len(prompt) + req.rpc.evicted
-    return runtime.compressor.look(req.rpc, req.kv.req_pool_idx, prompt, generated, req.output_ids)
+    prompt, state = req.origin_input_ids, req.rpc
+    generated = req.kv.kv_committed_len - len(prompt) + state.evicted
+    compression = runtime.compressor.look(state, req.kv.req_pool_idx, prompt, generated, req.output_ids)
+    if state.gate is not None and state.gate.closed:
+        clip_answer(runtime.scheduler, req)
+    return compression
 
 
 def _kv_layer(model_runner: Any, layer: Any) -> KVLayer:
