@@ -58,10 +58,23 @@ class Sample:
 
 
 def body(
-    prompt: list[int], tokens: int, n: int, temperature: float, stream_interval: int, custom_params: dict | None = None
+    prompt: list[int],
+    tokens: int,
+    n: int,
+    temperature: float,
+    stream_interval: int,
+    custom_params: dict | None = None,
+    *,
+    known_length: bool = True,
 ) -> dict[str, Any]:
-    """The JSON of /generate. `stream_interval` 0: not streamed."""
-    sampling: dict[str, Any] = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": temperature, "n": n}
+    """The JSON of /generate. `stream_interval` 0: not streamed. Without a known length the server must expect the
+    request to end any moment; it does not, on a model without an end token."""
+    sampling: dict[str, Any] = {
+        "max_new_tokens": tokens,
+        "ignore_eos": known_length,
+        "temperature": temperature,
+        "n": n,
+    }
     if custom_params is not None:
         sampling["custom_params"] = custom_params
     if stream_interval:

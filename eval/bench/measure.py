@@ -38,6 +38,7 @@ class Settings:
     server_flags: tuple[str, ...]  #: of every arm
     temperature: float | None  #: None: 0 for n = 1, else 1, as equal samples would share KV after they end
     stream_interval: int  #: tokens a chunk; 0: not streamed
+    known_lengths: bool  #: ignore_eos, so that the server can plan; without, it estimates
     warmup_tokens: int
     seed: int
     start_seconds: float
@@ -84,6 +85,7 @@ class Settings:
             "rate": rate,
             "temperature": self.sampling_temperature(workload),
             "stream_interval": self.stream_interval,
+            "known_lengths": self.known_lengths,
             "seed": self.seed,
             **self.conditions,
             "threads": self.threads or "",
@@ -210,7 +212,13 @@ async def _traffic(
         prompt = workload.prompt(group, settings.model.vocab_size, seed)
         temperature = settings.sampling_temperature(workload)
         return client.body(
-            prompt, workload.output_tokens, workload.n, temperature, settings.stream_interval, arm.custom_params
+            prompt,
+            workload.output_tokens,
+            workload.n,
+            temperature,
+            settings.stream_interval,
+            arm.custom_params,
+            known_length=settings.known_lengths,
         )
 
     async with client.session(server.url) as http, load.sampled(http, readings):

@@ -115,6 +115,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--repetitions", type=int, help="default: the preset's, 3 but for quick")
     how.add_argument("--stream-interval", type=int, default=16, metavar="T", help="tokens a chunk (default: 16)")
     how.add_argument("--no-stream", action="store_true", help="no latencies of tokens, and the least client work")
+    how.add_argument(
+        "--unknown-lengths",
+        action="store_true",
+        help="requests that the server cannot plan: it estimates how much of their limit they use, as in production, "
+        "and here they use all of it (needs a model without an end token; the built-in shapes have none)",
+    )
     how.add_argument("--temperature", type=float, help="default: 0 for n = 1, else 1")
     how.add_argument("--warmup-tokens", type=int, help="default: P + R + 8")
     how.add_argument("--seed", type=int, default=0, help="of the prompts, arrivals and servers")
@@ -201,6 +207,7 @@ def _settings(given: argparse.Namespace, model: shapes.Model, rpc: RPC) -> Setti
         threads=machine.default_threads(device) if given.threads is None else given.threads,
         server_flags=arms.split_flags(given.server_flags, "--server-flags"),
         temperature=given.temperature,
+        known_lengths=not given.unknown_lengths,
         stream_interval=0 if given.no_stream else given.stream_interval,
         warmup_tokens=warmup,
         seed=given.seed,

@@ -21,7 +21,6 @@ _LLAMA: dict[str, Any] = {
     "mlp_bias": False,
     "rms_norm_eps": 1e-5,
     "bos_token_id": 1,
-    "eos_token_id": 2,
     "torch_dtype": "float32",
 }
 

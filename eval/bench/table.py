@@ -19,7 +19,7 @@ CIRCUMSTANCES = ("date", "position", "start_s", "load_average", "server_pool_tok
 OF_ROW = (
     *("base", "custom_params", "rpc_interval", "rpc_window", "rpc_ratio", "rpc_scope"),
     *("concurrency", "n", "prompt_tokens", "output_tokens", "samples", "rate", "pool_tokens", "pool_fraction"),
-    *("offered_tokens", "temperature", "stream_interval", "seed", "server"),
+    *("offered_tokens", "temperature", "stream_interval", "known_lengths", "seed", "server"),
 )
 #: Conditions of the whole file; results under others belong in another one.
 OF_FILE = (

@@ -370,7 +370,7 @@ def gives_no_way(request: Request, loop: Loop, ratio: float) -> bool:
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-@pytest.mark.parametrize("budget", [(16, 4, 4), (12, 3, 2.5), (20, 4, 1.5), (8, 8, 2), (16, 2, 16)], ids=str)
+@pytest.mark.parametrize("budget", [(16, 4, 4), (20, 4, 1.5), (8, 8, 2), (16, 2, 16)], ids=str)
 def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
     interval, window, ratio = budget
     steady = Loop(config(*budget, kernel_size=1))  # of so few candidates, pooling would make equals

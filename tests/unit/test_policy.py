@@ -1,6 +1,7 @@
 """The budget's closed forms against a request that is played token by token."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -78,3 +79,52 @@ def test_the_budget_step_is_truncated_not_rounded():
     assert RPCConfig(interval=7, ratio=4).budget_step == 1
     assert RPCConfig(interval=10, ratio=2.7).budget_step == 3
     assert RPCConfig(interval=4096, ratio=3).budget_step == 1365
+
+
+# --- before the due date ----------------------------------------------------------------------------------------
+
+ratios = st.integers(2, 200).flatmap(
+    lambda interval: st.tuples(st.just(interval), st.integers(1, 50), st.floats(1, interval, exclude_min=True))
+)
+
+
+@given(ratios, st.integers(0, 20))
+def test_an_early_budget_grows_from_one_due_date_to_the_next(budget, done):
+    interval, window, ratio = budget
+    step = int(interval / ratio)
+    last, due = done * interval + window, rpc.next_due(done, interval, window)
+    kept = [rpc.early_kept(g, done, interval, window, ratio) for g in range(last, due + 1)]
+    assert kept[0] == rpc.kept_candidates(done, step)
+    assert kept[-1] == rpc.kept_candidates(done + 1, step)
+    # Of each candidate that comes it takes one or none: there is never less to evict than a moment ago.
+    assert all(0 <= later - earlier <= 1 for earlier, later in pairwise(kept))
+    for came, keep in enumerate(kept):
+        assert keep == done * step + int(came / ratio)
+
+
+@given(ratios, st.integers(0, 20), st.data())
+def test_at_a_higher_ratio_no_more_is_kept(budget, done, data):
+    interval, window, ratio = budget
+    generated = done * interval + window + data.draw(st.integers(0, interval))
+    higher = ratio * data.draw(st.floats(1, 16))
+    at_own, at_higher = (rpc.early_kept(generated, done, interval, window, c) for c in (ratio, higher))
+    assert 0 <= at_higher <= at_own
+
+
+@pytest.mark.parametrize(
+    ("generated", "done", "ratio", "kept"),
+    [
+        (32, 0, 4, 0),
+        (2080, 0, 4, 512),  # half-way to the first compression, half of its budget
+        (2080, 0, 8, 256),
+        (4127, 0, 4, 1023),
+        (4128, 0, 4, 1024),
+        (4128, 1, 4, 1024),
+        (4131, 1, 4, 1024),
+        (4132, 1, 4, 1025),
+        (4132, 1, 16, 256),  # what an earlier compression kept is thinned out too
+        (20, 0, 4, -3),  # not yet a window: nothing to keep, and nothing to evict
+    ],
+)
+def test_an_early_budget_of_the_papers_example(generated, done, ratio, kept):
+    assert rpc.early_kept(generated, done, 4096, 32, ratio) == kept

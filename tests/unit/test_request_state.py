@@ -77,6 +77,23 @@ def test_reset_forgets_the_row_and_remembers_the_rest():
         used.reset()
 
 
+def test_what_a_retracted_request_had_is_given_back_to_it():
+    used = gated([START], [WORD])
+    used.events, used.evicted, used.slot_since, used.wake_at = 2, 96, 130, 500
+    used.slot, used.armed, used.totals.compressions = 3, True, 2
+    live = used.live()
+    assert live == Live(events=2, evicted=96, slot_since=130, wake_at=500)
+    with pytest.raises(FrozenInstanceError):
+        live.events = 3  # type: ignore[misc]
+    used.slot, used.armed = None, False
+    used.reset()
+    assert used.live() == Live(0, 0, 130, 0)  # without a slot nobody asks since when
+    used.totals.compressions = 3
+    used.restore(live)
+    assert used.live() == live and used.due() == 3 * 64 + 8
+    assert used.slot is None and not used.armed and used.totals.compressions == 3
+
+
 def test_requests_do_not_share_totals():
     first, second = state(), state()
     first.totals.evicted += 5
@@ -85,15 +102,18 @@ def test_requests_do_not_share_totals():
 
 def test_the_receipt_of_a_compressed_request():
     used = gated([START], [WORD])
-    used.totals = Totals(compressions=2, evicted=96, slots_freed=90, catch_ups=1)
+    used.totals = Totals(compressions=4, evicted=96, slots_freed=90, catch_ups=1, early=2, retractions=5, restored=3)
     used.evicted = 48
     assert used.receipt(200) == {
-        "compressions": 2,
+        "compressions": 4,
         "generated": 200,
         "held": 152,
         "evicted": 96,
         "slots_freed": 90,
         "catch_ups": 1,
+        "early": 2,
+        "retractions": 5,
+        "restored": 3,
         **SETTINGS,
     }
 
@@ -122,6 +142,131 @@ def test_why_nothing_was_compressed(request_state, reason):
     assert request_state.receipt(40)["reason"] == reason
     request_state.refused = "cannot be compressed, because of this"
     assert request_state.receipt(40)["reason"] == "cannot be compressed, because of this"
+
+
+# --- what a compression ahead of time would free ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("generated", "ratio", "gain"),
+    [
+        (8, 4, -1),  # the window alone, and one entry would have to be kept
+        (9, 4, 0),
+        (10, 4, 1),  # of two, one stays
+        (24, 4, 12),  # of 16, 4 stay
+        (24, 16, 15),
+        (24, 1000, 15),  # never none
+        (71, 4, 63 - 15),
+        (72, 4, 64 - 16),  # as on the due date
+    ],
+)
+def test_what_an_early_compression_would_evict(generated, ratio, gain):
+    assert state(scope="all").early_gain(generated, ratio) == gain
+
+
+@pytest.mark.parametrize(
+    ("generated", "ratio", "gain"), [(72, 4, 0), (73, 4, 1), (76, 4, 3), (76, 8, 12), (136, 4, 48)]
+)
+def test_and_what_a_second_one_would(generated, ratio, gain):
+    used = state(scope="all")
+    used.events, used.evicted = 1, 48  # compressed at 72: 16 and the window are held
+    assert used.early_gain(generated, ratio) == gain
+
+
+def test_what_is_gone_cannot_be_gained_again():
+    used = state(scope="all")
+    assert used.early_gain(48, 4) == 30
+    used.evicted = 30
+    assert [used.early_gain(48 + more, 4) for more in range(9)] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    assert used.early_gain(48, 2) < 0  # it has been compressed at more than that
+
+
+def test_only_a_thought_in_progress_has_something_to_gain():
+    assert gated([WORD, START], [WORD] * 24).early_gain(24, 4) == 12
+    assert gated([], [WORD] * 9 + [START]).early_gain(10 + 24, 4) == 12  # behind its start
+    assert gated([], [WORD] * 100).early_gain(100, 4) == 0
+    assert state().early_gain(100, 4) == 0  # the prompt has not been read
+    assert gated([START], [WORD] * 30 + [END]).early_gain(100, 4) == 0
+    assert state(scope="all", enabled=False).early_gain(100, 4) == 0
+    refused = state(scope="all")
+    refused.refused = "a reason"
+    assert refused.early_gain(100, 4) == 0
+
+
+# --- what it will hold ------------------------------------------------------------------------------------------
+
+BUDGET = {"interval": 64, "window": 8, "budget_step": 16}
+
+
+def test_the_plan_of_a_new_request():
+    new = state(scope="all")
+    assert new.plan(0, 500, True) == Plan(0, 0, 500, True, compresses_at=72, start=0, **BUDGET)
+    assert new.plan(10, 500, False) == Plan(10, 10, 500, False, compresses_at=72, start=0, **BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("generated", "slot_since", "compresses_at"),
+    [
+        (73, None, 136),
+        (127, None, 136),
+        (128, None, 136),  # a window from now is on its due date
+        (129, None, 137),  # without a query slot: a window from now
+        (135, 128, 136),
+        (135, 130, 138),
+        (150, 148, 156),
+        (150, None, 158),
+    ],
+)
+def test_the_plan_of_a_running_request(generated, slot_since, compresses_at):
+    used = state(scope="all")
+    used.events, used.evicted = 1, 48
+    if slot_since is not None:
+        used.slot, used.slot_since = 2, slot_since
+    plan = used.plan(generated, 70, True)
+    assert plan == Plan(generated - 48, generated, 70, True, compresses_at=compresses_at, start=0, **BUDGET)
+
+
+def test_the_plan_of_a_thought_counts_from_its_start():
+    late = gated([], [WORD] * 30 + [START])
+    assert late.plan(40, 100, False) == Plan(40, 40, 100, False, compresses_at=31 + 72, start=31, **BUDGET)
+    # Before its first thought, it is taken to begin at once.
+    mute = gated([], [WORD] * 30)
+    assert mute.plan(30, 100, False) == Plan(30, 30, 100, False, compresses_at=30 + 72, start=30, **BUDGET)
+
+
+def test_what_is_not_compressed_is_planned_at_full_length():
+    closed = gated([START], [WORD] * 90 + [END])
+    closed.events, closed.evicted = 1, 48
+    refused = state(scope="all")
+    refused.refused = "a reason"
+    for request_state, held in ((closed, 52), (refused, 100), (state(enabled=False), 100)):
+        plan = request_state.plan(100, 70, True)
+        assert plan == Plan(held, 100, 70, True) and plan.compresses_at == NEVER
+
+
+def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored():
+    used = state(scope="all")
+    used.events, used.evicted, used.slot_since, used.wake_at = 2, 96, 130, 500
+    used.to_restore = used.live()
+    before = used.plan(150, 70, False)
+    assert before == Plan(54, 150, 70, False, compresses_at=200, start=0, **BUDGET)
+    used.reset()
+    assert used.plan(150, 70, False) == Plan(150, 150, 70, False, compresses_at=158, start=0, **BUDGET)
+    now = used.live()
+    assert used.plan_restored(150, 70, False) == before
+    assert used.live() == now  # asked, not done
+
+
+def test_asking_for_the_plan_of_a_restored_request_changes_nothing_even_if_it_fails(monkeypatch):
+    used = state(scope="all")
+    used.to_restore, now = Live(2, 96, 130, 500), used.live()
+    monkeypatch.setattr(rpc, "next_due", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        used.plan_restored(150, 70, False)
+    assert used.live() == now
+    used.to_restore = None
+    with pytest.raises(AssertionError):
+        used.plan_restored(150, 70, False)
 
 
 def test_never_is_out_of_reach_but_fits_an_int64():
