@@ -1,9 +1,13 @@
 """One request's record and the receipt it leaves."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 
 from sglang_rpc.config import RequestOptions, RPCConfig
-from sglang_rpc.runtime.request_state import RequestState, Totals
+from sglang_rpc.policy import rpc
+from sglang_rpc.runtime.admission import Plan
+from sglang_rpc.runtime.request_state import Live, RequestState, Totals
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers, TokenMarker
 from sglang_rpc.types import NEVER
 
@@ -267,6 +271,14 @@ def test_asking_for_the_plan_of_a_restored_request_changes_nothing_even_if_it_fa
     used.to_restore = None
     with pytest.raises(AssertionError):
         used.plan_restored(150, 70, False)
+
+
+def test_who_was_due_is_not_told_that_it_ended_before():
+    late = state(scope="all")
+    assert late.receipt(72)["reason"].startswith("finished before 72")  # the newest token's entry is not there yet
+    assert late.receipt(73)["reason"] and not late.receipt(73)["reason"].startswith("finished before")
+    late.totals.compressions = 1
+    assert "reason" not in late.receipt(73)
 
 
 def test_never_is_out_of_reach_but_fits_an_int64():

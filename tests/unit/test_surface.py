@@ -25,6 +25,8 @@ FILES = {
     "wrong.json": '{"intervall": 512}',
     "server.yaml": 'rpc-interval: 128\nrpc-ratio: 2\nrpc-think-end: "</t>"\nmax-total-tokens: 2048\n',
     "object.yaml": "rpc-config: '{\"interval\": 96}'\n",
+    "pressed.json": '{"when": "pressure", "pressure": "ratio", "max_ratio": 6, "host_backup_gb": 9}',
+    "pressed.yaml": "rpc-when: pressure\nrpc-low-watermark: 0.5\nrpc-host-backup-gb: 2\n",
     "off.yaml": "disable-rpc: true\nrpc-interval: 128\n",
 }
 PARSED = {
@@ -42,6 +44,13 @@ PARSED = {
     "--config {folder}/server.yaml": {"interval": 128, "ratio": 2.0, "think_end": "</t>"},
     "--config {folder}/server.yaml --rpc-interval 32": {"interval": 32, "ratio": 2.0, "think_end": "</t>"},
     "--config {folder}/object.yaml": {"interval": 96},
+    "--rpc-when pressure --rpc-high-watermark 0.9 --rpc-low-watermark 0.25": {
+        "when": "pressure", "high_watermark": 0.9, "low_watermark": 0.25},
+    "--rpc-pressure ratio --rpc-max-ratio 12": {"pressure": "ratio", "max_ratio": 12.0},
+    "--rpc-pressure off --rpc-host-backup-gb 0": {"pressure": "off", "host_backup_gb": 0.0},
+    "--rpc-host-backup-gb 1.5 --rpc-config {folder}/pressed.json": {
+        "when": "pressure", "pressure": "ratio", "max_ratio": 6, "host_backup_gb": 1.5},
+    "--config {folder}/pressed.yaml": {"when": "pressure", "low_watermark": 0.5, "host_backup_gb": 2.0},
     "--disable-rpc": None,
     "--disable-rpc --rpc-interval 64": None,
     "--config {folder}/off.yaml": None,
@@ -66,6 +75,11 @@ WRONG = {
     "--rpc-kernel-size 4": "sglang-rpc: --rpc-kernel-size must be odd so that pooling stays centred, got 4",
     "--rpc-think-end=": "sglang-rpc: --rpc-think-end must be a non-empty text or a token id, got ''",
     "--rpc-query-slots 0": "sglang-rpc: --rpc-query-slots must be an integer from 1 to 16777216, got 0",
+    "--rpc-high-watermark 1.5": "sglang-rpc: --rpc-high-watermark must be a number from 0 to 1, got 1.5",
+    "--rpc-low-watermark nan": "sglang-rpc: --rpc-low-watermark must be a number from 0 to 1, got nan",
+    "--rpc-low-watermark 0.9": "sglang-rpc: --rpc-low-watermark must not be above the high_watermark (0.8), got 0.9",
+    "--rpc-ratio 8 --rpc-max-ratio 4": "sglang-rpc: --rpc-max-ratio must be a number from 8 to ",
+    "--rpc-host-backup-gb -1": "sglang-rpc: --rpc-host-backup-gb must be a number from 0 to ",
     "--rpc-config {folder}/wrong.json": "sglang-rpc: --rpc-config: unknown RPC setting 'intervall'; the settings",
     "--rpc-config /no/such.json": "sglang-rpc: --rpc-config: the RPC configuration must be a JSON object or the path",
     '--rpc-config {"interval":': "sglang-rpc: --rpc-config: the RPC configuration '{\"interval\":' is not valid",
@@ -74,6 +88,11 @@ REFUSED_BY_ARGPARSE = {
     "--rpc-interval 1.5": "argument --rpc-interval: invalid int value: '1.5'",
     "--rpc-ratio four": "argument --rpc-ratio: invalid float value: 'four'",
     "--rpc-pooling min": "argument --rpc-pooling: invalid choice: 'min'",
+    "--rpc-when never": "argument --rpc-when: invalid choice: 'never'",
+    "--rpc-pressure on": "argument --rpc-pressure: invalid choice: 'on'",
+    "--rpc-high-watermark 80%": "argument --rpc-high-watermark: invalid float value: '80%'",
+    "--rpc-max-ratio x": "argument --rpc-max-ratio: invalid float value: 'x'",
+    "--rpc-host-backup-gb 4G": "argument --rpc-host-backup-gb: invalid float value: '4G'",
     "--rpc-selector": "argument --rpc-selector: expected one argument",
     "--rpc-intervall 64": "unrecognized arguments: --rpc-intervall 64",
 }
