@@ -53,6 +53,8 @@ class Metrics:
             "sglang:rpc_refused_backups", "Retracted requests for whose KV there was no room on the host.", names
         )
         self._reported = (0, 0)
+        for metric in (self._restored, self._refused, self._early, self._crossings):
+            metric.labels(**self._labels)  # there from the start, at zero
         self._backup_bytes.labels(**self._labels).set(0)
         self.slots_in_use(0)
         self._pressed.labels(**self._labels).set(0)
