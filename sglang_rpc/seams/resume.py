@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from sglang_rpc.runtime.admission import Forecast
+from sglang_rpc.seams.requests import room_behind
+
 logger = logging.getLogger(__name__)
 
 
@@ -114,13 +117,22 @@ def forget_on_pause(scheduler: Any, recv_req: Any) -> None:
 
 
 def unresumable(runtime: Any, req: Any) -> bool:
-    """Whether a retracted request has outgrown the pool and has no backup: its tokens cannot be prefilled again."""
-    if req.rpc is None or req.rpc.backup is not None or not req.output_ids:
+    """Whether a retracted request without a backup has outgrown the pool, so that its tokens can't be prefilled again.
+
+    One that still fits, and will not be compressed any more, is limited to what the pool then has room for.
+    """
+    state, generated = req.rpc, len(req.output_ids)
+    if state is None or state.backup is not None or generated == 0:
         return False
-    scheduler = runtime.scheduler
-    window = runtime.config.window if req.rpc.active else 0
-    tokens = len(req.origin_input_ids) + len(req.output_ids) + window
-    return tokens + 2 * scheduler.page_size + 1 > scheduler.max_total_num_tokens
+    if not state.active and state.totals.compressions == 0:
+        return False  # SGLang's own limits hold for it
+    room = room_behind(runtime.scheduler, len(req.origin_input_ids) + generated)
+    params = req.sampling_params
+    if state.active:
+        plan = state.plan(generated, max(0, params.max_new_tokens - generated), ends=True)
+        return Forecast([plan], runtime.page_size).peak > room
+    params.max_new_tokens = min(params.max_new_tokens, generated + max(room, 1))
+    return room < 1
 
 
 def queue_if_resumable(original: Callable, scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,7 @@ SHAPES = {
     "page_16": dict(page_size=16),
     "no_overlap": dict(disable_overlap_schedule=True),
     "mixed_chunks": dict(enable_mixed_chunk=True, chunked_prefill_size=16),
+    "one_prefill": dict(prefill_max_requests=1),
     "no_radix": dict(disable_radix_cache=True),
 }
 BY_DEFAULT = ("default", "page_16")
