@@ -35,6 +35,13 @@ class Plan:
     window: int = 0
     budget_step: int = 1
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return (
+            *(self.held, self.generated, self.remaining, self.compresses_at),
+            *(self.start, self.interval, self.window, self.budget_step),
+        )
+
 
 class Forecast:
     """How much more than now is held, stretch by stretch of the steps ahead, by all `plans` together.
@@ -84,12 +91,9 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> n
     stretches].
     """
 
-    def column(name: str) -> np.ndarray:
-        return np.array([[getattr(plan, name)] for plan in plans], dtype=np.int64)
-
-    held, now, remaining, start = column("held"), column("generated"), column("remaining"), column("start")
-    interval, window, step = column("interval"), column("window"), column("budget_step")
-    compresses_at = np.maximum(column("compresses_at"), now)
+    columns = np.array([plan.counts for plan in plans], dtype=np.int64).T[:, :, None]
+    held, now, remaining, compresses_at, start, interval, window, step = columns
+    compresses_at = np.maximum(compresses_at, now)
     first = now + np.minimum(begin[None, :], remaining)
     last = now + np.minimum(end[None, :], remaining)
 

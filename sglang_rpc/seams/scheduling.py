@@ -130,9 +130,10 @@ def _decode_rows(running_batch: Any, last_batch: Any) -> Iterator[tuple[Any, lis
     yield running_batch, _live(running_batch.reqs)
     if last_batch is not None and last_batch is not running_batch and last_batch.forward_mode.is_extend():
         # The decode rows of a mixed step, and restored requests.
-        yield last_batch, [
-            (i, req) for i, req in _live(last_batch.reqs) if req.kv.kv_committed_len > len(req.origin_input_ids)
-        ]
+        yield (
+            last_batch,
+            [(i, req) for i, req in _live(last_batch.reqs) if req.kv.kv_committed_len > len(req.origin_input_ids)],
+        )
 
 
 def _live(reqs: list[Any]) -> list[tuple[int, Any]]:

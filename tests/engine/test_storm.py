@@ -15,7 +15,7 @@ import pytest
 
 from tests.engine.servers import server
 
-SECONDS = float(os.environ.get("SGLANG_RPC_STORM_SECONDS", "40"))
+SECONDS = float(os.environ.get("SGLANG_RPC_STORM_SECONDS", "20"))
 POOL = 1000
 P, R = 64, 8
 #: Each request holds up to 180, and 6 may run at once: a higher priority preempts a lower one.
