@@ -219,7 +219,7 @@ def _integer(name: str, value: Any, low: int, high: int, why: str = "") -> None:
 def _number(name: str, value: Any, low: float, high: float, why: str = "") -> None:
     number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
     if not number or not low <= value <= high:
-        raise ConfigError(f"{name} must be a number from {low:g} to {high:g}{why}, got {_show(value)}")
+        raise ConfigError(f"{name} must be a number from {low:.12g} to {high:.12g}{why}, got {_show(value)}")
 
 
 def _ratio(value: Any, interval: int, where: str = "", why: str = "") -> None:

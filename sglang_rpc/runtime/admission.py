@@ -108,9 +108,10 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> n
     compressed = np.where(last > compresses_at, np.maximum(at_end, at_date), 0)
 
     highest = np.maximum(until_compressed, compressed)
-    ended = begin[None, :] >= remaining
     ends = np.array([[plan.ends] for plan in plans])
-    return np.where(ended, np.where(ends, 0, highest.max(axis=1, keepdims=True)), highest)
+    gone = ends & (begin[None, :] >= remaining)
+    beyond = ~ends & (end[None, :] > remaining)
+    return np.where(gone, 0, np.where(beyond, highest.max(axis=1, keepdims=True), highest))
 
 
 def longest(want: int, room: int, options: RequestOptions) -> int:

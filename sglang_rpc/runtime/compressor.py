@@ -96,6 +96,7 @@ class Compressor:
             state.gate.advance(output_ids, generated)
         if not self.pressed:
             self.let_go(state)
+            state.dormant = True
             state.wake_at = NEVER  # until the pool is pressed
             return None
         look_at = self._next_look(state, row, generated)
@@ -224,7 +225,7 @@ class Compressor:
             totals.catch_ups += compression.catch_up
             totals.early += compression.early
         if compression.early:
-            state.armed = True  # it goes on recording: memory is short, and it may have to give way again
+            # It goes on recording, for its due date or, if it was armed, because it may have to give way again.
             state.wake_at = compression.prompt_length + state.due() - state.options.window - state.evicted
         else:
             self._after_due(state, compression.prompt_length, compression.generated)

@@ -45,6 +45,7 @@ class RequestState:
     refused: str | None = None  #: why this request is never compressed, if it is not
     gate: ThinkGate | None = None  #: scope `think`, once the prompt has been read; scope `all` has none
     totals: Totals = field(default_factory=Totals)
+    dormant: bool = False  #: whether a look came while the pool was not pressed, and due dates were not kept
 
     # Live: what the request's KV row is now. Reset by a retraction, after which the row is rebuilt uncompressed.
     events: int = 0  #: n: compressions whose budget has been applied
@@ -168,5 +169,6 @@ class RequestState:
         if self.gate is not None and self.gate.closed:
             return f"the think segment ended before {first} generated tokens, where the first compression is due"
         if generated > first:
-            return "the pool was not pressed when a compression was due"
+            waited_for = "the pool was not pressed" if self.dormant else "no query slot was free"
+            return f"{waited_for} when a compression was due"
         return f"finished before {first} generated tokens, where the first compression is due"

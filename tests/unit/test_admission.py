@@ -48,7 +48,7 @@ def draw_plan(rng: random.Random, on_schedule: bool | None = None) -> Plan:
     due = start + (done + 1) * interval + window
     if not on_schedule:
         held = rng.randint(start + min(region, window), held)
-        due = max(due, generated) + rng.choice([0, rng.randint(0, 40)])
+        due += rng.choice([0, rng.randint(0, 40)])
     return Plan(held, generated, remaining, ends, due, start, interval, window, step)
 
 
@@ -70,7 +70,7 @@ seeds = st.integers(0, 2**32).map(random.Random)
 # --- one request ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=600)
+@settings(max_examples=150)
 @given(seeds)
 def test_no_moment_of_a_stretch_is_higher(rng):
     plan, (begin, end) = draw_plan(rng), draw_stretches(rng)
@@ -79,14 +79,25 @@ def test_no_moment_of_a_stretch_is_higher(rng):
     assert all(found >= played), (plan, begin, found, played)
 
 
-@settings(max_examples=600)
+@settings(max_examples=150)
 @given(seeds)
 def test_on_the_regular_schedule_it_is_exact(rng):
     plan, (begin, end) = draw_plan(rng, on_schedule=True), draw_stretches(rng)
-    played = highest_played(plan, begin, end)
-    assert highest_held([plan], begin, end)[0].tolist() == played, plan
+    if not plan.ends:  # a stretch in which its tokens run out may be counted as what follows it
+        end[begin < plan.remaining] = end[begin < plan.remaining].clip(max=plan.remaining)
+    assert highest_held([plan], begin, end)[0].tolist() == highest_played(plan, begin, end), plan
     if plan.remaining:
         assert Forecast([plan], page=1).peak == max(play(plan)) - plan.held
+
+
+@settings(max_examples=100)
+@given(seeds)
+def test_until_the_next_compression_it_is_exact_whatever_is_held(rng):
+    plan = draw_plan(rng)
+    last = max(0, plan.compresses_at - plan.generated)  # overdue, it is compressed at once
+    if last < plan.remaining:
+        begin, end = np.arange(last + 1), np.full(last + 1, last)
+        assert highest_held([plan], begin, end)[0].tolist() == [plan.held + last] * (last + 1), plan
 
 
 @given(seeds)
@@ -203,7 +214,7 @@ def most_played(requests: list[tuple[int, Plan]], page: int) -> int:
 
 
 @pytest.mark.parametrize("page", [1, 4, 16])
-@settings(max_examples=250)
+@settings(max_examples=90)
 @given(seeds)
 def test_what_is_reserved_is_enough_at_every_step(page, rng):
     running, added = (
@@ -392,7 +403,7 @@ budgets = st.integers(2, 40).flatmap(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(budgets, st.integers(0, 200), st.integers(-5, 250))
 def test_the_longest_that_fits_is_what_a_search_finds(budget, want, room):
     found = longest(want, room, options(*budget))

@@ -163,7 +163,7 @@ def test_another_key_is_another_prompt():
     assert backups.used == 4 * 30 * ENTRY
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)), ids=str)
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_a_prompt_goes_with_its_last_sharer(order):
     layers = pool()
     backups = HostBackup(layers, AMPLE)

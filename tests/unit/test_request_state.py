@@ -92,7 +92,7 @@ def test_what_a_retracted_request_had_is_given_back_to_it():
     used.slot, used.armed = None, False
     used.reset()
     assert used.live() == Live(0, 0, 130, 0)  # without a slot nobody asks since when
-    used.totals.compressions = 3
+    used.slot_since, used.totals.compressions = 999, 3
     used.restore(live)
     assert used.live() == live and used.due() == 3 * 64 + 8
     assert used.slot is None and not used.armed and used.totals.compressions == 3

@@ -1,0 +1,77 @@
+"""Faults that were there once, each with the smallest case that showed it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_rpc.config import MAX_TOKENS, RPCConfig
+from sglang_rpc.errors import ConfigError
+from sglang_rpc.runtime.admission import Forecast, Plan
+from sglang_rpc.seams import pressure
+from tests.unit.decode_loop import Loop
+
+
+def config(interval=16, window=8, ratio=4, **others):
+    return RPCConfig(interval=interval, window=window, ratio=ratio, scope="all", **others)
+
+
+@pytest.mark.parametrize("g", range(34, 39))
+def test_giving_way_inside_the_due_dates_own_window_does_not_delay_it(g):
+    # due 40, its window begins at 32, and the slot is the date's since then.
+    loop = Loop(config())
+    request = loop.add()
+    loop.run(24)
+    loop.arm(request)
+    loop.run(g - 24)
+    assert not request.state.armed and 32 <= g < 40
+    assert loop.give_way(request, 4) is not None
+    loop.compressor.disarm(request.state)  # pressure.watch in the next step, as memory is no longer short
+    loop.run(30)
+    assert request.done[1] == (40, 2, False), request.done
+
+
+def test_nor_does_the_seam_that_watches_memory():
+    loop = Loop(config())
+    request = loop.add()
+    loop.run(24)
+    loop.arm(request)
+    loop.run(12)
+    assert loop.give_way(request, 4) is not None  # at 36; due 40
+    scheduler = SimpleNamespace(
+        token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: len(loop.free)),
+        tree_cache=SimpleNamespace(evictable_size=lambda: 0),
+    )
+    runtime = SimpleNamespace(
+        scheduler=scheduler, config=loop.config, compressor=loop.compressor, armed=[request.state], ring=loop.ring
+    )
+    pressure.watch(runtime, [object()])
+    assert request.state.slot is not None
+    loop.run(10)
+    assert request.done[1] == (40, 2, False)
+
+
+BUDGET = dict(interval=4096, window=32, budget_step=1024)
+
+
+def test_what_stays_at_its_highest_does_so_behind_the_last_stretch_too():
+    # Of unknown length, about to be compressed, with 100 tokens to be reserved for. Behind them it counts as 4128.
+    unknown = Plan(4128, 4128, 100, False, compresses_at=4128, **BUDGET)
+    short = Plan(100, 100, 10, True)
+    long = Plan(0, 0, 4128, True)
+    assert Forecast([unknown], 1).peak_with(long) == 4128
+    # A request that ends in 10 steps gives 100 back; it cannot make room for 3072.
+    assert Forecast([short, unknown], 1).peak_with(long) >= 4128 - 100
+
+
+def test_a_receipt_blames_the_pool_only_when_compression_waits_for_pressure():
+    loop = Loop(config(when="always"), slots=1)
+    blocker = loop.ring.acquire(3)
+    request = loop.add()
+    loop.run(60)  # never a query slot
+    assert blocker and loop.compressor.counters.slot_waits > 0
+    assert "pressed" not in request.state.receipt(60)["reason"]
+
+
+def test_bounds_are_written_in_full():
+    with pytest.raises(ConfigError, match=f"from 4 to {MAX_TOKENS} "):
+        RPCConfig(max_ratio=3)
