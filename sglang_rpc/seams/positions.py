@@ -29,19 +29,21 @@ def make_logical(forward_batch: Any, cls: Any, batch: Any, model_runner: Any, *a
 def _correct_extend(forward_batch: Any, batch: Any, ring: Any) -> None:
     """Rows of one token may be decode rows of a mixed step or restored requests, compressed and being recorded.
 
-    Others of one token are neither: their position is right as it is, and they own no query slot.
+    A prompt's chunk of one token is neither. Other rows of one token behind their prompt own no query slot, and their
+    position comes out as it is.
     """
     tokens, rows, end = [], [], 0
     for row, length in enumerate(batch.extend_lens):
         end += length
-        if length == 1:
+        req = batch.reqs[row]
+        if length == 1 and req.extend_end > len(req.origin_input_ids):
             rows.append(row)
             tokens.append(end - 1)
-            restore_ids(batch.reqs[row])
+            restore_ids(req)
     if not rows:
         return
     device = forward_batch.positions.device
-    token, row = (torch.tensor(indices).to(device, non_blocking=True) for indices in (tokens, rows))
+    token, row = _to_device(tokens, torch.int64, device), _to_device(rows, torch.int64, device)
     logical = forward_batch.orig_seq_lens[row]
     forward_batch.positions = forward_batch.positions.index_copy(
         0, token, (logical - 1).to(forward_batch.positions.dtype)
@@ -56,7 +58,12 @@ def count_logically(_result: Any, batch: Any) -> None:
     evicted = [0 if req.rpc is None else req.rpc.evicted for req in batch.reqs]
     if any(evicted):
         lengths = batch.orig_seq_lens
-        batch.orig_seq_lens = lengths + torch.tensor(evicted, dtype=lengths.dtype).to(lengths.device)
+        batch.orig_seq_lens = lengths + _to_device(evicted, lengths.dtype, lengths.device)
+
+
+def _to_device(values: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    pinned = device.type == "cuda"  # or the copy would make the host wait
+    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)
 
 
 def _any_compressed(reqs: list[Any]) -> bool:

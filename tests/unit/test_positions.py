@@ -1,0 +1,92 @@
+"""Positions of extend steps that hold rows of one token: decode rows, restored requests, and chunks of a prompt."""
+
+from array import array
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.seams import positions
+
+EXTEND = SimpleNamespace(is_decode=lambda: False, is_extend=lambda: True)
+DECODE = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False)
+
+
+def request(prompt: int, output: int, end: int, evicted: int | None = 0):
+    """`end`: physical length of the row after the step; `evicted` None: a request that RPC does not know."""
+    return SimpleNamespace(
+        origin_input_ids=array("q", range(prompt)),
+        output_ids=array("q", range(100, 100 + output)),
+        full_untruncated_fill_ids=array("q", range(end)),
+        extend_end=end,
+        rpc=None if evicted is None else SimpleNamespace(evicted=evicted),
+    )
+
+
+def step(mode, rows, ring):
+    """`rows`: (request, tokens of this step). Runs the hooks as SGLang does; returns the forward batch."""
+    reqs, lengths = [req for req, _ in rows], [length for _, length in rows]
+    ends = [req.extend_end for req in reqs]
+    batch = SimpleNamespace(
+        reqs=reqs,
+        extend_lens=lengths,
+        orig_seq_lens=torch.tensor(
+            [max(end, len(req.origin_input_ids)) for end, req in zip(ends, reqs, strict=True)], dtype=torch.int32
+        ),
+    )
+    positions.count_logically(None, batch)
+    forward_batch = SimpleNamespace(
+        forward_mode=mode,
+        seq_lens=torch.tensor(ends),
+        orig_seq_lens=batch.orig_seq_lens,
+        req_pool_indices=torch.arange(1, len(reqs) + 1),
+        positions=torch.cat([torch.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]),
+    )
+    positions.make_logical(forward_batch, None, batch, SimpleNamespace(rpc_ring=ring))
+    return forward_batch
+
+
+@pytest.fixture
+def ring():
+    made = QueryRing(layers=1, slots=2, rows=8, window=4, heads=1, head_dim=2, dtype=torch.float32, device="cpu")
+    made.acquire(2)
+    return made
+
+
+def test_a_restored_request_counts_its_text(ring):
+    restored = request(prompt=10, output=50, end=31, evicted=29)
+    result = step(EXTEND, [(request(7, 0, 7), 7), (restored, 1)], ring)
+    assert result.positions.tolist() == [*range(7), 59]
+    assert result.rpc_logical_lens.tolist() == [7, 60]
+    tokens, (slots, entries) = ring.extend_step
+    assert (tokens.tolist(), slots.tolist(), entries.tolist()) == ([7], [1], [59 % 4])
+
+
+def test_its_ids_are_whole_again_once_the_step_is_built(ring):
+    restored = request(prompt=10, output=50, end=31, evicted=29)
+    step(EXTEND, [(restored, 1)], ring)
+    assert restored.full_untruncated_fill_ids == restored.origin_input_ids + restored.output_ids
+
+
+def test_a_chunk_of_one_token_in_the_middle_of_a_prompt_keeps_its_position(ring):
+    chunk = request(prompt=100, output=0, end=41)
+    result = step(EXTEND, [(chunk, 1), (request(10, 50, 31, evicted=29), 1)], ring)
+    assert result.positions.tolist() == [40, 59]
+    assert ring.extend_step[0].tolist() == [1]
+
+
+def test_the_last_chunk_of_one_token_and_an_uncompressed_row_do_too(ring):
+    result = step(EXTEND, [(request(100, 0, 100), 1), (request(10, 5, 15, evicted=None), 1)], ring)
+    assert result.positions.tolist() == [99, 14]
+
+
+def test_nothing_is_touched_when_nobody_is_compressed_or_recorded():
+    idle = QueryRing(layers=1, slots=2, rows=8, window=4, heads=1, head_dim=2, dtype=torch.float32, device="cpu")
+    result = step(EXTEND, [(request(7, 0, 7), 7)], idle)
+    assert not hasattr(result, "rpc_logical_lens") and idle.extend_step is None
+
+
+def test_decode_rows_count_their_text(ring):
+    rows = [(request(10, 20, 30), 1), (request(10, 50, 31, evicted=29), 1)]
+    assert step(DECODE, rows, ring).positions.tolist() == [29, 59]
