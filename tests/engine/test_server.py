@@ -55,6 +55,7 @@ def test_the_golden_run_and_its_receipt(running, golden):
     assert result["output_ids"] == golden.output
     assert result["meta_info"]["rpc"] == {
         "compressions": 6, "generated": 400, "held": 112, "evicted": 288, "slots_freed": 288, "catch_ups": 0,
+        "early": 0, "retractions": 0, "restored": 0,
         "interval": 64, "window": 8, "ratio": 4, "scope": "all",
     }  # fmt: skip
 
