@@ -61,8 +61,6 @@ def _adder_class(base: type, runtime: Any) -> type:
             """A retracted request whose KV waits on the host: bring it back, then have its newest token prefilled."""
             plan = self._restored(req)
             cost = self._forecast.peak_with(plan) - self._forecast.peak
-            if self.budget_state() is AddReqResult.OTHER:
-                return AddReqResult.OTHER
             with self._lock_node(req.last_node):
                 if resume.slots_needed(runtime, req) + cost + 2 * self.page_size + 1 >= self.rem_total_tokens:
                     return AddReqResult.NO_TOKEN

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.runtime.pressure import by_worth, factors, slots_freed
+from sglang_rpc.seams import rows
 from sglang_rpc.seams.compaction import carry_out
 
 #: Steps of warning beyond the R that it takes to record a window.
@@ -18,32 +19,30 @@ def free_slots(scheduler: Any) -> int:
     return scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size()
 
 
-def watch(runtime: Any, reqs: Sequence[Any]) -> None:
-    """Once a step, before due compressions are looked for: wake `reqs` if the pool has become pressed or no longer is,
-    and have windows recorded if the pool may run out before one would be complete."""
+def watch(runtime: Any, batches: list[Any]) -> None:
+    """Once a step, before due compressions are looked for: wake every row if the pool has become pressed or no longer
+    is, and have windows recorded if the pool may run out before one would be complete."""
     free = free_slots(runtime.scheduler)
     if runtime.config.when == "pressure":
-        _update_watermarks(runtime, free, reqs)
+        _update_watermarks(runtime, free, batches)
     if runtime.config.pressure != "off":
-        short = free < len(reqs) * (runtime.config.window + MARGIN)
-        if short:
+        if free < sum(len(batch.reqs) for batch in batches) * (runtime.config.window + MARGIN):
             runtime.armed = [state for state in runtime.armed if state.armed]
-            _arm(runtime, reqs)
+            _arm(runtime, rows.decoding(batches))
         elif runtime.armed:
             for state in runtime.armed:
                 runtime.compressor.disarm(state)
             runtime.armed.clear()
 
 
-def _update_watermarks(runtime: Any, free: int, reqs: Sequence[Any]) -> None:
+def _update_watermarks(runtime: Any, free: int, batches: list[Any]) -> None:
     usage = 1 - free / runtime.scheduler.max_total_num_tokens
     if not runtime.watermarks.update(usage):
         return
     runtime.compressor.pressed = runtime.watermarks.pressed
     runtime.metrics.pressed(runtime.watermarks.pressed)
-    for req in reqs:
-        if req.rpc is not None:
-            req.rpc.wake_at = 0
+    for req in rows.decoding(batches):
+        req.rpc.wake_at = 0
 
 
 def _arm(runtime: Any, reqs: Sequence[Any]) -> None:
@@ -51,13 +50,15 @@ def _arm(runtime: Any, reqs: Sequence[Any]) -> None:
     wanted = 2 * len(reqs) * (runtime.config.window + MARGIN)
     spare = (runtime.ring.slots + 1) // 2  # the others are for those that are due
     factor = _highest(runtime.config) / runtime.config.ratio
-    gains = [(req.rpc.early_gain(_generated(req), req.rpc.options.ratio * factor), req) for req in reqs]
+    gains = [(req.rpc.early_gain(rows.generated(req), req.rpc.options.ratio * factor), req) for req in reqs]
     for gain, req in sorted(gains, key=lambda pair: pair[0], reverse=True):
         state = req.rpc
         if wanted <= 0 or gain <= 0:
             break
         if state.slot is None:
-            if len(runtime.armed) >= spare or not runtime.compressor.arm(state, req.kv.req_pool_idx, _generated(req)):
+            if len(runtime.armed) >= spare or not runtime.compressor.arm(
+                state, req.kv.req_pool_idx, rows.generated(req)
+            ):
                 break
             runtime.armed.append(state)
         wanted -= gain
@@ -66,10 +67,6 @@ def _arm(runtime: Any, reqs: Sequence[Any]) -> None:
 def _highest(config: RPCConfig) -> float:
     """The highest ratio that a request of the server's ratio may be compressed at before a retraction."""
     return config.highest_ratio if config.pressure == "ratio" else config.ratio
-
-
-def _generated(req: Any) -> int:
-    return req.kv.kv_committed_len - len(req.origin_input_ids) + req.rpc.evicted
 
 
 def compress_before_retracting(enough: bool, batch: Any, selected_indices: list[int] | None = None) -> bool | None:
@@ -104,7 +101,7 @@ def _give_way(runtime: Any, batch: Any, factor: float) -> None:
         if req.rpc is not None:
             ratio = req.rpc.options.ratio * factor
             c = runtime.compressor.early(
-                req.rpc, req.kv.req_pool_idx, req.origin_input_ids, _generated(req), req.output_ids, ratio
+                req.rpc, req.kv.req_pool_idx, req.origin_input_ids, rows.generated(req), req.output_ids, ratio
             )
             if c is not None:
                 found[c.row] = index, req, c
@@ -116,5 +113,4 @@ def _give_way(runtime: Any, batch: Any, factor: float) -> None:
         needed -= slots_freed(c, runtime.page_size)
     if chosen:
         carry_out(runtime, batch, chosen)
-        runtime.armed += [req.rpc for _, req, _ in chosen if req.rpc not in runtime.armed]
         runtime.report_slots()

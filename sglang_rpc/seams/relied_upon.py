@@ -379,5 +379,52 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
             "use_ngram_embedding",
         ),
     ),
+    # ---- admission, retraction and coming back
+    *(
+        ReliedUpon(f"sglang.srt.managers.schedule_policy.PrefillAdder.{name}", reason)
+        for name, reason in (
+            ("__init__", "sums up the offsets of the running requests into memory_budget.total_offset"),
+            (
+                "add_one_req",
+                "reads max_new_tokens and ignore_eos at once, and books what it admits at the end of can_run_list",
+            ),
+            ("add_chunked_req", "books a chunk, with the new tokens only if it is the last"),
+            ("_select_prefill_admission", "decides by total_tokens"),
+            ("_commit_prefill_admission", "locks the prefix and appends to can_run_list"),
+            ("preempt_to_schedule", "changes total_offset only by the offsets of those it preempts"),
+            ("_lock_node", "pins a matched prefix while slots are taken for what is behind it"),
+        )
+    ),
+    ReliedUpon("sglang.srt.mem_cache.prefill_budget.PrefillBudget.reserve", "adds the new tokens to total_offset"),
+    ReliedUpon(
+        "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.evict_to_free_tokens",
+        "makes room in the tree before slots are taken",
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.max_new_tokens_for_memory",
+        "SGLang's own length limit, whose margins ours keeps",
+    ),
+    ReliedUpon("sglang.srt.mem_cache.allocator.token.TokenToKVPoolAllocator.alloc", "slots of single tokens, or None"),
+    ReliedUpon("sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.alloc", "whole pages, or None"),
+    ReliedUpon("sglang.srt.mem_cache.memory_pool.ReqToTokenPool.alloc", "a row for a request, kept if it holds one"),
+    ReliedUpon(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.prefix_device_indices",
+        "the slots of a matched prefix",
+    ),
+    ReliedUpon(
+        "sglang.srt.mem_cache.allocation._prefix_kv_indices",
+        "a request that holds its row extends it from prefix_len on, whatever is in it",
+    ),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.Req.refresh_fill_ids",
+        "appends outputs to the ids by their number, so a shortened list must not be left there",
+    ),
+    ReliedUpon("sglang.srt.managers.schedule_batch.Req.init_next_round_input", "matches the prompt before admission"),
+    ReliedUpon(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.retract_decode",
+        "ends with 503 what release_req says cannot come back",
+    ),
+    ReliedUpon("sglang.srt.managers.scheduler.Scheduler.send_abort_output", "answers a request that waits"),
+    ReliedUpon("sglang.srt.managers.scheduler._make_abort_req", "the answer, with a reason and a status"),
     ReliedUpon("sglang.srt.mem_cache.kv_cache_builder.uses_ssm_state", "whether the model has recurrent layers"),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.seams import pressure, refusals
+from sglang_rpc.seams import pressure, refusals, rows
 from sglang_rpc.seams.capture import decoder_layers
 from sglang_rpc.seams.compaction import carry_out
 from sglang_rpc.seams.markers import find_markers
@@ -115,44 +114,21 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     if runtime is None:
         return
     runtime.step += 1
-    batches = list(_decode_rows(running_batch, last_batch))
-    pressure.watch(runtime, [req for _, rows in batches for _, req in rows])
-    for batch, rows in batches:
-        due = [(i, req, c) for i, req in rows if _awake(req) and (c := _look(runtime, req)) is not None]
+    batches = rows.decode_batches(running_batch, last_batch)
+    pressure.watch(runtime, batches)
+    for batch in batches:
+        due = [(i, req, c) for i, req in rows.awake(batch) if (c := _look(runtime, req)) is not None]
         if due:
             carry_out(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.report_slots()
 
 
-def _decode_rows(running_batch: Any, last_batch: Any) -> Iterator[tuple[Any, list[tuple[int, Any]]]]:
-    """The batches that hold decoding rows, each with the rows, by index, that RPC knows and that still hold KV."""
-    yield running_batch, _live(running_batch.reqs)
-    if last_batch is not None and last_batch is not running_batch and last_batch.forward_mode.is_extend():
-        # The decode rows of a mixed step, and restored requests.
-        yield (
-            last_batch,
-            [(i, req) for i, req in _live(last_batch.reqs) if req.kv.kv_committed_len > len(req.origin_input_ids)],
-        )
-
-
-def _live(reqs: list[Any]) -> list[tuple[int, Any]]:
-    return [
-        (i, req)
-        for i, req in enumerate(reqs)
-        # Finished or retracted rows are filtered out later in this step; their KV is no longer theirs.
-        if req.rpc is not None and req.kv.holds_kv and not req.finished() and not req.is_retracted
-    ]
-
-
-def _awake(req: Any) -> bool:
-    return req.kv.kv_committed_len >= req.rpc.wake_at
-
-
 def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
-    prompt, state = req.origin_input_ids, req.rpc
-    generated = req.kv.kv_committed_len - len(prompt) + state.evicted
-    compression = runtime.compressor.look(state, req.kv.req_pool_idx, prompt, generated, req.output_ids)
+    state = req.rpc
+    compression = runtime.compressor.look(
+        state, req.kv.req_pool_idx, req.origin_input_ids, rows.generated(req), req.output_ids
+    )
     if state.gate is not None and state.gate.closed:
         clip_answer(runtime.scheduler, req)
     return compression

@@ -44,7 +44,7 @@ def test_nor_does_the_seam_that_watches_memory():
     runtime = SimpleNamespace(
         scheduler=scheduler, config=loop.config, compressor=loop.compressor, armed=[request.state], ring=loop.ring
     )
-    pressure.watch(runtime, [object()])
+    pressure.watch(runtime, [SimpleNamespace(reqs=[object()])])
     assert request.state.slot is not None
     loop.run(10)
     assert request.done[1] == (40, 2, False)

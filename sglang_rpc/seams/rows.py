@@ -1,0 +1,46 @@
+"""Which rows of SGLang's batches RPC may touch between two steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def decode_batches(running_batch: Any, last_batch: Any) -> list[Any]:
+    """The batches whose rows may decode next: the running one, and the last one if it was an extend.
+
+    That one is merged only later in the step; it holds the decode rows of a mixed step, and restored requests.
+    """
+    if last_batch is None or last_batch is running_batch or not last_batch.forward_mode.is_extend():
+        return [running_batch]
+    return [running_batch, last_batch]
+
+
+def awake(batch: Any) -> list[tuple[int, Any]]:
+    """The rows, by index, whose length has reached the one at which to look again."""
+    return [
+        (i, req)
+        for i, req in enumerate(batch.reqs)
+        # The comparison first: it is all that most rows cost in most steps.
+        if req.rpc is not None and req.kv.kv_committed_len >= req.rpc.wake_at and _decodes(req)
+    ]
+
+
+def decoding(batches: list[Any]) -> list[Any]:
+    """Every request in `batches` that RPC knows and that decodes."""
+    return [req for batch in batches for req in batch.reqs if req.rpc is not None and _decodes(req)]
+
+
+def generated(req: Any) -> int:
+    """Logical entries behind the prompt."""
+    return req.kv.kv_committed_len - len(req.origin_input_ids) + req.rpc.evicted
+
+
+def _decodes(req: Any) -> bool:
+    # Finished or retracted rows are filtered out later in the step; their KV is no longer theirs. A row that is no
+    # longer than its prompt has just been prefilled, or is still being.
+    return (
+        req.kv.kv_committed_len > len(req.origin_input_ids)
+        and req.kv.holds_kv
+        and not req.finished()
+        and not req.is_retracted
+    )
