@@ -53,9 +53,12 @@ def server_command(model: Path, port: int) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports that the system hands out by itself: one of those may be taken before the server binds it."""
+    for port in range(30000, 32768):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise SystemExit("No port between 30000 and 32767 is free on 127.0.0.1: end what holds them and run this again.")
 
 
 def call(url: str, body: Any = None, timeout: float = REQUEST_SECONDS) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -80,9 +81,7 @@ def running(
     module: str, flags: Sequence[str], log: Path, env: dict[str, str], start_seconds: float = 600
 ) -> Iterator[Server]:
     """`python -m MODULE FLAGS` on a free port. Raises BenchError with the log's last lines if it does not start."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
@@ -98,6 +97,19 @@ def running(
         yield server
     finally:
         stop(process)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on. Raises BenchError if all that were tried are taken.
+
+    Below 32768, where Linux begins to hand out ports by itself: a server binds its own half a minute after it was
+    chosen, and by then SGLang's other processes have taken some of those.
+    """
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise BenchError("none of 100 ports tried between 20000 and 32000 is free on 127.0.0.1: end what holds them")
 
 
 def stop(process: subprocess.Popen) -> None:

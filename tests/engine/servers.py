@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from eval.bench.server import free_port
 
 START_SECONDS = 300
 
@@ -55,9 +56,7 @@ class Server:
 @contextlib.contextmanager
 def server(tmp_path: Path, *flags: str, module: str = "sglang_rpc.launch_server", env: dict[str, str] | None = None):
     """`python -m MODULE FLAGS` on a free port; ended by pid on leaving."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path / "server.log"
     command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags]
     with log.open("wb") as out:
