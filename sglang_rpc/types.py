@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,3 +50,37 @@ class Compression:
     @property
     def evicted(self) -> int:
         return self.end - self.new_end
+
+
+@dataclass(frozen=True)
+class CompressionBatch:
+    """Compressions that are carried out together, as kernels read them: int32 [B] each, on the device."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor  #: query slots
+    begins: torch.Tensor  #: row position of the first candidate
+    candidates: torch.Tensor
+    keeps: torch.Tensor  #: candidates that survive
+    windows: torch.Tensor
+    lengths: torch.Tensor  #: logical, prompt included: one more than the newest query's position
+    size: int  #: B
+    most_candidates: int
+    most_kept: int
+    most_window: int
+
+    @staticmethod
+    def of(compressions: Sequence[Compression], device: torch.device) -> CompressionBatch:
+        """One small copy to the device, which the host does not wait for."""
+        each = [
+            (c.row, c.slot, c.begin, c.candidates, c.keep, c.window, c.prompt_length + c.generated)
+            for c in compressions
+        ]
+        columns = list(zip(*each, strict=True))
+        numbers = torch.tensor(columns, dtype=torch.int32, pin_memory=device.type == "cuda")
+        return CompressionBatch(
+            *numbers.to(device, non_blocking=True).unbind(0),
+            size=len(compressions),
+            most_candidates=max(c.candidates for c in compressions),
+            most_kept=max(c.keep for c in compressions),
+            most_window=max(c.window for c in compressions),
+        )

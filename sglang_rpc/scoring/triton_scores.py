@@ -1,0 +1,253 @@
+"""Scores of all candidates of all requests and layers in two launches, read from the pool's slots without a copy.
+
+The first kernel gives each query the log-sum-exp of its logits over the candidates, the second adds up
+`exp(logit - lse)` over queries and heads: every key is read twice from memory, once a kernel, and nothing of size
+queries x candidates is ever stored. Accumulation is float32. The reference is `reference.head_scores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang_rpc.types import CompressionBatch, KVLayer
+
+#: Candidates that one program of the log-sum-exp goes through: enough programs for a GPU even at one request.
+SPLIT = 1024
+#: Head dims up to this are one tile; longer ones (MLA's latent) are taken in tiles of `_LONG_TILE`.
+_ONE_TILE = 256
+_LONG_TILE = 64
+
+
+class KeyTable:
+    """Where the keys of every layer are, for kernels that take all layers at once.
+
+    Raises ValueError if the layers' keys do not all have one shape, stride and dtype.
+    """
+
+    def __init__(self, layers: Sequence[KVLayer]):
+        first = layers[0].keys
+        for layer in layers:
+            same = (layer.keys.shape[1:], layer.keys.stride(), layer.keys.dtype, layer.logit_cap > 0)
+            if same != (first.shape[1:], first.stride(), first.dtype, layers[0].logit_cap > 0):
+                raise ValueError("all layers must hold keys of one shape, stride and dtype, and cap logits alike")
+        self.example = first.view(layers[0].dtype)  #: tells kernels the dtype
+        self.count, self.kv_heads, self.head_dim = len(layers), first.shape[1], first.shape[2]
+        device = first.device
+        self.pointers = torch.tensor([layer.keys.data_ptr() for layer in layers], dtype=torch.int64, device=device)
+        self.scaling = torch.tensor([layer.scaling for layer in layers], dtype=torch.float32, device=device)
+        self.caps = torch.tensor([layer.logit_cap for layer in layers], dtype=torch.float32, device=device)
+        self.capped = layers[0].logit_cap > 0
+
+
+def candidate_scores(
+    table: KeyTable,
+    queries: torch.Tensor,
+    req_to_token: torch.Tensor,
+    batch: CompressionBatch,
+    *,
+    selector: str,
+    group: bool,
+    lse: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention that each candidate gets from its request's selector queries, summed over queries and query heads.
+
+    Args:
+        queries: the query ring [layers, slots, window, heads, head_dim]; see memory.query_ring.
+        req_to_token: int32 [rows, max_context], the pool slot of each row position.
+        selector: `official` or `paper`, see `reference.selector_queries`.
+        group: keep KV heads apart.
+        lse: natural log-sum-exp of the selector queries over their candidates, if known:
+            float32 [layers, B, kv_heads, rows], row `r * group_size + g` being query r of head g of the group.
+
+    Returns:
+        float32 [layers, B, 1 or kv_heads, most_candidates]; zero behind a request's own candidates.
+    """
+    if lse is None:
+        lse = log_sum_exp(table, queries, req_to_token, batch, selector=selector)
+    out_heads = table.kv_heads if group else 1
+    scores = torch.zeros(
+        (table.count, batch.size, out_heads, batch.most_candidates), dtype=torch.float32, device=queries.device
+    )
+    tiles = _tiles(table, queries, batch)
+    grid = (table.count * batch.size * out_heads, triton.cdiv(batch.most_candidates, tiles["BLOCK_N"]))
+    _scores_kernel[grid](
+        *_arguments(table, queries, req_to_token, batch),
+        lse,
+        scores,
+        lse.shape[-1],
+        *scores.stride()[:3],
+        OUT_HEADS=out_heads,
+        NEWEST_TWICE=selector == "official",
+        **tiles,
+    )
+    return scores
+
+
+def log_sum_exp(
+    table: KeyTable, queries: torch.Tensor, req_to_token: torch.Tensor, batch: CompressionBatch, *, selector: str
+) -> torch.Tensor:
+    """Of each selector query's logits over its request's candidates: `candidate_scores`' `lse`."""
+    tiles = _tiles(table, queries, batch)
+    rows = batch.most_window * (queries.shape[3] // table.kv_heads)
+    splits = triton.cdiv(batch.most_candidates, SPLIT)
+    parts = torch.empty(
+        (table.count, batch.size, table.kv_heads, splits, rows), dtype=torch.float32, device=queries.device
+    )
+    grid = (table.count * batch.size * table.kv_heads, triton.cdiv(rows, tiles["BLOCK_M"]), splits)
+    _lse_kernel[grid](
+        *_arguments(table, queries, req_to_token, batch),
+        parts,
+        rows,
+        splits,
+        NEWEST_TWICE=selector == "official",
+        SPLIT=SPLIT,
+        **tiles,
+    )
+    return parts.squeeze(3) if splits == 1 else parts.logsumexp(dim=3)
+
+
+def _arguments(table: KeyTable, queries: torch.Tensor, req_to_token: torch.Tensor, batch: CompressionBatch) -> tuple:
+    return (
+        *(table.example, table.pointers, table.scaling, table.caps, queries, req_to_token),
+        *(batch.rows, batch.slots, batch.begins, batch.candidates, batch.windows, batch.lengths),
+        *(batch.size, table.kv_heads, queries.shape[2]),
+        *(table.example.stride(0), table.example.stride(1), *queries.stride()[:4], req_to_token.stride(0)),
+    )
+
+
+def _tiles(table: KeyTable, queries: torch.Tensor, batch: CompressionBatch) -> dict[str, int | bool]:
+    group = queries.shape[3] // table.kv_heads
+    one = table.head_dim <= _ONE_TILE
+    return dict(
+        GROUP=group,
+        DIM=table.head_dim,
+        CAPPED=table.capped,
+        # Triton's interpreter multiplies the bits of bfloat16 numbers. A GPU adds their exact products in float32.
+        WIDEN=triton.knobs.runtime.interpret and queries.dtype == torch.bfloat16,
+        BLOCK_M=min(64, max(16, triton.next_power_of_2(batch.most_window * group))),
+        BLOCK_N=64 if table.head_dim <= 128 else 32,
+        BLOCK_D=max(16, triton.next_power_of_2(table.head_dim)) if one else _LONG_TILE,
+    )
+
+
+@triton.jit
+def _logits(
+    queries, entry, head, keys, key_slots, kv_head, key_stride, key_head_stride, entry_stride, query_head_stride,
+    query_ok, key_ok, scaling, cap,
+    DIM: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """float32 [BLOCK_M, BLOCK_N]; what is not ok is not to be used."""
+    logits = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    q_base = queries + entry * entry_stride + head * query_head_stride
+    k_base = keys + key_slots * key_stride + kv_head * key_head_stride
+    for first in tl.static_range(0, DIM, BLOCK_D):
+        dims = first + tl.arange(0, BLOCK_D)
+        q = tl.load(q_base[:, None] + dims[None, :], mask=query_ok[:, None] & (dims < DIM)[None, :], other=0.0)
+        k = tl.load(k_base[None, :] + dims[:, None], mask=key_ok[None, :] & (dims < DIM)[:, None], other=0.0)
+        if WIDEN:
+            q, k = q.to(tl.float32), k.to(tl.float32)
+        logits = tl.dot(q, k.to(q.dtype), logits, input_precision="ieee")
+    logits *= scaling
+    if CAPPED:
+        logits = cap * (2.0 / (1.0 + tl.exp(-2.0 * logits / cap)) - 1.0)  # tanh
+    return logits
+
+
+@triton.jit
+def _lse_kernel(
+    example, pointers, scalings, caps, queries, req_to_token,
+    rows, slots, begins, counts, windows, lengths,
+    batch_size, kv_heads, ring_window,
+    key_stride, key_head_stride, layer_stride, slot_stride, entry_stride, query_head_stride, row_stride,
+    out, out_rows, splits,
+    GROUP: tl.constexpr, DIM: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
+    NEWEST_TWICE: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One KV head of one request and layer; one tile of its query rows; one split of its candidates."""
+    layer = tl.program_id(0) // (batch_size * kv_heads)
+    request = tl.program_id(0) // kv_heads % batch_size
+    kv_head = tl.program_id(0) % kv_heads
+    row = tl.load(rows + request).to(tl.int64)
+    begin, count = tl.load(begins + request), tl.load(counts + request)
+    window, length = tl.load(windows + request), tl.load(lengths + request)
+    keys = tl.multiple_of(tl.load(pointers + layer), 16).to(tl.pointer_type(example.dtype.element_ty))
+    queries += layer.to(tl.int64) * layer_stride + tl.load(slots + request).to(tl.int64) * slot_stride
+
+    query_rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    query_ok = query_rows < window * GROUP
+    position = tl.minimum(length - window + query_rows // GROUP + NEWEST_TWICE, length - 1)
+    head = kv_head * GROUP + query_rows % GROUP
+    scaling, cap = tl.load(scalings + layer), tl.load(caps + layer)
+
+    first = tl.program_id(2) * SPLIT
+    last = tl.minimum(first + SPLIT, count)
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(first, last, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        key_ok = n < last
+        key_slots = tl.load(req_to_token + row * row_stride + begin + n, mask=key_ok, other=0).to(tl.int64)
+        logits = _logits(
+            queries, position % ring_window, head, keys, key_slots, kv_head,
+            key_stride, key_head_stride, entry_stride, query_head_stride, query_ok, key_ok, scaling, cap,
+            DIM, CAPPED, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        logits = tl.where(key_ok[None, :], logits, float("-inf"))
+        now = tl.maximum(highest, tl.max(logits, axis=1))
+        total = total * tl.exp(highest - now) + tl.sum(tl.exp(logits - now[:, None]), axis=1)
+        highest = now
+    place = ((layer * batch_size + request) * kv_heads + kv_head) * splits + tl.program_id(2)
+    # A split without candidates gives -inf, which adds nothing.
+    tl.store(out + place.to(tl.int64) * out_rows + query_rows, highest + tl.log(total), mask=query_rows < out_rows)
+
+
+@triton.jit
+def _scores_kernel(
+    example, pointers, scalings, caps, queries, req_to_token,
+    rows, slots, begins, counts, windows, lengths,
+    batch_size, kv_heads, ring_window,
+    key_stride, key_head_stride, layer_stride, slot_stride, entry_stride, query_head_stride, row_stride,
+    lse, scores, lse_rows, score_layer_stride, score_request_stride, score_head_stride,
+    GROUP: tl.constexpr, DIM: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
+    NEWEST_TWICE: tl.constexpr, OUT_HEADS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One tile of candidates of one request and layer: all KV heads added up in order, or one, if kept apart."""
+    layer = tl.program_id(0) // (batch_size * OUT_HEADS)
+    request = tl.program_id(0) // OUT_HEADS % batch_size
+    out_head = tl.program_id(0) % OUT_HEADS
+    count = tl.load(counts + request)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    key_ok = n < count
+    if tl.program_id(1) * BLOCK_N >= count:
+        return
+    row, begin = tl.load(rows + request).to(tl.int64), tl.load(begins + request)
+    window, length = tl.load(windows + request), tl.load(lengths + request)
+    keys = tl.multiple_of(tl.load(pointers + layer), 16).to(tl.pointer_type(example.dtype.element_ty))
+    queries += layer.to(tl.int64) * layer_stride + tl.load(slots + request).to(tl.int64) * slot_stride
+    key_slots = tl.load(req_to_token + row * row_stride + begin + n, mask=key_ok, other=0).to(tl.int64)
+    scaling, cap = tl.load(scalings + layer), tl.load(caps + layer)
+
+    heads_here = kv_heads // OUT_HEADS
+    score = tl.zeros((BLOCK_N,), tl.float32)
+    for kv_head in range(out_head * heads_here, (out_head + 1) * heads_here):
+        lse_base = lse + ((layer * batch_size + request) * kv_heads + kv_head).to(tl.int64) * lse_rows
+        for first in range(0, window * GROUP, BLOCK_M):
+            query_rows = first + tl.arange(0, BLOCK_M)
+            query_ok = query_rows < window * GROUP
+            position = tl.minimum(length - window + query_rows // GROUP + NEWEST_TWICE, length - 1)
+            logits = _logits(
+                queries, position % ring_window, kv_head * GROUP + query_rows % GROUP, keys, key_slots, kv_head,
+                key_stride, key_head_stride, entry_stride, query_head_stride, query_ok, key_ok, scaling, cap,
+                DIM, CAPPED, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+            weight = tl.exp(logits - tl.load(lse_base + query_rows, mask=query_ok, other=0.0)[:, None])
+            score += tl.sum(tl.where(query_ok[:, None], weight, 0.0), axis=0)
+    place = layer.to(tl.int64) * score_layer_stride + request * score_request_stride + out_head * score_head_stride
+    tl.store(scores + place + n, score, mask=key_ok)

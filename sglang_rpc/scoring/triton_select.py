@@ -1,0 +1,103 @@
+"""Pooling and selection of the best candidates, for all requests and layers, each with its own count.
+
+Scores are sums of exponentials, so never negative, and a float's bits as an integer order them: the kept-th largest
+value is found digit by digit (radix select, 8 bits a pass), and one more pass writes the kept indices, which come out in
+ascending order without a sort. Of equal scores the earlier candidate is kept. The reference is `reference.select`.
+
+Means over heads and neighbours are left as sums: dividing all of them by one number keeps their order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang_rpc.types import CompressionBatch
+
+_POOL_BLOCK = 1024
+_SELECT_BLOCK = 2048
+
+
+def select(scores: torch.Tensor, batch: CompressionBatch, kernel_size: int, pooling: str) -> torch.Tensor:
+    """The `keeps` best-scored candidates of each request, ascending.
+
+    Args:
+        scores: float32 [layers, B, heads, most_candidates], contiguous, not negative.
+
+    Returns:
+        int32 [layers, B, heads, most_kept]; what stands behind a request's own count is not set.
+    """
+    layers, size, heads, most = scores.shape
+    bits = torch.empty_like(scores, dtype=torch.int32)
+    sets = layers * size * heads
+    _pool_kernel[(sets, triton.cdiv(most, _POOL_BLOCK))](
+        scores, bits, batch.candidates, size, heads, most,
+        KERNEL=kernel_size, AVERAGE=pooling == "avg", BLOCK=_POOL_BLOCK,
+    )  # fmt: skip
+    kept = torch.empty((layers, size, heads, batch.most_kept), dtype=torch.int32, device=scores.device)
+    _select_kernel[(sets,)](
+        bits, kept, batch.candidates, batch.keeps, size, heads, most, batch.most_kept,
+        BLOCK=min(_SELECT_BLOCK, triton.next_power_of_2(most)), num_warps=8,
+    )  # fmt: skip
+    return kept
+
+
+@triton.jit
+def _pool_kernel(
+    scores, bits, counts, batch_size, heads, most, KERNEL: tl.constexpr, AVERAGE: tl.constexpr, BLOCK: tl.constexpr
+):
+    count = tl.load(counts + tl.program_id(0) // heads % batch_size)
+    base = tl.program_id(0).to(tl.int64) * most
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    pooled = tl.zeros((BLOCK,), tl.float32)
+    # Beyond the ends stand zeros: they count in the average, and no score is below them.
+    for step in range(KERNEL):
+        at = n + step - KERNEL // 2
+        score = tl.load(scores + base + at, mask=(at >= 0) & (at < count), other=0.0)
+        if AVERAGE:
+            pooled += score
+        else:
+            pooled = tl.maximum(pooled, score)
+    tl.store(bits + base + n, pooled.to(tl.int32, bitcast=True), mask=n < count)
+
+
+@triton.jit
+def _select_kernel(bits, kept, counts, keeps, batch_size, heads, most, most_kept, BLOCK: tl.constexpr):
+    request = tl.program_id(0) // heads % batch_size
+    count, keep = tl.load(counts + request), tl.load(keeps + request)
+    bits += tl.program_id(0).to(tl.int64) * most
+    kept += tl.program_id(0).to(tl.int64) * most_kept
+
+    # The keep-th largest value, from its highest digit down. `wanted`: which of the values that agree so far it is.
+    digits = tl.arange(0, 256)
+    value = tl.zeros((), tl.int32)
+    wanted = keep
+    for turn in tl.static_range(4):
+        shift: tl.constexpr = 24 - 8 * turn
+        found = tl.zeros((256,), tl.int32)
+        for first in range(0, count, BLOCK):
+            n = first + tl.arange(0, BLOCK)
+            bit = tl.load(bits + n, mask=n < count, other=0)
+            agrees = n < count
+            if turn > 0:
+                agrees = agrees & ((bit >> (shift + 8)) == value)
+            found += tl.histogram((bit >> shift) & 255, 256, mask=agrees)
+        at_least = tl.cumsum(found, axis=0, reverse=True)  # values whose digit is this one or higher
+        digit = tl.sum((at_least >= wanted).to(tl.int32), axis=0) - 1
+        wanted -= tl.sum(tl.where(digits > digit, found, 0), axis=0)
+        value = (value << 8) | digit
+
+    written = tl.zeros((), tl.int32)
+    equals = tl.zeros((), tl.int32)
+    for first in range(0, count, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        ok = n < count
+        bit = tl.load(bits + n, mask=ok, other=0)
+        equal = (ok & (bit == value)).to(tl.int32)
+        among_equals = equals + tl.cumsum(equal, axis=0)
+        take = ok & ((bit > value) | ((equal > 0) & (among_equals <= wanted)))
+        ranks = written + tl.cumsum(take.to(tl.int32), axis=0)
+        tl.store(kept + ranks - 1, n, mask=take)
+        written += tl.sum(take.to(tl.int32), axis=0)
+        equals += tl.sum(equal, axis=0)
