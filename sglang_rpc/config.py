@@ -24,6 +24,7 @@ SELECTORS = ("official", "paper")
 SCOPES = ("think", "all")
 WHEN = ("always", "pressure")
 PRESSURES = ("off", "early", "ratio")
+SCORINGS = ("auto", "triton", "flashinfer", "reference")
 
 #: The largest interval, window or kernel size taken; beyond any context length, below any integer overflow.
 MAX_TOKENS = 2**24
@@ -53,6 +54,7 @@ class RPCConfig:
     low_watermark: float = 0.6  #: share at which it no longer does
     pressure: str = "early"  #: before retracting, compress earlier (early), or at a higher c too (ratio)
     max_ratio: float | None = None  #: the highest ratio that `pressure="ratio"` may use; None: four times the ratio
+    scoring: str = "auto"  #: triton: kernels, on a GPU; flashinfer: these, with its log-sum-exp; reference: PyTorch
     host_backup_gb: float = 4  #: host memory for the KV of retracted requests, 10^9 bytes a rank; 0: none is kept
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class RPCConfig:
                 f"got {self.low_watermark:g}"
             )
         _choice("pressure", self.pressure, PRESSURES)
+        _choice("scoring", self.scoring, SCORINGS)
         if self.max_ratio is not None:
             _number("max_ratio", self.max_ratio, self.ratio, MAX_TOKENS, " (the ratio is its least)")
         _number("host_backup_gb", self.host_backup_gb, 0, MAX_TOKENS)

@@ -54,7 +54,7 @@ class Compression:
 
 @dataclass(frozen=True)
 class CompressionBatch:
-    """Compressions that are carried out together, as kernels read them: int32 [B] each, on the device."""
+    """Compressions that are carried out together, as kernels read them: int32 [B or more] each, on the device."""
 
     rows: torch.Tensor
     slots: torch.Tensor  #: query slots
@@ -66,7 +66,6 @@ class CompressionBatch:
     size: int  #: B
     most_candidates: int
     most_kept: int
-    most_window: int
 
     @staticmethod
     def of(compressions: Sequence[Compression], device: torch.device) -> CompressionBatch:
@@ -75,12 +74,13 @@ class CompressionBatch:
             (c.row, c.slot, c.begin, c.candidates, c.keep, c.window, c.prompt_length + c.generated)
             for c in compressions
         ]
-        columns = list(zip(*each, strict=True))
+        # Each array begins on 16 bytes whatever B is: Triton compiles a kernel anew for another alignment.
+        padded = [*each, *[(0,) * len(each[0])] * (-len(each) % 4)]
+        columns = list(zip(*padded, strict=True))
         numbers = torch.tensor(columns, dtype=torch.int32, pin_memory=device.type == "cuda")
         return CompressionBatch(
             *numbers.to(device, non_blocking=True).unbind(0),
             size=len(compressions),
             most_candidates=max(c.candidates for c in compressions),
             most_kept=max(c.keep for c in compressions),
-            most_window=max(c.window for c in compressions),
         )

@@ -32,6 +32,9 @@ class Size:
 SIZES = {
     "tiny": Size(RPC(64, 16, 4), concurrency=8, prompt_tokens=32, output_tokens=1280, per_client=4),
     "smollm2": Size(RPC(16, 8, 4), concurrency=8, prompt_tokens=16, output_tokens=640, per_client=2),
+    # The paper's setting: 128 tokens in, up to 32K out.
+    "qwen-7b": Size(RPC(1024, 32, 4), concurrency=64, prompt_tokens=128, output_tokens=32768, per_client=1),
+    "qwq-32b": Size(RPC(1024, 32, 4), concurrency=16, prompt_tokens=128, output_tokens=32768, per_client=1),
 }
 
 
@@ -77,7 +80,7 @@ class Preset:
     repetitions: int = 3
 
 
-PRESETS = ("quick", "tight", "ample", "shared", "full")
+PRESETS = ("quick", "tight", "ample", "shared", "full", "lengths")
 MAIN_ARMS = ("stock", "constrained", "rpc")
 
 
@@ -104,6 +107,10 @@ def preset(name: str, size: Size) -> Preset:
         pool = pool_for(TIGHT, 64, 32, size.prompt_tokens, size.output_tokens)
         many = replace(base, concurrency=(64,), samples=(1, 8, 32), pool_tokens=(pool,), per_client=2)
         return Preset(MAIN_ARMS, (many,))
+    if name == "lengths":
+        # The same batch in a pool that holds it (what attention over fewer entries gives) and where memory binds.
+        lengths = tuple(size.output_tokens // part for part in (4, 2, 1))
+        return Preset(MAIN_ARMS, (replace(base, output_tokens=lengths, pool_fractions=(TIGHT, AMPLE)),))
     if name == "full":
         return Preset(MAIN_ARMS, _full(base, size))
     raise BenchError(f"--preset must be one of {', '.join(PRESETS)}, got {name}")

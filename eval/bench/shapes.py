@@ -24,6 +24,17 @@ _LLAMA: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 
+_QWEN2: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 152064,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
 SHAPES: dict[str, dict[str, Any]] = {
     # A step costs what the scheduler costs. One layer: on a CPU, SGLang's attention calls PyTorch once a request and
     # layer, and that must stay small beside the step.
@@ -51,6 +62,26 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "rope_theta": 100000.0,
         "tie_word_embeddings": True,
+    },
+    # deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
+    "qwen-7b": {
+        **_QWEN2,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_theta": 10000.0,
+    },
+    # Qwen/QwQ-32B
+    "qwq-32b": {
+        **_QWEN2,
+        "hidden_size": 5120,
+        "intermediate_size": 27648,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "rope_theta": 1000000.0,
     },
 }
 

@@ -9,6 +9,9 @@ Slot 0 is the bin: every row that owns no slot writes there.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+
 import torch
 
 
@@ -33,6 +36,7 @@ class QueryRing:
         self.window = window
         self.slots = slots
         self.buffer = torch.zeros((layers, slots + 1, window, heads, head_dim), dtype=dtype, device=device)
+        self._kernel = _store_kernel() if self.buffer.is_cuda else None
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
         #: Of the step being launched, if it is an extend with rows of a single token (decode rows of a mixed step,
         #: restored requests): which tokens these are, int64, and `where` their queries go.
@@ -77,11 +81,25 @@ class QueryRing:
         return self.slot_of_row[rows], positions % self.window
 
     def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], queries: torch.Tensor) -> None:
-        """Write one query a row: `queries` [n, heads * head_dim] or [n, heads, head_dim]."""
-        self.buffer[layer].index_put_(where, queries.view(-1, *self.buffer.shape[3:]).to(self.buffer.dtype))
+        """Write one query a row: `queries` [n, heads * head_dim] or [n, heads, head_dim]. The bin's content is
+        nobody's."""
+        queries = queries.view(-1, *self.buffer.shape[3:])
+        if self._kernel is not None and queries.stride(2) == 1:
+            self._kernel(self.buffer[layer], *where, queries)
+        else:
+            self.buffer[layer].index_put_(where, queries.to(self.buffer.dtype))
 
     def last(self, slot: int, length: int, window: int) -> torch.Tensor:
         """The queries of the last `window` (<= R) tokens of a sequence of logical `length`, oldest first:
         [layers, window, heads, head_dim], gathered."""
         entries = torch.arange(length - window, length, device=self.buffer.device) % self.window
         return self.buffer[:, slot].index_select(1, entries)
+
+
+def _store_kernel() -> Callable[..., None] | None:
+    """The Triton write, if Triton is installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from sglang_rpc.memory.triton_ring import store
+
+    return store

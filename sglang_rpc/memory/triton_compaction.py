@@ -1,14 +1,15 @@
 """Physical compaction of all requests and layers in one launch, in place, without staging.
 
-Kept indices ascend, so an entry only ever moves towards the front: `source >= target`. One program walks one slice of
-one request's entries from the front, in blocks. A block's sources lie at or behind it, so once they are loaded, storing
-over the block destroys nothing that a later block needs. Slices (a KV head of K or of V of one layer) never overlap, and
-neither do requests. The reference is `compaction.move_kept`.
+Kept indices ascend, so an entry only ever moves to the front: `source >= target`. One program walks one slice of one
+request's entries from the front, in blocks. A block's sources lie at or behind it, so once they are loaded, storing
+over the block destroys nothing that a later block needs. Slices (a KV head of K or of V of one layer) never overlap,
+and neither do requests. The reference is `compaction.move_kept`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -19,31 +20,50 @@ from sglang_rpc.types import CompressionBatch, KVLayer
 _BLOCK = 32  # entries
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Buffers of one geometry, counted in words of `example`'s dtype."""
+
+    example: torch.Tensor
+    pointers: torch.Tensor  #: int64 [buffers]
+    layers: torch.Tensor  #: int32 [buffers], whose kept indices apply
+    words: int  #: of a slice
+    slot_words: int  #: between two slots
+    head_words: int  #: between two heads
+    aligned: bool  #: a slice always begins on 16 bytes, so that it can be read and written 16 at a time
+
+
 class SliceTable:
-    """Where the slices of every layer's buffers are, counted in words of 4 bytes, or 2, or 1: raw storage.
+    """Where the slices of every layer's buffers are: raw storage, whatever dtype it stands for.
 
     Raises ValueError if the buffers do not all have the same number of KV heads, or a slice is not contiguous.
     """
 
     def __init__(self, layers: Sequence[KVLayer]):
-        self.layers = len(layers)
-        buffers = [buffer for layer in layers for buffer in _distinct(layer)]
-        self.per_layer = len(buffers) // self.layers
-        self.kv_heads = buffers[0].shape[1]
-        if any(buffer.shape[1] != self.kv_heads or buffer.stride(2) != 1 for buffer in buffers):
-            raise ValueError("all layers must hold the same KV heads, each head's entry contiguous")
-        sizes = [
-            (buffer.shape[2] * size, buffer.stride(0) * size, buffer.stride(1) * size)
-            for buffer, size in ((buffer, buffer.element_size()) for buffer in buffers)
-        ]
-        word = next(w for w in (4, 2, 1) if all(number % w == 0 for size in sizes for number in size))
-        self.word = {4: torch.int32, 2: torch.int16, 1: torch.int8}[word]
-        self.widest = max(size[0] for size in sizes) // word
-        device = buffers[0].device
-        self.example = torch.empty(0, dtype=self.word, device=device)
-        self.pointers = torch.tensor([buffer.data_ptr() for buffer in buffers], dtype=torch.int64, device=device)
-        #: Words of a slice, between two slots, between two heads.
-        self.sizes = torch.tensor(sizes, dtype=torch.int64, device=device) // word
+        self.kv_heads = layers[0].keys.shape[1]
+        alike: dict[tuple[int, int, int], list[tuple[int, torch.Tensor]]] = {}
+        for index, layer in enumerate(layers):
+            for buffer in _distinct(layer):
+                if buffer.shape[1] != self.kv_heads or buffer.stride(2) != 1:
+                    raise ValueError("all layers must hold the same KV heads, each head's entry contiguous")
+                size = buffer.element_size()
+                geometry = (buffer.shape[2] * size, buffer.stride(0) * size, buffer.stride(1) * size)
+                alike.setdefault(geometry, []).append((index, buffer))
+        #: One, or two where values are not as wide as keys.
+        self.groups = [_group(geometry, buffers) for geometry, buffers in alike.items()]
+
+
+def _group(geometry: tuple[int, int, int], buffers: list[tuple[int, torch.Tensor]]) -> _Group:
+    addresses = [buffer.data_ptr() for _, buffer in buffers]
+    word = next(w for w in (4, 2, 1) if all(number % w == 0 for number in (*geometry, *addresses)))
+    device = buffers[0][1].device
+    return _Group(
+        torch.empty(0, dtype={4: torch.int32, 2: torch.int16, 1: torch.int8}[word], device=device),
+        torch.tensor(addresses, dtype=torch.int64, device=device),
+        torch.tensor([index for index, _ in buffers], dtype=torch.int32, device=device),
+        *(number // word for number in geometry),
+        aligned=all(number % 16 == 0 for number in (*geometry[1:], *addresses)),
+    )
 
 
 def _distinct(layer: KVLayer) -> list[torch.Tensor]:
@@ -61,23 +81,25 @@ def move_kept(table: SliceTable, req_to_token: torch.Tensor, batch: CompressionB
         req_to_token: int32 [rows, max_context], the pool slot of each row position.
         kept: int32 [layers, B, 1 or kv_heads, most_kept], candidates that stay, ascending.
     """
-    grid = (table.layers * table.per_layer, batch.size, table.kv_heads)
-    _move_kernel[grid](
-        *(table.example, table.pointers, table.sizes, req_to_token, kept),
-        *(batch.rows, batch.begins, batch.candidates, batch.keeps, batch.windows),
-        *(req_to_token.stride(0), *kept.stride()[:3]),
-        PER_LAYER=table.per_layer,
-        APART=kept.shape[2] > 1,
-        BLOCK=_BLOCK,
-        WIDTH=triton.next_power_of_2(table.widest),
-        num_warps=4,
-    )
+    for group in table.groups:
+        grid = (group.pointers.numel(), batch.size, table.kv_heads)
+        _move_kernel[grid](
+            *(group.example, group.pointers, group.layers, req_to_token, kept),
+            *(batch.rows, batch.begins, batch.candidates, batch.keeps, batch.windows),
+            *(group.slot_words, group.head_words, req_to_token.stride(0), *kept.stride()[:3]),
+            APART=kept.shape[2] > 1,
+            ALIGNED=group.aligned,
+            BLOCK=_BLOCK,
+            WORDS=group.words,
+            WIDTH=triton.next_power_of_2(group.words),
+            num_warps=4,
+        )
 
 
 @triton.jit
 def _load_block(
-    buffer, words, slot_words, slots_of_row, kept, first, keep, candidates, total,
-    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    buffer, slot_words, slots_of_row, kept, first, keep, candidates, total,
+    BLOCK: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The entries that go to `first` and the BLOCK - 1 behind it; those that stay where they are are not loaded."""
     target = first + tl.arange(0, BLOCK)
@@ -86,36 +108,35 @@ def _load_block(
     moves = (target < total) & (source != target)
     slot = tl.load(slots_of_row + source, mask=moves, other=0).to(tl.int64)
     word = tl.arange(0, WIDTH)
-    return tl.load(buffer + slot[:, None] * slot_words + word[None, :], mask=moves[:, None] & (word < words)[None, :])
+    return tl.load(buffer + slot[:, None] * slot_words + word[None, :], mask=moves[:, None] & (word < WORDS)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kept_layer_stride", "kept_request_stride", "kept_head_stride"])
 def _move_kernel(
-    example, pointers, sizes, req_to_token, kept, rows, begins, counts, keeps, windows,
-    row_stride, kept_layer_stride, kept_request_stride, kept_head_stride,
-    PER_LAYER: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    example, pointers, layers, req_to_token, kept, rows, begins, counts, keeps, windows,
+    slot_words, head_words, row_stride, kept_layer_stride, kept_request_stride, kept_head_stride,
+    APART: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One KV head of one request in one buffer."""
     request, head = tl.program_id(1), tl.program_id(2)
-    words = tl.load(sizes + tl.program_id(0) * 3)
-    slot_words = tl.multiple_of(tl.load(sizes + tl.program_id(0) * 3 + 1), 4)
-    head_words = tl.load(sizes + tl.program_id(0) * 3 + 2)
     buffer = tl.load(pointers + tl.program_id(0)).to(tl.pointer_type(example.dtype.element_ty)) + head * head_words
+    if ALIGNED:
+        buffer = tl.multiple_of(buffer, 16)
     slots_of_row = req_to_token + tl.load(rows + request).to(tl.int64) * row_stride + tl.load(begins + request)
     candidates, keep = tl.load(counts + request), tl.load(keeps + request)
     total = keep + tl.load(windows + request)
-    kept += (tl.program_id(0) // PER_LAYER).to(tl.int64) * kept_layer_stride + request * kept_request_stride
+    kept += tl.load(layers + tl.program_id(0)).to(tl.int64) * kept_layer_stride + request * kept_request_stride
     if APART:
         kept += head * kept_head_stride
 
     word = tl.arange(0, WIDTH)
     entries = _load_block(
-        buffer, words, slot_words, slots_of_row, kept, 0, keep, candidates, total, BLOCK, WIDTH
+        buffer, slot_words, slots_of_row, kept, 0, keep, candidates, total, BLOCK, WORDS, WIDTH
     )  # fmt: skip
     for first in range(0, total, BLOCK):
         # The next block is on its way while this one is stored; its sources lie behind what is stored now.
         following = _load_block(
-            buffer, words, slot_words, slots_of_row, kept, first + BLOCK, keep, candidates, total, BLOCK, WIDTH
+            buffer, slot_words, slots_of_row, kept, first + BLOCK, keep, candidates, total, BLOCK, WORDS, WIDTH
         )  # fmt: skip
         target = first + tl.arange(0, BLOCK)
         is_kept = target < keep
@@ -125,6 +146,6 @@ def _move_kernel(
         # Every thread has loaded its part of this block before any thread stores over it.
         tl.debug_barrier()
         tl.store(
-            buffer + slot[:, None] * slot_words + word[None, :], entries, mask=moves[:, None] & (word < words)[None, :]
+            buffer + slot[:, None] * slot_words + word[None, :], entries, mask=moves[:, None] & (word < WORDS)[None, :]
         )
         entries = following

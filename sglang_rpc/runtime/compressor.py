@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import rpc
+from sglang_rpc.runtime.paths import make_path
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers
-from sglang_rpc.scoring import reference
 from sglang_rpc.types import NEVER, Compression, KVLayer
 
 
@@ -46,7 +45,6 @@ class Compressor:
         ring: QueryRing,
         req_to_token: torch.Tensor,
         *,
-        query_heads: int,
         markers: ThinkMarkers | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
@@ -54,7 +52,6 @@ class Compressor:
         Args:
             layers: the layers whose KV is compressed, in the order of the ring's layers.
             req_to_token: int [rows, max_context]: pool slot of each row position.
-            query_heads: over all ranks, the divisor of the mean over heads.
             markers: how thoughts begin and end; None: every request has scope `all`.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
         """
@@ -64,10 +61,7 @@ class Compressor:
         self.markers = markers
         self.pressed = config.when == "always"  #: whether due dates are kept: always, or while the pool is pressed
         self.counters = Counters()
-        self._req_to_token = req_to_token
-        self._group = config.aggregation == "group"
-        self._heads = query_heads
-        self._reduce = reduce
+        self._path = make_path(config, layers, ring, req_to_token, reduce)
 
     def open_gate(self, state: RequestState, prompt: Sequence[int]) -> None:
         """Read the prompt for think markers, once, if the request's scope asks for it."""
@@ -235,37 +229,9 @@ class Compressor:
 
         Afterwards the row positions `[begin, new_end)` hold what was kept, in order; nothing else has changed.
         """
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")  # some models turn TF32 on; scores are float32
-        try:
-            self._compress(compressions)
-        finally:
-            torch.set_float32_matmul_precision(precision)
-
-    def _compress(self, compressions: Sequence[Compression]) -> None:
-        slots = [self._req_to_token[c.row, c.begin : c.end].long() for c in compressions]
-        scores = [self._score(c, s) for c, s in zip(compressions, slots, strict=True)]
-        if self._reduce is not None:
-            # One collective for all layers and requests; every rank then selects from equal scores.
-            flat = self._reduce(torch.cat([s.flatten() for s in scores]))
-            pieces = flat.split([s.numel() for s in scores])
-            scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
-        for c, own, score in zip(compressions, slots, scores, strict=True):
-            mean = score / (self._heads if not self._group else self._heads_per_group)
-            kept = reference.select(mean.flatten(0, 1), c.keep, self.config.kernel_size, self.config.pooling)
-            for layer, layer_kept in zip(self.layers, kept.view(*score.shape[:2], c.keep), strict=True):
-                move_kept((layer.keys, layer.values), own, layer_kept, c.candidates)
+        self._path.compress(compressions)
 
     @property
-    def _heads_per_group(self) -> int:
-        return self.ring.buffer.shape[3] // self.layers[0].keys.shape[1]
-
-    def _score(self, c: Compression, slots: torch.Tensor) -> torch.Tensor:
-        """Head-summed scores, float32 [layers, 1 or kv_heads, candidates]."""
-        queries = self.ring.last(c.slot, c.prompt_length + c.generated, c.window)
-        rows = []
-        for layer, q in zip(self.layers, queries, strict=True):
-            q = reference.selector_queries(q, self.config.selector)
-            keys = layer.keys[slots[: c.candidates]].view(layer.dtype)
-            rows.append(reference.head_scores(q, keys, layer.scaling, layer.logit_cap, self._group))
-        return torch.stack(rows)
+    def scoring(self) -> str:
+        """Which implementation compresses: `reference` (PyTorch) or `triton`."""
+        return self._path.name

@@ -22,10 +22,14 @@ _ONE_TILE = 256
 _LONG_TILE = 64
 
 
+def runs_on(device: torch.device) -> bool:
+    return device.type == "cuda" or bool(triton.knobs.runtime.interpret)
+
+
 class KeyTable:
     """Where the keys of every layer are, for kernels that take all layers at once.
 
-    Raises ValueError if the layers' keys do not all have one shape, stride and dtype.
+    Raises ValueError if the layers' keys do not all have one shape, stride and dtype, or kernels cannot read them.
     """
 
     def __init__(self, layers: Sequence[KVLayer]):
@@ -34,6 +38,10 @@ class KeyTable:
             same = (layer.keys.shape[1:], layer.keys.stride(), layer.keys.dtype, layer.logit_cap > 0)
             if same != (first.shape[1:], first.stride(), first.dtype, layers[0].logit_cap > 0):
                 raise ValueError("all layers must hold keys of one shape, stride and dtype, and cap logits alike")
+        if any(layer.keys.data_ptr() % 16 for layer in layers):
+            raise ValueError("every layer's keys must begin on 16 bytes")
+        if layers[0].dtype == torch.float8_e4m3fn and first.is_cuda and torch.cuda.get_device_capability() < (8, 9):
+            raise ValueError("Triton reads fp8_e4m3 on GPUs of compute capability 8.9 and higher")
         self.example = first.view(layers[0].dtype)  #: tells kernels the dtype
         self.count, self.kv_heads, self.head_dim = len(layers), first.shape[1], first.shape[2]
         device = first.device
@@ -72,7 +80,7 @@ def candidate_scores(
     scores = torch.zeros(
         (table.count, batch.size, out_heads, batch.most_candidates), dtype=torch.float32, device=queries.device
     )
-    tiles = _tiles(table, queries, batch)
+    tiles = _tiles(table, queries)
     grid = (table.count * batch.size * out_heads, triton.cdiv(batch.most_candidates, tiles["BLOCK_N"]))
     _scores_kernel[grid](
         *_arguments(table, queries, req_to_token, batch),
@@ -91,8 +99,8 @@ def log_sum_exp(
     table: KeyTable, queries: torch.Tensor, req_to_token: torch.Tensor, batch: CompressionBatch, *, selector: str
 ) -> torch.Tensor:
     """Of each selector query's logits over its request's candidates: `candidate_scores`' `lse`."""
-    tiles = _tiles(table, queries, batch)
-    rows = batch.most_window * (queries.shape[3] // table.kv_heads)
+    tiles = _tiles(table, queries)
+    rows = queries.shape[2] * (queries.shape[3] // table.kv_heads)
     splits = triton.cdiv(batch.most_candidates, SPLIT)
     parts = torch.empty(
         (table.count, batch.size, table.kv_heads, splits, rows), dtype=torch.float32, device=queries.device
@@ -119,7 +127,7 @@ def _arguments(table: KeyTable, queries: torch.Tensor, req_to_token: torch.Tenso
     )
 
 
-def _tiles(table: KeyTable, queries: torch.Tensor, batch: CompressionBatch) -> dict[str, int | bool]:
+def _tiles(table: KeyTable, queries: torch.Tensor) -> dict[str, int | bool]:
     group = queries.shape[3] // table.kv_heads
     one = table.head_dim <= _ONE_TILE
     return dict(
@@ -128,7 +136,7 @@ def _tiles(table: KeyTable, queries: torch.Tensor, batch: CompressionBatch) -> d
         CAPPED=table.capped,
         # Triton's interpreter multiplies the bits of bfloat16 numbers. A GPU adds their exact products in float32.
         WIDEN=triton.knobs.runtime.interpret and queries.dtype == torch.bfloat16,
-        BLOCK_M=min(64, max(16, triton.next_power_of_2(batch.most_window * group))),
+        BLOCK_M=min(64, max(16, triton.next_power_of_2(queries.shape[2] * group))),
         BLOCK_N=64 if table.head_dim <= 128 else 32,
         BLOCK_D=max(16, triton.next_power_of_2(table.head_dim)) if one else _LONG_TILE,
     )
@@ -145,7 +153,8 @@ def _logits(
     logits = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     q_base = queries + entry * entry_stride + head * query_head_stride
     k_base = keys + key_slots * key_stride + kv_head * key_head_stride
-    for first in tl.static_range(0, DIM, BLOCK_D):
+    # One stage: of a long head dim, only the tile in hand is in shared memory.
+    for first in tl.range(0, DIM, BLOCK_D, num_stages=1):
         dims = first + tl.arange(0, BLOCK_D)
         q = tl.load(q_base[:, None] + dims[None, :], mask=query_ok[:, None] & (dims < DIM)[None, :], other=0.0)
         k = tl.load(k_base[None, :] + dims[:, None], mask=key_ok[None, :] & (dims < DIM)[:, None], other=0.0)
@@ -158,7 +167,7 @@ def _logits(
     return logits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch_size", "splits"])
 def _lse_kernel(
     example, pointers, scalings, caps, queries, req_to_token,
     rows, slots, begins, counts, windows, lengths,
@@ -176,7 +185,7 @@ def _lse_kernel(
     row = tl.load(rows + request).to(tl.int64)
     begin, count = tl.load(begins + request), tl.load(counts + request)
     window, length = tl.load(windows + request), tl.load(lengths + request)
-    keys = tl.multiple_of(tl.load(pointers + layer), 16).to(tl.pointer_type(example.dtype.element_ty))
+    keys = tl.multiple_of(tl.load(pointers + layer).to(tl.pointer_type(example.dtype.element_ty)), 16)
     queries += layer.to(tl.int64) * layer_stride + tl.load(slots + request).to(tl.int64) * slot_stride
 
     query_rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -207,7 +216,7 @@ def _lse_kernel(
     tl.store(out + place.to(tl.int64) * out_rows + query_rows, highest + tl.log(total), mask=query_rows < out_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch_size", "score_layer_stride", "score_request_stride", "score_head_stride"])
 def _scores_kernel(
     example, pointers, scalings, caps, queries, req_to_token,
     rows, slots, begins, counts, windows, lengths,
@@ -229,7 +238,7 @@ def _scores_kernel(
         return
     row, begin = tl.load(rows + request).to(tl.int64), tl.load(begins + request)
     window, length = tl.load(windows + request), tl.load(lengths + request)
-    keys = tl.multiple_of(tl.load(pointers + layer), 16).to(tl.pointer_type(example.dtype.element_ty))
+    keys = tl.multiple_of(tl.load(pointers + layer).to(tl.pointer_type(example.dtype.element_ty)), 16)
     queries += layer.to(tl.int64) * layer_stride + tl.load(slots + request).to(tl.int64) * slot_stride
     key_slots = tl.load(req_to_token + row * row_stride + begin + n, mask=key_ok, other=0).to(tl.int64)
     scaling, cap = tl.load(scalings + layer), tl.load(caps + layer)

@@ -1,8 +1,8 @@
 """Pooling and selection of the best candidates, for all requests and layers, each with its own count.
 
 Scores are sums of exponentials, so never negative, and a float's bits as an integer order them: the kept-th largest
-value is found digit by digit (radix select, 8 bits a pass), and one more pass writes the kept indices, which come out in
-ascending order without a sort. Of equal scores the earlier candidate is kept. The reference is `reference.select`.
+value is found digit by digit (radix select, 8 bits a pass), and one more pass writes the kept indices, which come out
+in ascending order without a sort. Of equal scores the earlier candidate is kept. The reference is `reference.select`.
 
 Means over heads and neighbours are left as sums: dividing all of them by one number keeps their order.
 """
@@ -38,12 +38,12 @@ def select(scores: torch.Tensor, batch: CompressionBatch, kernel_size: int, pool
     kept = torch.empty((layers, size, heads, batch.most_kept), dtype=torch.int32, device=scores.device)
     _select_kernel[(sets,)](
         bits, kept, batch.candidates, batch.keeps, size, heads, most, batch.most_kept,
-        BLOCK=min(_SELECT_BLOCK, triton.next_power_of_2(most)), num_warps=8,
+        BLOCK=_SELECT_BLOCK, num_warps=8,
     )  # fmt: skip
     return kept
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch_size", "most"])
 def _pool_kernel(
     scores, bits, counts, batch_size, heads, most, KERNEL: tl.constexpr, AVERAGE: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -62,7 +62,7 @@ def _pool_kernel(
     tl.store(bits + base + n, pooled.to(tl.int32, bitcast=True), mask=n < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch_size", "most", "most_kept"])
 def _select_kernel(bits, kept, counts, keeps, batch_size, heads, most, most_kept, BLOCK: tl.constexpr):
     request = tl.program_id(0) // heads % batch_size
     count, keep = tl.load(counts + request), tl.load(keeps + request)
@@ -71,10 +71,10 @@ def _select_kernel(bits, kept, counts, keeps, batch_size, heads, most, most_kept
 
     # The keep-th largest value, from its highest digit down. `wanted`: which of the values that agree so far it is.
     digits = tl.arange(0, 256)
-    value = tl.zeros((), tl.int32)
+    value = 0
     wanted = keep
     for turn in tl.static_range(4):
-        shift: tl.constexpr = 24 - 8 * turn
+        shift = 24 - 8 * turn
         found = tl.zeros((256,), tl.int32)
         for first in range(0, count, BLOCK):
             n = first + tl.arange(0, BLOCK)
@@ -88,8 +88,8 @@ def _select_kernel(bits, kept, counts, keeps, batch_size, heads, most, most_kept
         wanted -= tl.sum(tl.where(digits > digit, found, 0), axis=0)
         value = (value << 8) | digit
 
-    written = tl.zeros((), tl.int32)
-    equals = tl.zeros((), tl.int32)
+    written = 0
+    equals = 0
     for first in range(0, count, BLOCK):
         n = first + tl.arange(0, BLOCK)
         ok = n < count

@@ -18,6 +18,15 @@ CPU_SLOTS = 64
 POOL_SHARE = 0.01
 
 
+def leave_room(available: int, configurator: Any, *_args: Any, **_kwargs: Any) -> int | None:
+    """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less the ring's."""
+    config = config_of(configurator.server_args)
+    on_cpu = str(configurator.device).startswith("cpu")
+    if config is None or configurator.is_draft_worker or on_cpu:
+        return None
+    return available - int(POOL_SHARE * available)
+
+
 @ends_if_refused
 def install_query_ring(_result: Any, model_runner: Any) -> None:
     """AFTER ModelRunner.init_attention_backends: build the ring, hook each attention layer.

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from sglang_rpc.config import AGGREGATIONS, POOLINGS, PRESSURES, SCOPES, SELECTORS, WHEN, RPCConfig
+from sglang_rpc.config import AGGREGATIONS, POOLINGS, PRESSURES, SCOPES, SCORINGS, SELECTORS, WHEN, RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.seams.settings import attach
 
@@ -35,6 +35,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "date; ratio: and, if that is not enough, at up to --rpc-max-ratio",
     ),
     "max_ratio": dict(type=float, metavar="C", help="highest ratio under --rpc-pressure ratio (4 x --rpc-ratio)"),
+    "scoring": dict(
+        choices=SCORINGS,
+        help="triton: kernels, on a GPU; flashinfer: these, with FlashInfer's log-sum-exp; reference: PyTorch; "
+        "auto: triton where it can run",
+    ),
     "host_backup_gb": dict(
         type=float,
         metavar="GB",

@@ -59,6 +59,7 @@ def add_server_info(result: Any, controller: Any, recv_req: Any) -> None:
     result.internal_state[KEY] = {
         "config": runtime.config.as_dict(),
         "scope_in_effect": runtime.config.scope if markers is not None else "all",
+        "scoring": runtime.compressor.scoring,
         "query_slots": runtime.ring.slots,
         "query_slots_in_use": runtime.ring.in_use,
         "query_ring_bytes": runtime.ring.nbytes,

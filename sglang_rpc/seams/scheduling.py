@@ -42,7 +42,6 @@ class SchedulerRPC:
             [_kv_layer(model_runner, layer) for layer in layers],
             self.ring,
             scheduler.req_to_token_pool.req_to_token,
-            query_heads=layers[0].tp_q_head_num * (group.world_size if group is not None else 1),
             markers=find_markers(scheduler, config),
             reduce=group.all_reduce if group is not None and config.aggregation == "all" else None,
         )
@@ -88,9 +87,10 @@ def install_compressor(_result: Any, scheduler: Any) -> None:
     scheduler.req_to_token_pool.rpc = scheduler.rpc
     ring = scheduler.rpc.ring
     logger.info(
-        "RPC on: %s; scope in effect: %s; %d query slots, %.1f MB",
+        "RPC on: %s; scope in effect: %s; scoring: %s; %d query slots, %.1f MB",
         config.to_json(),
         config.scope if scheduler.rpc.compressor.markers is not None else "all",
+        scheduler.rpc.compressor.scoring,
         ring.slots,
         ring.nbytes / 1e6,
     )

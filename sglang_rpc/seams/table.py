@@ -47,6 +47,12 @@ SEAMS: tuple[Seam, ...] = (
         "meta_info.rpc is one receipt, not SGLang's per-chunk list",
     ),
     Seam(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
+        AFTER,
+        "capture:leave_room",
+        "the query ring's memory comes out of the KV pool's, not on top of it",
+    ),
+    Seam(
         "sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends",
         AFTER,
         "capture:install_query_ring",

@@ -22,6 +22,7 @@ def test_the_recordings_under_cuda_graphs(goldens, tmp_path, name, page):
     oracle = Oracle(golden.path)
     arguments = {"device": "cuda", "attention_backend": "triton", "page_size": page, "mem_fraction_static": 0.3}
     with engine(golden.path, golden.config, **arguments) as running:
+        assert running.get_server_info()["internal_states"][0]["rpc"]["scoring"] == "triton"
         n = len(golden.output)
         results = running.generate(
             input_ids=[golden.prompt] * 8, sampling_params=[*[greedy(n)] * 7, greedy(n, rpc={"enabled": False})]

@@ -36,6 +36,16 @@ SHAPES = {
     ),
     "overlap, mixed, retracting": ({"chunked_prefill_size": 32, "enable_mixed_chunk": True}, 0.25),
 }
+#: The race that a compaction on the wrong side of a forward would be: many requests, CUDA graphs and overlap on.
+CUDA = {"device": "cuda", "attention_backend": "triton", "mem_fraction_static": 0.3}
+GPU_SHAPES = {
+    "cuda graphs": (CUDA, 4),
+    "cuda graphs, page 16, mixed": (
+        {**CUDA, "page_size": 16, "chunked_prefill_size": 32, "enable_mixed_chunk": True},
+        2,
+    ),
+    "cuda graphs, PyTorch scoring": ({**CUDA, "rpc_scoring": "reference"}, 1),
+}
 
 
 @dataclass
@@ -109,12 +119,19 @@ def thinking(case: Case, output: list[int]) -> Rule | None:
     return Rule(rule.interval, rule.window, rule.ratio, first=first, until=until)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=[*SHAPES, *(pytest.param(shape, marks=pytest.mark.gpu) for shape in GPU_SHAPES)])
 def storm(request, goldens):
-    arguments, share = SHAPES[request.param]
+    arguments, share = {**SHAPES, **GPU_SHAPES}[request.param]
+    arguments = dict(arguments)
     golden = Golden.load(goldens / "gqa_all_p64")
     rpc = golden.config.__class__(
-        interval=64, window=8, ratio=4, scope="think", think_start=THINK_START, think_end=THINK_END
+        interval=64,
+        window=8,
+        ratio=4,
+        scope="think",
+        think_start=THINK_START,
+        think_end=THINK_END,
+        scoring=arguments.pop("rpc_scoring", "auto"),
     )
     retracting = "retracting" in request.param
     if retracting:

@@ -81,7 +81,8 @@ def test_values_inside_the_keys_move_once():
     made.layers = [
         KVLayer(layer.keys, layer.keys[..., :32], layer.dtype, layer.scaling) for layer in made.layers
     ]  # MLA: the values are the first part of the latent
-    assert SliceTable(made.layers).per_layer == 1
+    (group,) = SliceTable(made.layers).groups
+    assert group.layers.tolist() == [0, 1]
     expected = [layer.keys.clone() for layer in made.layers]
     random = torch.Generator().manual_seed(1)
     kept = torch.zeros(2, 2, 1, 30, dtype=torch.int32)

@@ -24,7 +24,7 @@ def expected(made: Case, index: int, layer: int, selector: str, group: bool, dty
 
 def _attention(queries, keys, kv, group):
     # reference.head_scores, which is float32, in any dtype.
-    count, heads, dim = keys.shape
+    _, heads, dim = keys.shape
     grouped = queries.view(queries.shape[0], heads, -1, dim).transpose(0, 1).reshape(heads, -1, dim)
     logits = grouped @ keys.permute(1, 2, 0) * kv.scaling
     if kv.logit_cap:

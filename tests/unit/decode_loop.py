@@ -86,9 +86,7 @@ class Loop:
             dtype=torch.float32,
             device="cpu",
         )
-        self.compressor = Compressor(
-            config, self.layers, self.ring, self.req_to_token, query_heads=heads, markers=markers, reduce=reduce
-        )
+        self.compressor = Compressor(config, self.layers, self.ring, self.req_to_token, markers=markers, reduce=reduce)
         self.requests: list[Request] = []
 
     def add(self, row: int = 1, prompt: int | list[int] = 5, output: list[int] | None = None, **options) -> Request:

@@ -84,6 +84,7 @@ def test_it_cannot_be_changed():
         {"high_watermark": 0.6},
         {"low_watermark": 0.8},
         {"pressure": "off"},
+        {"scoring": "triton"},
         {"pressure": "ratio"},
         {"max_ratio": 4},
         {"max_ratio": 4.5, "ratio": 4.5},
@@ -160,6 +161,7 @@ def test_an_integer_too_long_to_print_is_refused_like_any_other():
         ("scope", "think, all"),
         ("when", "always, pressure"),
         ("pressure", "off, early, ratio"),
+        ("scoring", "auto, triton, flashinfer, reference"),
     ],
 )
 def test_a_choice_must_be_one_of_its_words(name, allowed, value):

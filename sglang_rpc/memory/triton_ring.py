@@ -1,0 +1,45 @@
+"""The write of a step's queries into the query ring, one launch a layer: what a CUDA graph of a decode step replays.
+
+Rows that own no query slot, nearly all of them, end after reading one number. `QueryRing.store` on a CPU is the
+reference.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_BLOCK = 2048
+
+
+def store(ring: torch.Tensor, slots: torch.Tensor, entries: torch.Tensor, queries: torch.Tensor) -> None:
+    """Write `queries` [n, heads, head_dim], dims contiguous, to `ring[slots, entries]`; nothing to slot 0, the bin.
+
+    Args:
+        ring: one layer's [slots, window, heads, head_dim], contiguous.
+        slots, entries: int64 [n].
+    """
+    heads, dim = ring.shape[2:]
+    grid = (queries.shape[0], triton.cdiv(heads * dim, _BLOCK))
+    _store_kernel[grid](
+        *(queries, ring, slots, entries, queries.stride(0), queries.stride(1), ring.stride(0), ring.stride(1)),
+        WIDTH=heads * dim,
+        DIM=dim,
+        BLOCK=min(_BLOCK, triton.next_power_of_2(heads * dim)),
+    )
+
+
+@triton.jit
+def _store_kernel(
+    queries, ring, slots, entries, query_stride, query_head_stride, slot_stride, entry_stride,
+    WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + index)
+    if slot == 0:
+        return
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    query = tl.load(queries + index * query_stride + at // DIM * query_head_stride + at % DIM, mask=at < WIDTH)
+    place = slot * slot_stride + tl.load(entries + index) * entry_stride
+    tl.store(ring + place + at, query.to(ring.dtype.element_ty), mask=at < WIDTH)

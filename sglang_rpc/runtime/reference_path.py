@@ -1,0 +1,65 @@
+"""Compression in plain PyTorch: on every device, one request and layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.compaction import move_kept
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.scoring import reference
+from sglang_rpc.types import Compression, KVLayer
+
+
+class ReferencePath:
+    name = "reference"
+
+    def __init__(
+        self,
+        config: RPCConfig,
+        layers: Sequence[KVLayer],
+        ring: QueryRing,
+        req_to_token: torch.Tensor,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None,
+    ):
+        """Arguments: see runtime.compressor.Compressor."""
+        self._config = config
+        self._layers = layers
+        self._ring = ring
+        self._req_to_token = req_to_token
+        self._reduce = reduce
+
+    def compress(self, compressions: Sequence[Compression]) -> None:
+        """Score, select and move, on the current stream."""
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # some models turn TF32 on; scores are float32
+        try:
+            self._compress(compressions)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+    def _compress(self, compressions: Sequence[Compression]) -> None:
+        slots = [self._req_to_token[c.row, c.begin : c.end].long() for c in compressions]
+        scores = [self._score(c, s) for c, s in zip(compressions, slots, strict=True)]
+        if self._reduce is not None:
+            # One collective for all layers and requests; every rank then selects from equal scores.
+            flat = self._reduce(torch.cat([s.flatten() for s in scores]))
+            pieces = flat.split([s.numel() for s in scores])
+            scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
+        for c, own, score in zip(compressions, slots, scores, strict=True):
+            kept = reference.select(score.flatten(0, 1), c.keep, self._config.kernel_size, self._config.pooling)
+            for layer, layer_kept in zip(self._layers, kept.view(*score.shape[:2], c.keep), strict=True):
+                move_kept((layer.keys, layer.values), own, layer_kept, c.candidates)
+
+    def _score(self, c: Compression, slots: torch.Tensor) -> torch.Tensor:
+        """Head-summed scores, float32 [layers, 1 or kv_heads, candidates]. Their order is that of the means."""
+        queries = self._ring.last(c.slot, c.prompt_length + c.generated, c.window)
+        group = self._config.aggregation == "group"
+        rows = []
+        for layer, q in zip(self._layers, queries, strict=True):
+            q = reference.selector_queries(q, self._config.selector)
+            keys = layer.keys[slots[: c.candidates]].view(layer.dtype)
+            rows.append(reference.head_scores(q, keys, layer.scaling, layer.logit_cap, group))
+        return torch.stack(rows)

@@ -1,0 +1,85 @@
+"""The log-sum-exps of `triton_scores`, from FlashInfer: paged, grouped, non-causal attention of the window's queries.
+
+FlashInfer takes one layer a launch and also weighs values, which nobody wants here, so the keys stand in for them. Its
+plan is made on the host from lengths that are known there; nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from flashinfer import BatchPrefillWithPagedKVCacheWrapper
+
+from sglang_rpc.types import Compression, KVLayer
+
+#: What FlashInfer's kernels exist for.
+HEAD_DIMS = (64, 128, 256)
+QUERY_DTYPES = (torch.float16, torch.bfloat16)
+WORKSPACE_BYTES = 64 * 2**20
+
+
+class FlashInferLSE:
+    """Raises ValueError if FlashInfer has no kernel for these layers."""
+
+    def __init__(self, layers: Sequence[KVLayer], ring: torch.Tensor):
+        """
+        Args:
+            ring: the query ring [layers, slots, window, heads, head_dim].
+        """
+        dim, dtype = ring.shape[4], ring.dtype
+        if dim not in HEAD_DIMS or dtype not in QUERY_DTYPES:
+            raise ValueError(f"FlashInfer has no kernel for queries of head_dim {dim} in {dtype}")
+        if len({(layer.scaling, layer.logit_cap) for layer in layers}) > 1:
+            raise ValueError("FlashInfer plans one softmax scale and soft cap for all layers, and theirs differ")
+        self._layers = layers
+        self._ring = ring
+        workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=ring.device)
+        self._wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+
+    def __call__(
+        self, compressions: Sequence[Compression], req_to_token: torch.Tensor, *, selector: str
+    ) -> torch.Tensor:
+        """`triton_scores.log_sum_exp` of `compressions`, in their order."""
+        ring, device = self._ring, self._ring.device
+        kv_heads, heads = self._layers[0].keys.shape[1], ring.shape[3]
+        windows = [c.window for c in compressions]
+        pages = torch.cat([req_to_token[c.row, c.begin : c.begin + c.candidates] for c in compressions])
+        self._wrapper.plan(
+            torch.tensor([0, *windows], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+            torch.tensor([0, *(c.candidates for c in compressions)], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+            pages.int(),
+            torch.ones(len(compressions), dtype=torch.int32),
+            num_qo_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim_qk=ring.shape[4],
+            page_size=1,
+            causal=False,
+            sm_scale=self._layers[0].scaling,
+            logits_soft_cap=self._layers[0].logit_cap or None,
+            q_data_type=ring.dtype,
+            kv_data_type=self._layers[0].dtype,
+        )
+        slots, entries = self._where(compressions, selector)
+        lse = torch.zeros(
+            (len(self._layers), len(compressions), kv_heads, ring.shape[2], heads // kv_heads), device=device
+        )
+        for index, layer in enumerate(self._layers):
+            keys = layer.keys.view(layer.dtype).unsqueeze(1)
+            _, found = self._wrapper.run(ring[index][slots, entries], (keys, keys), return_lse=True)
+            for request, own in enumerate(found.split(windows)):  # [R, heads], to base 2
+                lse[index, request, :, : own.shape[0]] = own.view(own.shape[0], kv_heads, -1).transpose(0, 1)
+        return lse.flatten(3) * math.log(2)
+
+    def _where(self, compressions: Sequence[Compression], selector: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ring slot and entry of each selector query, int64 on the device."""
+        where = [
+            (c.slot, min(position + (selector == "official"), length - 1) % self._ring.shape[2])
+            for c in compressions
+            for length in [c.prompt_length + c.generated]
+            for position in range(length - c.window, length)
+        ]
+        on_host = torch.tensor(where, pin_memory=self._ring.is_cuda)
+        slots, entries = on_host.to(self._ring.device, non_blocking=True).unbind(1)
+        return slots, entries

@@ -1,0 +1,99 @@
+"""The whole Triton path in a played decode loop, whose oracle checks every entry that each compression keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import ConfigError
+from sglang_rpc.runtime import triton_path
+from sglang_rpc.scoring import triton_scores
+from tests.unit.decode_loop import Loop
+
+
+def config(interval=16, window=4, ratio=4, **others) -> RPCConfig:
+    return RPCConfig(interval=interval, window=window, ratio=ratio, scope="all", **{"scoring": "triton", **others})
+
+
+def run(loop: Loop, steps: int = 75) -> None:
+    assert loop.compressor.scoring == "triton"
+    first = loop.add(row=1)
+    loop.run(7)
+    second = loop.add(row=2, prompt=9, window=2, interval=10)
+    third = loop.add(row=3, prompt=1, ratio=2)
+    loop.run(steps)
+    for request in (first, second, third):
+        assert len(request.done) > 2
+
+
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+@pytest.mark.parametrize("selector", ["official", "paper"])
+def test_keeps_what_the_oracle_keeps(aggregation, selector):
+    run(Loop(config(aggregation=aggregation, selector=selector)))
+
+
+def test_max_pooling_keeps_as_many():
+    # Neighbours that share a maximum tie, and which of them is kept is nobody's promise.
+    run(Loop(config(pooling="max"), check=False))
+
+
+@pytest.mark.parametrize("keys_as", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_float8_keys(keys_as):
+    run(Loop(config(), keys_as=keys_as), steps=60)
+
+
+def test_logits_with_a_soft_cap():
+    run(Loop(config(), logit_cap=3.0), steps=60)
+
+
+def test_early_compressions():
+    loop = Loop(config())
+    request = loop.add()
+    assert loop.arm(request)
+    loop.run(15)
+    assert loop.give_way(request, 4) is not None and request.early == [(15, 2 + 4)]
+    loop.run(30)
+    assert [generated for generated, _, _ in request.done] == [20, 36]
+
+
+def test_more_than_the_scratch_memory_holds_is_cut(monkeypatch):
+    monkeypatch.setattr(triton_path, "SCRATCH_BYTES", 2 * 2 * 16 * 8)  # two requests, two layers
+    sizes = []
+    original = triton_path.TritonPath._compress
+    monkeypatch.setattr(
+        triton_path.TritonPath, "_compress", lambda path, part: (sizes.append(len(part)), original(path, part))
+    )
+    loop = Loop(config())
+    for row in (1, 2, 3):
+        loop.add(row=row)
+    loop.run(60)
+    assert sizes[:3] == [1, 2, 1] and max(sizes) <= 2  # the first is the warm-up's
+
+
+def test_scores_are_added_over_ranks():
+    # One rank with half of the heads, given the other half's scores, keeps what one with all of them does.
+    scores: list[torch.Tensor] = []
+    halves = [
+        Loop(config(), heads=8, kv_heads=4, heads_of=half, check=False, reduce=lambda own: scores.append(own) or own)
+        for half in (slice(0, 2), slice(2, 4))
+    ]
+    for loop in halves:
+        loop.add()
+        loop.run(20)
+    both = scores[0] + scores[1]
+    rank = Loop(config(), heads=8, kv_heads=4, heads_of=slice(0, 2), check=False, reduce=lambda own: both)
+    whole = Loop(config(), heads=8, kv_heads=4)
+    for loop in (rank, whole):
+        request = loop.add()
+        loop.run(20)
+        assert request.done
+    kept = [loop.layers[0].values[loop.slots(loop.requests[0]), 0, 0] for loop in (rank, whole)]
+    assert torch.equal(*kept)
+
+
+def test_asked_for_without_a_gpu_it_is_refused(monkeypatch):
+    monkeypatch.setattr(triton_scores, "runs_on", lambda device: False)
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        Loop(config())
+    assert Loop(config(scoring="auto")).compressor.scoring == "reference"
