@@ -102,14 +102,14 @@ def running(
 def free_port() -> int:
     """A port of 127.0.0.1 that nothing listens on. Raises BenchError if all that were tried are taken.
 
-    Below 32768, where Linux begins to hand out ports by itself: a server binds its own half a minute after it was
-    chosen, and by then SGLang's other processes have taken some of those.
+    A server binds its port half a minute after it was chosen. From 32768 up Linux hands out ports by itself, and from
+    22000 to 29999 SGLang chooses those of its other processes.
     """
-    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+    for port in random.SystemRandom().sample(range(30001, 32768), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise BenchError("none of 100 ports tried between 20000 and 32000 is free on 127.0.0.1: end what holds them")
+    raise BenchError("none of 100 ports tried between 30001 and 32767 is free on 127.0.0.1: end what holds them")
 
 
 def stop(process: subprocess.Popen) -> None:
