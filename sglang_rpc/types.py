@@ -78,8 +78,15 @@ class CompressionBatch:
         padded = [*each, *[(0,) * len(each[0])] * (-len(each) % 4)]
         columns = list(zip(*padded, strict=True))
         numbers = torch.tensor(columns, dtype=torch.int32, pin_memory=device.type == "cuda")
+        rows, slots, begins, candidates, keeps, windows, lengths = numbers.to(device, non_blocking=True).unbind(0)
         return CompressionBatch(
-            *numbers.to(device, non_blocking=True).unbind(0),
+            rows,
+            slots,
+            begins,
+            candidates,
+            keeps,
+            windows,
+            lengths,
             size=len(compressions),
             most_candidates=max(c.candidates for c in compressions),
             most_kept=max(c.keep for c in compressions),

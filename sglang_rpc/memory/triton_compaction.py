@@ -61,7 +61,9 @@ def _group(geometry: tuple[int, int, int], buffers: list[tuple[int, torch.Tensor
         torch.empty(0, dtype={4: torch.int32, 2: torch.int16, 1: torch.int8}[word], device=device),
         torch.tensor(addresses, dtype=torch.int64, device=device),
         torch.tensor([index for index, _ in buffers], dtype=torch.int32, device=device),
-        *(number // word for number in geometry),
+        words=geometry[0] // word,
+        slot_words=geometry[1] // word,
+        head_words=geometry[2] // word,
         aligned=all(number % 16 == 0 for number in (*geometry[1:], *addresses)),
     )
 

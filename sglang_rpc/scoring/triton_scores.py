@@ -8,6 +8,7 @@ queries x candidates is ever stored. Accumulation is float32. The reference is `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -118,7 +119,9 @@ def log_sum_exp(
     return parts.squeeze(3) if splits == 1 else parts.logsumexp(dim=3)
 
 
-def _arguments(table: KeyTable, queries: torch.Tensor, req_to_token: torch.Tensor, batch: CompressionBatch) -> tuple:
+def _arguments(
+    table: KeyTable, queries: torch.Tensor, req_to_token: torch.Tensor, batch: CompressionBatch
+) -> tuple[Any, ...]:
     return (
         *(table.example, table.pointers, table.scaling, table.caps, queries, req_to_token),
         *(batch.rows, batch.slots, batch.begins, batch.candidates, batch.windows, batch.lengths),
