@@ -39,23 +39,30 @@ def make_path(
 
     Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape.
     """
-    wanted = config.scoring
-    if wanted == "auto":
-        wanted = "triton" if req_to_token.is_cuda and importlib.util.find_spec("triton") else "reference"
+    wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
         return ReferencePath(config, layers, ring, req_to_token, reduce)
     for package in {"triton", wanted}:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"scoring '{wanted}' needs the package {package}; install it, or use 'auto'")
-    from sglang_rpc.runtime.triton_path import TritonPath
+    from sglang_rpc.runtime import self_check, triton_path
     from sglang_rpc.scoring import triton_scores
 
     if not triton_scores.runs_on(req_to_token.device):
         raise ConfigError(f"scoring '{wanted}' needs a GPU, and the KV cache is on {req_to_token.device}; use 'auto'")
     try:
-        return TritonPath(config, layers, ring, req_to_token, reduce)
+        wrong = self_check.failure(config, layers, ring)
+        if wrong is None:
+            return triton_path.TritonPath(config, layers, ring, req_to_token, reduce)
     except ValueError as error:
-        if config.scoring == wanted:
-            raise ConfigError(f"scoring '{wanted}' cannot serve this model: {error}; use 'auto'") from error
-        logger.warning("RPC scores with PyTorch, which is slower: %s", error)
-        return ReferencePath(config, layers, ring, req_to_token, reduce)
+        wrong = str(error)
+    except Exception as error:  # whatever keeps kernels from being compiled here need not keep the server from starting
+        wrong = f"{type(error).__name__}: {error}"
+    if config.scoring == wanted:
+        raise ConfigError(f"scoring '{wanted}' cannot serve this model: {wrong}; use --rpc-scoring reference")
+    logger.warning("RPC compresses with PyTorch, which is slower, not with its kernels: %s", wrong)
+    return ReferencePath(config, layers, ring, req_to_token, reduce)
+
+
+def _best(device: torch.device) -> str:
+    return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "reference"

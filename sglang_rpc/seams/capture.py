@@ -85,12 +85,13 @@ class _Capture:
     def __init__(self, ring: QueryRing, index: int):
         self.ring = ring
         self.index = index
+        self.on_gpu = ring.buffer.is_cuda
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward_batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[3]
         queries = kwargs["q"] if "q" in kwargs else args[0]
         if forward_batch.forward_mode.is_decode():
-            if not self.ring.in_use and not _capturing():
+            if not self.ring.in_use and not (self.on_gpu and torch.cuda.is_current_stream_capturing()):
                 return
             if self.index == 0:
                 # Rows and positions are the same in every layer: work out where to write once a step.
@@ -101,7 +102,3 @@ class _Capture:
             self.ring.store(self.index, where, queries[tokens])
             if self.index == self.ring.buffer.shape[0] - 1:
                 self.ring.extend_step = None  # it is this step's alone
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

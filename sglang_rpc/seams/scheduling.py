@@ -46,7 +46,7 @@ class SchedulerRPC:
             reduce=group.all_reduce if group is not None and config.aggregation == "all" else None,
         )
         if group is not None:
-            _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots))
+            _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots, self.compressor.scoring))
         self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
@@ -148,7 +148,8 @@ def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:
     torch.distributed.all_gather_object(everywhere, settings, group=group.cpu_group)
     if any(other != settings for other in everywhere):
         raise ConfigError(
-            f"every node must be started with the same --rpc-* flags and memory, got {everywhere} on the ranks"
+            "every rank must have the same --rpc-* flags, query slots and scoring: start every node with the same "
+            f"flags and memory, and name --rpc-scoring where GPUs differ; got {everywhere}"
         )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.runtime import triton_path
+from sglang_rpc.runtime import paths, triton_path
 from sglang_rpc.scoring import triton_scores
 from tests.unit.decode_loop import Loop
 
@@ -96,4 +96,27 @@ def test_asked_for_without_a_gpu_it_is_refused(monkeypatch):
     monkeypatch.setattr(triton_scores, "runs_on", lambda device: False)
     with pytest.raises(ConfigError, match="needs a GPU"):
         Loop(config())
+    assert Loop(config(scoring="auto")).compressor.scoring == "reference"  # the CPU's choice
+
+
+def test_kernels_that_go_wrong_on_this_device_are_not_used(monkeypatch, caplog):
+    right = triton_path.select
+    monkeypatch.setattr(triton_path, "select", lambda *arguments: right(*arguments).roll(1, -1))
+    with pytest.raises(ConfigError, match=r"cannot serve this model: in a trial on .* entries of keys wrong"):
+        Loop(config())
+    monkeypatch.setattr(paths, "_best", lambda device: "triton")
     assert Loop(config(scoring="auto")).compressor.scoring == "reference"
+    assert "entries of keys wrong" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_layers_that_no_kernel_takes_are_compressed_with_pytorch(monkeypatch, caplog, kind):
+    def refuse(layers):
+        raise kind("no kernel takes these")
+
+    monkeypatch.setattr(triton_path, "KeyTable", refuse)
+    with pytest.raises(ConfigError, match="no kernel takes these; use --rpc-scoring reference"):
+        Loop(config())
+    monkeypatch.setattr(paths, "_best", lambda device: "triton")
+    assert Loop(config(scoring="auto")).compressor.scoring == "reference"
+    assert "no kernel takes these" in caplog.text

@@ -1,0 +1,85 @@
+"""Before the kernels touch anybody's KV they compress a made-up request of the model's own shape, on the device they
+will run on, and must leave what PyTorch leaves, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.runtime.reference_path import ReferencePath
+from sglang_rpc.runtime.triton_path import TritonPath
+from sglang_rpc.types import Compression, KVLayer
+
+CANDIDATES, KEEP, PROMPT, WHOLE = 300, 75, 5, 3
+
+
+def failure(config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing) -> str | None:
+    """What is wrong, as a part of a sentence; None if nothing is. Waits for the device: for start-up only.
+
+    Raises ValueError if no kernel takes these layers.
+    """
+    # Which of two candidates of almost one score stays is rounding's to say; two trials do not meet that by chance.
+    return _trial(config, layers, ring, 0) and _trial(config, layers, ring, 1)
+
+
+def _trial(config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, seed: int) -> str | None:
+    made = torch.Generator().manual_seed(seed)
+    device, window = ring.buffer.device, ring.window
+    end = PROMPT + WHOLE + CANDIDATES + window
+    # Page-like runs of slots in no order, slot 0 left out as SGLang does.
+    row = torch.randperm(end, generator=made) + 1
+    req_to_token = torch.zeros(2, end, dtype=torch.int32)
+    req_to_token[1] = row
+    own_ring = QueryRing(
+        layers=2,
+        slots=1,
+        rows=2,
+        window=window,
+        heads=ring.buffer.shape[3],
+        head_dim=ring.buffer.shape[4],
+        dtype=ring.buffer.dtype,
+        device=device,
+    )
+    # Sharp attention, so that scores lie far apart.
+    own_ring.buffer.copy_((4 * torch.randn(own_ring.buffer.shape, generator=made)).to(ring.buffer.dtype))
+    c = Compression(
+        row=1,
+        slot=1,
+        prompt_length=PROMPT,
+        generated=end - PROMPT + 17,  # as many were evicted before
+        window=window,
+        begin=PROMPT + WHOLE,
+        end=end,
+        keep=KEEP,
+        event=1,
+        catch_up=False,
+    )
+    own_layers = [_random_layer(layers[0], end + 1, made) for _ in range(2)]
+    results = []
+    for path_class in (ReferencePath, TritonPath):
+        copies = [replace(layer, keys=layer.keys.clone(), values=layer.values.clone()) for layer in own_layers]
+        path_class(config, copies, own_ring, req_to_token.to(device), None).compress([c])
+        results.append(copies)
+    for reference, kernels in zip(*results, strict=True):
+        for name, right, found in (
+            ("keys", reference.keys, kernels.keys),
+            ("values", reference.values, kernels.values),
+        ):
+            wrong = (right.view(torch.uint8) != found.view(torch.uint8)).flatten(1).any(1)
+            if bool(wrong.any()):
+                return f"in a trial on {device} they left {int(wrong.sum())} of {wrong.numel()} entries of {name} wrong"
+    return None
+
+
+def _random_layer(like: KVLayer, slots: int, made: torch.Generator) -> KVLayer:
+    def buffer(of: torch.Tensor) -> torch.Tensor:
+        random = torch.randn(slots, *of.shape[1:], generator=made)
+        # FP8 is stored as bytes.
+        stored = random.to(of.dtype) if of.dtype.is_floating_point else random.to(like.dtype).view(of.dtype)
+        return stored.to(of.device)
+
+    return replace(like, keys=buffer(like.keys), values=buffer(like.values))
