@@ -184,6 +184,7 @@ def main() -> None:
     with (given.out / "kernels.csv").open("w", newline="") as file:
         table: csv.DictWriter[str] | None = None
         for candidates, batch in tqdm(list(itertools.product(given.candidates, given.batch))):
+            scene = None  # what the last one held is free before the next is made
             try:
                 scene = Scene(shape, config, candidates, batch)
                 results = [

@@ -17,7 +17,8 @@ import triton.language as tl
 
 from sglang_rpc.types import CompressionBatch, KVLayer
 
-_BLOCK = 32  # entries
+#: Words that a program holds at once, twice: the block to store and the one on its way.
+_BLOCK_WORDS = 4096
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,16 @@ def move_kept(table: SliceTable, req_to_token: torch.Tensor, batch: CompressionB
     """
     for group in table.groups:
         grid = (group.pointers.numel(), batch.size, table.kv_heads)
+        width = triton.next_power_of_2(group.words)
         _move_kernel[grid](
             *(group.example, group.pointers, group.layers, req_to_token, kept),
             *(batch.rows, batch.begins, batch.candidates, batch.keeps, batch.windows),
             *(group.slot_words, group.head_words, req_to_token.stride(0), *kept.stride()[:3]),
             APART=kept.shape[2] > 1,
             ALIGNED=group.aligned,
-            BLOCK=_BLOCK,
+            BLOCK=max(8, min(64, _BLOCK_WORDS // width)),
             WORDS=group.words,
-            WIDTH=triton.next_power_of_2(group.words),
+            WIDTH=width,
             num_warps=4,
         )
 
@@ -103,14 +105,16 @@ def _load_block(
     buffer, slot_words, slots_of_row, kept, first, keep, candidates, total,
     BLOCK: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The entries that go to `first` and the BLOCK - 1 behind it; those that stay where they are are not loaded."""
+    """The entries that go to `first` and the BLOCK - 1 behind it, where they go, and which do: not those that stay."""
     target = first + tl.arange(0, BLOCK)
     is_kept = target < keep
     source = tl.where(is_kept, tl.load(kept + target, mask=is_kept, other=0), candidates + target - keep)
     moves = (target < total) & (source != target)
-    slot = tl.load(slots_of_row + source, mask=moves, other=0).to(tl.int64)
+    from_slot = tl.load(slots_of_row + source, mask=moves, other=0).to(tl.int64)
+    to_slot = tl.load(slots_of_row + target, mask=moves, other=0).to(tl.int64)
     word = tl.arange(0, WIDTH)
-    return tl.load(buffer + slot[:, None] * slot_words + word[None, :], mask=moves[:, None] & (word < WORDS)[None, :])
+    here = buffer + from_slot[:, None] * slot_words + word[None, :]
+    return tl.load(here, mask=moves[:, None] & (word < WORDS)[None, :]), to_slot, moves
 
 
 @triton.jit(do_not_specialize=["kept_layer_stride", "kept_request_stride", "kept_head_stride"])
@@ -132,22 +136,16 @@ def _move_kernel(
         kept += head * kept_head_stride
 
     word = tl.arange(0, WIDTH)
-    entries = _load_block(
+    entries, slots, moves = _load_block(
         buffer, slot_words, slots_of_row, kept, 0, keep, candidates, total, BLOCK, WORDS, WIDTH
     )  # fmt: skip
     for first in range(0, total, BLOCK):
         # The next block is on its way while this one is stored; its sources lie behind what is stored now.
-        following = _load_block(
+        next_entries, next_slots, next_moves = _load_block(
             buffer, slot_words, slots_of_row, kept, first + BLOCK, keep, candidates, total, BLOCK, WORDS, WIDTH
         )  # fmt: skip
-        target = first + tl.arange(0, BLOCK)
-        is_kept = target < keep
-        source = tl.where(is_kept, tl.load(kept + target, mask=is_kept, other=0), candidates + target - keep)
-        moves = (target < total) & (source != target)
-        slot = tl.load(slots_of_row + target, mask=moves, other=0).to(tl.int64)
         # Every thread has loaded its part of this block before any thread stores over it.
         tl.debug_barrier()
-        tl.store(
-            buffer + slot[:, None] * slot_words + word[None, :], entries, mask=moves[:, None] & (word < WORDS)[None, :]
-        )
-        entries = following
+        there = buffer + slots[:, None] * slot_words + word[None, :]
+        tl.store(there, entries, mask=moves[:, None] & (word < WORDS)[None, :])
+        entries, slots, moves = next_entries, next_slots, next_moves

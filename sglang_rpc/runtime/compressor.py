@@ -61,6 +61,7 @@ class Compressor:
         self.markers = markers
         self.pressed = config.when == "always"  #: whether due dates are kept: always, or while the pool is pressed
         self.counters = Counters()
+        self.reduces = reduce is not None
         self._path = make_path(config, layers, ring, req_to_token, reduce)
 
     def open_gate(self, state: RequestState, prompt: Sequence[int]) -> None:

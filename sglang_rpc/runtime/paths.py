@@ -17,6 +17,9 @@ from sglang_rpc.types import Compression, KVLayer
 
 logger = logging.getLogger(__name__)
 
+#: Bytes of device memory that the kernels may take for one part of a batch. Batches that need more are cut.
+SCRATCH_BYTES = 2**27
+
 #: Sums a float32 tensor over tensor-parallel ranks.
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 

@@ -22,6 +22,8 @@ def failure(config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing) -> st
 
     Raises ValueError if no kernel takes these layers.
     """
+    # Under max pooling neighbours tie, and PyTorch does not promise which of equals it keeps.
+    config = replace(config, pooling="avg")
     # Which of two candidates of almost one score stays is rounding's to say; two trials do not meet that by chance.
     return _trial(config, layers, ring, 0) and _trial(config, layers, ring, 1)
 

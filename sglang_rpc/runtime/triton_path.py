@@ -1,4 +1,4 @@
-"""Compression in Triton: five launches for all layers of all requests that are due."""
+"""Compression in Triton: six launches for all layers of all requests that are due."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import torch
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
-from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores
+from sglang_rpc.runtime.paths import SCRATCH_BYTES
+from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
 from sglang_rpc.types import Compression, CompressionBatch, KVLayer
 
 if TYPE_CHECKING:
     from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
-
-#: Bytes of scores, pooled scores and log-sum-exps held at once. Batches that would need more are cut.
-SCRATCH_BYTES = 2**28
 
 
 class TritonPath:
@@ -89,12 +87,17 @@ class TritonPath:
 
         The order depends on host numbers that are equal on all ranks, so their collectives pair up.
         """
-        sets = self._keys.count * (self._keys.kv_heads if self._group else 1)
         part: list[Compression] = []
         for c in sorted(compressions, key=lambda c: -c.candidates):
             widest = part[0].candidates if part else c.candidates
-            if part and (len(part) + 1) * sets * widest * 8 > SCRATCH_BYTES:
+            if part and (len(part) + 1) * self._bytes(widest) > SCRATCH_BYTES:
                 yield part
                 part = []
             part.append(c)
         yield part
+
+    def _bytes(self, candidates: int) -> int:
+        """Scores and log-sum-exps; pooled scores; kept indices, at most as many; the sums over ranks."""
+        pooled = 4 * self._keys.count * candidates * (self._keys.kv_heads if self._group else 1)
+        others = (2 if self._reduce is None else 3) * pooled
+        return scratch_bytes(self._keys, self._ring.buffer, candidates, self._group) + others

@@ -35,8 +35,8 @@ class FlashInferLSE:
             raise ValueError("FlashInfer plans one softmax scale and soft cap for all layers, and theirs differ")
         self._layers = layers
         self._ring = ring
-        workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=ring.device)
-        self._wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+        self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=ring.device)
+        self._wrappers: list[tuple[BatchPrefillWithPagedKVCacheWrapper, torch.cuda.Event]] = []
 
     def __call__(
         self, compressions: Sequence[Compression], req_to_token: torch.Tensor, *, selector: str
@@ -46,7 +46,8 @@ class FlashInferLSE:
         kv_heads, heads = self._layers[0].keys.shape[1], ring.shape[3]
         windows = [c.window for c in compressions]
         pages = torch.cat([req_to_token[c.row, c.begin : c.begin + c.candidates] for c in compressions])
-        self._wrapper.plan(
+        wrapper, planned = self._free_wrapper()
+        wrapper.plan(
             torch.tensor([0, *windows], dtype=torch.int32).cumsum(0, dtype=torch.int32),
             torch.tensor([0, *(c.candidates for c in compressions)], dtype=torch.int32).cumsum(0, dtype=torch.int32),
             pages.int(),
@@ -61,25 +62,34 @@ class FlashInferLSE:
             q_data_type=ring.dtype,
             kv_data_type=self._layers[0].dtype,
         )
-        slots, entries = self._where(compressions, selector)
-        lse = torch.zeros(
-            (len(self._layers), len(compressions), kv_heads, ring.shape[2], heads // kv_heads), device=device
-        )
+        planned.record()
+        slots, entries, requests, queries = self._where(compressions, selector)
+        found = torch.empty((len(self._layers), sum(windows), heads), dtype=torch.float32, device=device)
         for index, layer in enumerate(self._layers):
             keys = layer.keys.view(layer.dtype).unsqueeze(1)
-            _, found = self._wrapper.run(ring[index][slots, entries], (keys, keys), return_lse=True)
-            for request, own in enumerate(found.split(windows)):  # [R, heads], to base 2
-                lse[index, request, :, : own.shape[0]] = own.view(own.shape[0], kv_heads, -1).transpose(0, 1)
-        return lse.flatten(3) * math.log(2)
+            wrapper.run(ring[index][slots, entries], (keys, keys), return_lse=True, lse=found[index])
+        # [layers, queries of all requests, heads] -> [layers, B, R, heads] -> [layers, B, kv_heads, R * group]
+        lse = found.new_zeros((len(self._layers), len(compressions), ring.shape[2], heads))
+        lse[:, requests, queries] = found * math.log(2)  # FlashInfer's are to base 2
+        return lse.unflatten(3, (kv_heads, -1)).transpose(2, 3).flatten(3).contiguous()
 
-    def _where(self, compressions: Sequence[Compression], selector: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ring slot and entry of each selector query, int64 on the device."""
+    def _free_wrapper(self) -> tuple[BatchPrefillWithPagedKVCacheWrapper, torch.cuda.Event]:
+        """One whose last plan has reached the device: until then its plan must stay as it is in pinned memory."""
+        for wrapper, planned in self._wrappers:
+            if planned.query():
+                return wrapper, planned
+        # fa2 packs a group's query heads into a tile and splits candidates: a window is only a few queries.
+        wrapper = BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD", backend="fa2")
+        self._wrappers.append((wrapper, torch.cuda.Event()))
+        return self._wrappers[-1]
+
+    def _where(self, compressions: Sequence[Compression], selector: str) -> tuple[torch.Tensor, ...]:
+        """Ring slot and entry, request and number in its window, of each selector query: int64 on the device."""
         where = [
-            (c.slot, min(position + (selector == "official"), length - 1) % self._ring.shape[2])
-            for c in compressions
+            (c.slot, min(position + (selector == "official"), length - 1) % self._ring.shape[2], request, number)
+            for request, c in enumerate(compressions)
             for length in [c.prompt_length + c.generated]
-            for position in range(length - c.window, length)
+            for number, position in enumerate(range(length - c.window, length))
         ]
         on_host = torch.tensor(where, pin_memory=self._ring.is_cuda)
-        slots, entries = on_host.to(self._ring.device, non_blocking=True).unbind(1)
-        return slots, entries
+        return on_host.to(self._ring.device, non_blocking=True).unbind(1)

@@ -1,8 +1,8 @@
-"""Scores of all candidates of all requests and layers in two launches, read from the pool's slots without a copy.
+"""Scores of all candidates of all requests and layers in three launches, read from the pool's slots without a copy.
 
-The first kernel gives each query the log-sum-exp of its logits over the candidates, the second adds up
-`exp(logit - lse)` over queries and heads: every key is read twice from memory, once a kernel, and nothing of size
-queries x candidates is ever stored. Accumulation is float32. The reference is `reference.head_scores`.
+The first kernel gives each query the log-sum-exp of its logits over a part of the candidates, the second puts the parts
+together, the third adds up `exp(logit - lse)` over queries and heads: every key is read twice from memory, and nothing
+of size queries x candidates is ever stored. Accumulation is float32. The reference is `reference.head_scores`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ SPLIT = 1024
 #: Head dims up to this are one tile; longer ones (MLA's latent) are taken in tiles of `_LONG_TILE`.
 _ONE_TILE = 256
 _LONG_TILE = 64
+_COMBINED = 128  # query rows a program of `_combine_kernel`
 
 
 def runs_on(device: torch.device) -> bool:
@@ -78,7 +79,7 @@ def candidate_scores(
     if lse is None:
         lse = log_sum_exp(table, queries, req_to_token, batch, selector=selector)
     out_heads = table.kv_heads if group else 1
-    scores = torch.zeros(
+    scores = torch.empty(
         (table.count, batch.size, out_heads, batch.most_candidates), dtype=torch.float32, device=queries.device
     )
     tiles = _tiles(table, queries)
@@ -88,7 +89,7 @@ def candidate_scores(
         lse,
         scores,
         lse.shape[-1],
-        *scores.stride()[:3],
+        batch.most_candidates,
         OUT_HEADS=out_heads,
         NEWEST_TWICE=selector == "official",
         **tiles,
@@ -116,7 +117,16 @@ def log_sum_exp(
         SPLIT=SPLIT,
         **tiles,
     )
-    return parts.squeeze(3) if splits == 1 else parts.logsumexp(dim=3)
+    lse = torch.empty((table.count, batch.size, table.kv_heads, rows), dtype=torch.float32, device=queries.device)
+    _combine_kernel[(grid[0], triton.cdiv(rows, _COMBINED))](parts, lse, rows, splits, BLOCK=_COMBINED)
+    return lse
+
+
+def scratch_bytes(table: KeyTable, queries: torch.Tensor, candidates: int, group: bool) -> int:
+    """Of device memory that `candidate_scores` takes for a request of so many candidates, its result included."""
+    rows = queries.shape[2] * queries.shape[3]
+    splits = triton.cdiv(candidates, SPLIT)
+    return 4 * table.count * (candidates * (table.kv_heads if group else 1) + rows * (splits + 1))
 
 
 def _arguments(
@@ -219,13 +229,27 @@ def _lse_kernel(
     tl.store(out + place.to(tl.int64) * out_rows + query_rows, highest + tl.log(total), mask=query_rows < out_rows)
 
 
-@triton.jit(do_not_specialize=["batch_size", "score_layer_stride", "score_request_stride", "score_head_stride"])
+@triton.jit(do_not_specialize=["splits"])
+def _combine_kernel(parts, lse, rows, splits, BLOCK: tl.constexpr):
+    """The log-sum-exps of all splits of one KV head of one request and layer."""
+    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    base = tl.program_id(0).to(tl.int64) * rows
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for split in range(splits):
+        highest = tl.maximum(highest, tl.load(parts + base * splits + split * rows + row, mask=row < rows, other=0.0))
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.exp(tl.load(parts + base * splits + split * rows + row, mask=row < rows, other=0.0) - highest)
+    tl.store(lse + base + row, highest + tl.log(total), mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["batch_size", "most"])
 def _scores_kernel(
     example, pointers, scalings, caps, queries, req_to_token,
     rows, slots, begins, counts, windows, lengths,
     batch_size, kv_heads, ring_window,
     key_stride, key_head_stride, layer_stride, slot_stride, entry_stride, query_head_stride, row_stride,
-    lse, scores, lse_rows, score_layer_stride, score_request_stride, score_head_stride,
+    lse, scores, lse_rows, most,
     GROUP: tl.constexpr, DIM: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
     NEWEST_TWICE: tl.constexpr, OUT_HEADS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -237,7 +261,9 @@ def _scores_kernel(
     count = tl.load(counts + request)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     key_ok = n < count
+    scores += tl.program_id(0).to(tl.int64) * most
     if tl.program_id(1) * BLOCK_N >= count:
+        tl.store(scores + n, tl.zeros((BLOCK_N,), tl.float32), mask=n < most)
         return
     row, begin = tl.load(rows + request).to(tl.int64), tl.load(begins + request)
     window, length = tl.load(windows + request), tl.load(lengths + request)
@@ -261,5 +287,4 @@ def _scores_kernel(
             )  # fmt: skip
             weight = tl.exp(logits - tl.load(lse_base + query_rows, mask=query_ok, other=0.0)[:, None])
             score += tl.sum(tl.where(query_ok[:, None], weight, 0.0), axis=0)
-    place = layer.to(tl.int64) * score_layer_stride + request * score_request_stride + out_head * score_head_stride
-    tl.store(scores + place + n, score, mask=key_ok)
+    tl.store(scores + n, tl.where(key_ok, score, 0.0), mask=n < most)

@@ -59,7 +59,8 @@ def _pool_kernel(
             pooled += score
         else:
             pooled = tl.maximum(pooled, score)
-    tl.store(bits + base + n, pooled.to(tl.int32, bitcast=True), mask=n < count)
+    # Without the sign bit: a sum over ranks may be -0.0, and the digits of `_select_kernel` are not a negative's.
+    tl.store(bits + base + n, pooled.to(tl.int32, bitcast=True) & 0x7FFFFFFF, mask=n < count)
 
 
 @triton.jit(do_not_specialize=["batch_size", "most", "most_kept"])

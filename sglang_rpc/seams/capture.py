@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.runtime.paths import SCRATCH_BYTES
 from sglang_rpc.seams import refusals
 from sglang_rpc.seams.process import ends_if_refused
 from sglang_rpc.seams.settings import config_of
@@ -19,12 +21,17 @@ POOL_SHARE = 0.01
 
 
 def leave_room(available: int, configurator: Any, *_args: Any, **_kwargs: Any) -> int | None:
-    """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less the ring's."""
+    """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less what RPC takes on a GPU."""
     config = config_of(configurator.server_args)
     on_cpu = str(configurator.device).startswith("cpu")
     if config is None or configurator.is_draft_worker or on_cpu:
         return None
-    return available - int(POOL_SHARE * available)
+    ring = int(POOL_SHARE * available)
+    if config.query_slots is not None:
+        ring = (config.query_slots + 1) * QueryRing.slot_bytes(
+            **_ring_shape(config, decoder_layers(configurator.model), configurator.model_dtype)
+        )
+    return available - ring - SCRATCH_BYTES
 
 
 @ends_if_refused
@@ -38,13 +45,7 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
         return
     refusals.refuse_model_runner(refusals.gather_facts(model_runner), config)
     layers = decoder_layers(model_runner.model)
-    shape = dict(
-        layers=len(layers),
-        window=config.window,
-        heads=layers[0].tp_q_head_num,
-        head_dim=layers[0].qk_head_dim,
-        dtype=model_runner.dtype,
-    )
+    shape = _ring_shape(config, layers, model_runner.dtype)
     rows = model_runner.req_to_token_pool.req_to_token.shape[0]
     slots = _slots(config, model_runner, rows - 1, QueryRing.slot_bytes(**shape))
     ring = QueryRing(slots=slots, rows=rows, device=model_runner.device, **shape)
@@ -56,11 +57,25 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
     ring.store(0, ring.where(row_0, row_0), torch.zeros_like(ring.buffer[0, 0, :1]))
 
 
+def eager_while_recording(original: Callable, runner: Any, forward_batch: Any) -> bool:
+    """AROUND PrefillCudaGraphRunner.can_run_graph: a replayed prefill runs no hooks of modules, so rows of one token
+    would not be recorded."""
+    ring = getattr(runner.model_runner, "rpc_ring", None)
+    if ring is not None and ring.extend_step is not None:
+        return False
+    return original(runner, forward_batch)
+
+
 def decoder_layers(model: torch.nn.Module) -> list[Any]:
     """The attention layers whose KV is compressed, by layer id."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
     return sorted((m for m in model.modules() if isinstance(m, RadixAttention)), key=lambda layer: layer.layer_id)
+
+
+def _ring_shape(config: RPCConfig, layers: list[Any], dtype: torch.dtype) -> dict[str, Any]:
+    heads, head_dim = layers[0].tp_q_head_num, layers[0].qk_head_dim
+    return dict(layers=len(layers), window=config.window, heads=heads, head_dim=head_dim, dtype=dtype)
 
 
 def _slots(config: RPCConfig, model_runner: Any, rows: int, slot_bytes: int) -> int:
@@ -70,7 +85,7 @@ def _slots(config: RPCConfig, model_runner: Any, rows: int, slot_bytes: int) -> 
         return min(CPU_SLOTS, rows)
     pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
     pool_bytes = sum(buffer.nbytes for buffer in (*pool.k_buffer, *pool.v_buffer))
-    return max(1, min(rows, int(POOL_SHARE * pool_bytes) // slot_bytes))
+    return max(1, min(rows, int(POOL_SHARE * pool_bytes) // slot_bytes - 1))  # one more is the bin
 
 
 class _Capture:

@@ -47,6 +47,10 @@ class SchedulerRPC:
         )
         if group is not None:
             _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots, self.compressor.scoring))
+            if self.compressor.reduces:
+                # Collectives of float32 are set up, or compiled, on first use: now, not at the first compression.
+                for size in (2**8, 2**22):
+                    group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far

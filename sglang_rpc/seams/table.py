@@ -59,6 +59,12 @@ SEAMS: tuple[Seam, ...] = (
         "the query ring must exist before CUDA graphs are captured",
     ),
     Seam(
+        "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner.can_run_graph",
+        AROUND,
+        "capture:eager_while_recording",
+        "a replayed prefill would not record the queries of rows that go on decoding",
+    ),
+    Seam(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         AFTER,
         "positions:make_logical",

@@ -9,8 +9,6 @@ from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
 from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, log_sum_exp
 from tests.kernels.cases import case
 
-pytestmark = pytest.mark.gpu
-
 
 @pytest.mark.parametrize("selector", ["official", "paper"])
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -9,14 +9,19 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.runtime import paths, triton_path
 from sglang_rpc.scoring import triton_scores
-from tests.unit.decode_loop import Loop
+from tests.kernels.cases import DEVICE
+from tests.unit import decode_loop
 
 
 def config(interval=16, window=4, ratio=4, **others) -> RPCConfig:
     return RPCConfig(interval=interval, window=window, ratio=ratio, scope="all", **{"scoring": "triton", **others})
 
 
-def run(loop: Loop, steps: int = 75) -> None:
+def Loop(*args, **kwargs) -> decode_loop.Loop:
+    return decode_loop.Loop(*args, device=DEVICE, **kwargs)
+
+
+def run(loop: decode_loop.Loop, steps: int = 75) -> None:
     assert loop.compressor.scoring == "triton"
     first = loop.add(row=1)
     loop.run(7)
@@ -58,7 +63,8 @@ def test_early_compressions():
 
 
 def test_more_than_the_scratch_memory_holds_is_cut(monkeypatch):
-    monkeypatch.setattr(triton_path, "SCRATCH_BYTES", 2 * 2 * 16 * 8)  # two requests, two layers
+    monkeypatch.setattr(triton_path.TritonPath, "_bytes", lambda path, candidates: 10 * candidates)
+    monkeypatch.setattr(triton_path, "SCRATCH_BYTES", 2 * 10 * 16)  # two requests at the first compression
     sizes = []
     original = triton_path.TritonPath._compress
     monkeypatch.setattr(
@@ -68,7 +74,8 @@ def test_more_than_the_scratch_memory_holds_is_cut(monkeypatch):
     for row in (1, 2, 3):
         loop.add(row=row)
     loop.run(60)
-    assert sizes[:3] == [1, 2, 1] and max(sizes) <= 2  # the first is the warm-up's
+    first = sizes.index(2)  # before it come trials and the warm-up
+    assert sizes[first : first + 2] == [2, 1] and max(sizes) <= 2
 
 
 def test_scores_are_added_over_ranks():
@@ -96,7 +103,7 @@ def test_asked_for_without_a_gpu_it_is_refused(monkeypatch):
     monkeypatch.setattr(triton_scores, "runs_on", lambda device: False)
     with pytest.raises(ConfigError, match="needs a GPU"):
         Loop(config())
-    assert Loop(config(scoring="auto")).compressor.scoring == "reference"  # the CPU's choice
+    assert decode_loop.Loop(config(scoring="auto")).compressor.scoring == "reference"  # the CPU's choice
 
 
 def test_kernels_that_go_wrong_on_this_device_are_not_used(monkeypatch, caplog):

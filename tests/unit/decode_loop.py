@@ -54,7 +54,10 @@ class Loop:
         logit_cap: float = 0.0,
         keys_as: torch.dtype = torch.float32,
         check: bool = True,
+        device: str | torch.device = "cpu",
     ):
+        """`device` is where the pool, the rows and the ring are; what the oracle knows stays on the CPU."""
+        self.device = device
         self.config, self.check, self.keys_as = config, check, keys_as
         self.per_group = heads // kv_heads
         self.scaling, self.logit_cap = DIM**-0.5, logit_cap
@@ -66,15 +69,15 @@ class Loop:
         own = self.keys.shape[3]
         self.layers = [
             KVLayer(
-                keys=self._stored(torch.randn(POOL, own, DIM, generator=generator)),
-                values=torch.full((POOL, own, 1), -1.0),
+                keys=self._stored(torch.randn(POOL, own, DIM, generator=generator)).to(device),
+                values=torch.full((POOL, own, 1), -1.0, device=device),
                 dtype=keys_as,
                 scaling=self.scaling,
                 logit_cap=logit_cap,
             )
             for _ in range(LAYERS)
         ]
-        self.req_to_token = torch.zeros(4, LENGTH, dtype=torch.int32)
+        self.req_to_token = torch.zeros(4, LENGTH, dtype=torch.int32, device=device)
         self.free = torch.randperm(POOL, generator=generator).tolist()
         self.ring = QueryRing(
             layers=LAYERS,
@@ -84,7 +87,7 @@ class Loop:
             heads=own * self.per_group,
             head_dim=DIM,
             dtype=torch.float32,
-            device="cpu",
+            device=device,
         )
         self.compressor = Compressor(config, self.layers, self.ring, self.req_to_token, markers=markers, reduce=reduce)
         self.requests: list[Request] = []
@@ -200,9 +203,10 @@ class Loop:
 
     def _decode(self, request: Request) -> None:
         position = len(request.prompt) + request.generated
-        where = self.ring.where(torch.tensor([request.row]), torch.tensor([position]))
+        row, at = torch.tensor([[request.row], [position]], device=self.device)
+        where = self.ring.where(row, at)
         for index in range(LAYERS):
-            self.ring.store(index, where, self.queries[request.row, index, position][None])
+            self.ring.store(index, where, self.queries[request.row, index, position][None].to(self.device))
         self._write(request, position)
         request.generated += 1
 
@@ -213,7 +217,7 @@ class Loop:
         self.compressor.compress([c for _, c in due])
         assert torch.equal(self.req_to_token, table)
         may_change = torch.cat([table[c.row, c.begin : c.new_end].long() for _, c in due])
-        fixed = torch.ones(POOL, dtype=torch.bool)
+        fixed = torch.ones(POOL, dtype=torch.bool, device=self.device)
         fixed[may_change] = False
         for layer, (keys, values) in zip(self.layers, before, strict=True):
             assert torch.equal(layer.keys[fixed], keys[fixed]) and torch.equal(layer.values[fixed], values[fixed])
@@ -235,9 +239,9 @@ class Loop:
         own = self.slots(request)
         for index, layer in enumerate(self.layers):
             for head in range(layer.keys.shape[1]):
-                positions = layer.values[own, head, 0].long()
+                positions = layer.values[own, head, 0].long().cpu()
                 assert (positions.diff() > 0).all()
-                keys = layer.keys[own, head].view(self.keys_as).float()
+                keys = layer.keys[own, head].view(self.keys_as).float().cpu()
                 assert torch.equal(keys, self.keys[request.row, index, positions, head])
         assert request.length == len(request.prompt) + request.generated - request.state.evicted
         assert len(self.free) + sum(r.length for r in self.requests) == POOL

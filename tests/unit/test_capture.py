@@ -7,34 +7,56 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.runtime.paths import SCRATCH_BYTES
 from sglang_rpc.seams import capture, settings
 
 
 def configurator(config, device="cuda", draft=False):
     arguments = SimpleNamespace()
     settings.attach(arguments, config)
-    return SimpleNamespace(server_args=arguments, device=device, is_draft_worker=draft)
+    return SimpleNamespace(
+        server_args=arguments, device=device, is_draft_worker=draft, model=None, model_dtype=torch.bfloat16
+    )
+
+
+@pytest.fixture(autouse=True)
+def two_layers(monkeypatch):
+    layer = SimpleNamespace(tp_q_head_num=3, qk_head_dim=5)
+    monkeypatch.setattr(capture, "decoder_layers", lambda model: [layer, layer])
+
+
+AVAILABLE = 10**10
 
 
 @pytest.mark.parametrize(
-    ("given", "left"),
+    ("given", "taken"),
     [
-        (configurator(RPCConfig()), 990_000),
-        (configurator(None), None),  # SGLang's own number
-        (configurator(RPCConfig(), device="cpu"), None),
-        (configurator(RPCConfig(), draft=True), None),
+        (configurator(RPCConfig()), AVAILABLE // 100 + SCRATCH_BYTES),
+        (configurator(RPCConfig(query_slots=7, window=4)), 8 * (2 * 4 * 3 * 5 * 2) + SCRATCH_BYTES),
     ],
-    ids=["rpc", "off", "cpu", "draft"],
+    ids=["1 %", "as many slots as asked for, and the bin"],
 )
-def test_the_ring_comes_out_of_the_pools_memory(given, left):
-    assert capture.leave_room(1_000_000, given, 80) == left
+def test_what_rpc_takes_comes_out_of_the_pools_memory(given, taken):
+    assert capture.leave_room(AVAILABLE, given, 80) == AVAILABLE - taken
 
 
-def test_the_ring_takes_no_more_than_was_left_for_it():
-    # What was left is 1 % of the budget; the ring is sized as 1 % of the pool that the rest of the budget became.
-    available = 10**9
-    pool_bytes = capture.leave_room(available, configurator(RPCConfig()))
-    assert capture.POOL_SHARE * pool_bytes <= available - pool_bytes
+@pytest.mark.parametrize(
+    "given",
+    [configurator(None), configurator(RPCConfig(), device="cpu"), configurator(RPCConfig(), draft=True)],
+    ids=["off", "cpu", "draft"],
+)
+def test_elsewhere_the_pool_is_as_large_as_sglangs(given):
+    assert capture.leave_room(AVAILABLE, given, 80) is None
+
+
+@pytest.mark.parametrize("slot_bytes", [10, 999_999, 10**6, 10**7])
+def test_the_ring_with_its_bin_takes_no_more_than_its_share(slot_bytes):
+    # 1 % of the pool, not of the budget; and at least one slot, however small the pool is.
+    pool_bytes = 10**8
+    buffers = SimpleNamespace(k_buffer=[SimpleNamespace(nbytes=pool_bytes)], v_buffer=[])
+    runner = SimpleNamespace(device="cuda", token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: buffers))
+    slots = capture._slots(RPCConfig(), runner, 10**9, slot_bytes)
+    assert slots == 1 or (slots + 1) * slot_bytes <= pool_bytes // 100 < (slots + 2) * slot_bytes
 
 
 def decode_step(rows, positions):
@@ -76,3 +98,10 @@ def test_of_an_extend_only_the_rows_of_one_token_are_stored_once():
     before = ring.buffer.clone()
     hook(None, (queries + 1, None, None, extend), {})
     assert torch.equal(ring.buffer, before)
+
+
+@pytest.mark.parametrize(("pending", "expected"), [(None, True), ((0, (0, 0)), False)])
+def test_a_prefill_with_rows_to_record_replays_no_graph(pending, expected):
+    runner = SimpleNamespace(model_runner=SimpleNamespace(rpc_ring=SimpleNamespace(extend_step=pending)))
+    assert capture.eager_while_recording(lambda *_: True, runner, None) is expected
+    assert capture.eager_while_recording(lambda *_: True, SimpleNamespace(model_runner=None), None) is True
