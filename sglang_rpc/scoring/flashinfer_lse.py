@@ -71,7 +71,8 @@ class FlashInferLSE:
         # [layers, queries of all requests, heads] -> [layers, B, R, heads] -> [layers, B, kv_heads, R * group]
         lse = found.new_zeros((len(self._layers), len(compressions), ring.shape[2], heads))
         lse[:, requests, queries] = found * math.log(2)  # FlashInfer's are to base 2
-        return lse.unflatten(3, (kv_heads, -1)).transpose(2, 3).flatten(3).contiguous()
+        lse = lse.view(*lse.shape[:3], kv_heads, -1)
+        return lse.transpose(2, 3).flatten(3).contiguous()
 
     def _free_wrapper(self) -> tuple[BatchPrefillWithPagedKVCacheWrapper, torch.cuda.Event]:
         """One whose last plan has reached the device: until then its plan must stay as it is in pinned memory."""

@@ -126,7 +126,8 @@ def scratch_bytes(table: KeyTable, queries: torch.Tensor, candidates: int, group
     """Of device memory that `candidate_scores` takes for a request of so many candidates, its result included."""
     rows = queries.shape[2] * queries.shape[3]
     splits = triton.cdiv(candidates, SPLIT)
-    return 4 * table.count * (candidates * (table.kv_heads if group else 1) + rows * (splits + 1))
+    floats: int = table.count * (candidates * (table.kv_heads if group else 1) + rows * (splits + 1))
+    return 4 * floats
 
 
 def _arguments(
