@@ -45,6 +45,8 @@ class RPCConfig:
     pooling: str = "avg"  #: avg or max, over the scores before selection
     aggregation: str = "all"  #: all: one kept set a layer; group: one per layer and KV head
     selector: str = "official"  #: official: the newest R-1 queries, the newest counted twice; paper: the last R
+    policy: str = "rpc"  #: which candidates are kept; see sglang_rpc/policy/table.py
+    policy_seed: int = 0  #: of policies that draw lots
     scope: str = "think"  #: think: compress only while the model thinks; all: every generated token
     think_start: str | int | None = None  #: text or token id that opens a think segment; None: the reasoning parser's
     think_end: str | int | None = None  #: text or token id that closes it; None: the reasoning parser's
@@ -67,6 +69,9 @@ class RPCConfig:
         _choice("pooling", self.pooling, POOLINGS)
         _choice("aggregation", self.aggregation, AGGREGATIONS)
         _choice("selector", self.selector, SELECTORS)
+        if not isinstance(self.policy, str) or not self.policy:
+            raise ConfigError(f"policy must be the name of a policy, got {_show(self.policy)}")
+        _integer("policy_seed", self.policy_seed, 0, 2**31)
         _choice("scope", self.scope, SCOPES)
         _marker("think_start", self.think_start)
         _marker("think_end", self.think_end)

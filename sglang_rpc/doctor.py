@@ -24,11 +24,11 @@ from sglang_rpc import __version__, cpu
 from sglang_rpc.errors import RPCError
 from sglang_rpc.seams import pins as pinned
 from sglang_rpc.seams.pins import Finding, Pins, State
-from sglang_rpc.seams.relied_upon import RELIED_UPON, ReliedUpon
-from sglang_rpc.seams.table import CLI_SEAMS, SEAMS
+from sglang_rpc.seams.relied_upon import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
+from sglang_rpc.seams.table import CLI_SEAMS, LATENT_SEAMS, SEAMS
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-NEEDS: tuple[pinned.Need, ...] = (*CLI_SEAMS, *SEAMS, *RELIED_UPON)
+NEEDS: tuple[pinned.Need, ...] = (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS, *RELIED_UPON, *LATENT_RELIED_UPON)
 GROUP = "sglang.srt.plugins"
 
 

@@ -16,10 +16,23 @@ class KVLayer:
     """One attention layer's cache on this rank."""
 
     keys: torch.Tensor  #: [pool_slots, kv_heads, head_dim], storage dtype
-    values: torch.Tensor  #: [pool_slots, kv_heads, v_head_dim], storage dtype
+    values: torch.Tensor  #: [pool_slots, kv_heads, v_head_dim], storage dtype; of MLA's latents a view of `keys`
     dtype: torch.dtype  #: what the storage dtype stands for (FP8 is stored as bytes)
     scaling: float  #: softmax scale, times the scale of quantised keys
     logit_cap: float = 0.0  #: soft cap on attention logits; 0 for none
+    accumulated: torch.Tensor | None = (
+        None  #: float32 [pool_slots, kv_heads, 1]: attention got so far, if a policy asks
+    )
+
+    @property
+    def buffers(self) -> tuple[torch.Tensor, ...]:
+        """All that belongs to a slot, and moves with it: keys; values, unless they are a part of the keys; and what has
+        been accumulated."""
+        behind = self.values.data_ptr() - self.keys.data_ptr()
+        entry_bytes = self.keys.shape[2] * self.keys.element_size()
+        inside = self.keys.stride() == self.values.stride() and 0 <= behind < entry_bytes
+        kv = (self.keys,) if inside else (self.keys, self.values)
+        return kv if self.accumulated is None else (*kv, self.accumulated)
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Compression:
     event: int  #: n, which compression of the request this is
     catch_up: bool  #: after its due date
     early: bool = False  #: before its due date, to spare a retraction
+    seed: int = 0  #: for a policy that draws lots: the same for the same text
 
     @property
     def candidates(self) -> int:

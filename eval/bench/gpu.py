@@ -16,6 +16,8 @@ def arguments(given: list[str]) -> list[str]:
     chosen = ["--preset", "lengths", "--device", "cuda"]
     if not any(word.split("=")[0] in ("--shape", "--model-path") for word in given):
         chosen += ["--shape", "qwen-7b"]
+    # What recording costs a step: RPC on, and no request long enough for a compression.
+    chosen += ["--arm", "recording=--rpc-interval 1000000"]
     # More requests at once than SGLang captures graphs for by default would decode without them.
     return [*chosen, "--server-flags=--cuda-graph-max-bs-decode 256", *given]
 

@@ -19,7 +19,7 @@ from sglang_rpc.types import KVLayer
 class HostKV:
     """K and V of consecutive row positions, all layers: [tokens, kv_heads, head_dim] tensors on the host."""
 
-    buffers: tuple[torch.Tensor, ...]  #: keys and values of the first layer, of the second, ...
+    buffers: tuple[torch.Tensor, ...]  #: those of the first layer, of the second, ...
     tokens: int
 
     @property
@@ -48,7 +48,7 @@ class HostBackup:
         self.limit = limit
         self.used = 0
         self._layers = layers
-        self._entry_bytes = sum(buffer[0].nbytes for layer in layers for buffer in (layer.keys, layer.values))
+        self._entry_bytes = sum(buffer[0].nbytes for buffer in self._buffers())
         self._prompts: dict[Hashable, tuple[HostKV, int]] = {}  # how many backups share each
 
     def save(
@@ -89,15 +89,16 @@ class HostBackup:
             self.used -= prompt.nbytes
         self.used -= backup.generated.nbytes + (0 if backup.queries is None else backup.queries.nbytes)
 
+    def _buffers(self) -> list[torch.Tensor]:
+        return [buffer for layer in self._layers for buffer in layer.buffers]
+
     def _copy(self, slots: torch.Tensor) -> HostKV:
-        buffers = (buffer for layer in self._layers for buffer in (layer.keys, layer.values))
-        return HostKV(tuple(_to_host(buffer[slots]) for buffer in buffers), slots.numel())
+        return HostKV(tuple(_to_host(buffer[slots]) for buffer in self._buffers()), slots.numel())
 
     def _paste(self, kv: HostKV, skipped: int, slots: torch.Tensor) -> None:
         if slots.numel() == 0:
             return
-        buffers = [buffer for layer in self._layers for buffer in (layer.keys, layer.values)]
-        for buffer, saved in zip(buffers, kv.buffers, strict=True):
+        for buffer, saved in zip(self._buffers(), kv.buffers, strict=True):
             buffer[slots] = saved[skipped : skipped + slots.numel()].to(buffer.device, non_blocking=True)
 
 

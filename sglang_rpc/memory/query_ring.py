@@ -41,6 +41,9 @@ class QueryRing:
         #: Of the step being launched, if it is an extend with rows of a single token (decode rows of a mixed step,
         #: restored requests): which tokens these are, int64, and `where` their queries go.
         self.extend_step: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
+        #: Of such a step: (tokens, rows of the batch), int64 each; kept where `every_step` is asked for.
+        self.extend_rows: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.every_step = False  #: whether a policy looks at every step's queries, recorded or not
         self._free = list(range(slots, 0, -1))
         self._row_of_slot: dict[int, int] = {}
 
@@ -80,14 +83,25 @@ class QueryRing:
         """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the bin."""
         return self.slot_of_row[rows], positions % self.window
 
-    def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], queries: torch.Tensor) -> None:
-        """Write one query a row: `queries` [n, heads * head_dim] or [n, heads, head_dim]. The bin's content is
-        nobody's."""
-        queries = queries.view(-1, *self.buffer.shape[3:])
-        if self._kernel is not None and queries.stride(2) == 1:
-            self._kernel(self.buffer[layer], *where, queries)
-        else:
-            self.buffer[layer].index_put_(where, queries.to(self.buffer.dtype))
+    def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], *queries: torch.Tensor) -> None:
+        """Write one query a row. The bin's content is nobody's.
+
+        Args:
+            queries: [n, heads * head_dim] or [n, heads, head_dim], or in parts (MLA's absorbed and roped), each with
+                its own share of the head dim.
+        """
+        heads, head_dim = self.buffer.shape[3:]
+        first = 0
+        for part in queries:
+            width = part.shape[2] if part.dim() == 3 else part.shape[1] // heads
+            part = part.view(-1, heads, width)
+            target = self.buffer[layer, ..., first : first + width]
+            if self._kernel is not None and part.stride(2) == 1:
+                self._kernel(target, *where, part)
+            else:
+                target.index_put_(where, part.to(self.buffer.dtype))
+            first += width
+        assert first == head_dim, f"queries of {first} dims in a ring for {head_dim}"
 
     def last(self, slot: int, length: int, window: int) -> torch.Tensor:
         """The queries of the last `window` (<= R) tokens of a sequence of logical `length`, oldest first:

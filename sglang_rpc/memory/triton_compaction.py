@@ -44,7 +44,7 @@ class SliceTable:
         self.kv_heads = layers[0].keys.shape[1]
         alike: dict[tuple[int, int, int], list[tuple[int, torch.Tensor]]] = {}
         for index, layer in enumerate(layers):
-            for buffer in _distinct(layer):
+            for buffer in layer.buffers:
                 if buffer.shape[1] != self.kv_heads or buffer.stride(2) != 1:
                     raise ValueError("all layers must hold the same KV heads, each head's entry contiguous")
                 size = buffer.element_size()
@@ -67,14 +67,6 @@ def _group(geometry: tuple[int, int, int], buffers: list[tuple[int, torch.Tensor
         head_words=geometry[2] // word,
         aligned=all(number % 16 == 0 for number in (*geometry[1:], *addresses)),
     )
-
-
-def _distinct(layer: KVLayer) -> list[torch.Tensor]:
-    """Values that are a part of each slot's keys (MLA's latent) move with them."""
-    keys, values = layer.keys, layer.values
-    behind = values.data_ptr() - keys.data_ptr()
-    inside = keys.stride() == values.stride() and 0 <= behind < keys.shape[2] * keys.element_size()
-    return [keys] if inside else [keys, values]
 
 
 def move_kept(table: SliceTable, req_to_token: torch.Tensor, batch: CompressionBatch, kept: torch.Tensor) -> None:

@@ -17,13 +17,13 @@ def store(ring: torch.Tensor, slots: torch.Tensor, entries: torch.Tensor, querie
     """Write `queries` [n, heads, head_dim], dims contiguous, to `ring[slots, entries]`; nothing to slot 0, the bin.
 
     Args:
-        ring: one layer's [slots, window, heads, head_dim], contiguous.
+        ring: one layer's [slots, window, heads, head_dim], or a range of its head dim; dims contiguous.
         slots, entries: int64 [n].
     """
     heads, dim = ring.shape[2:]
     grid = (queries.shape[0], triton.cdiv(heads * dim, _BLOCK))
     _store_kernel[grid](
-        *(queries, ring, slots, entries, queries.stride(0), queries.stride(1), ring.stride(0), ring.stride(1)),
+        *(queries, ring, slots, entries, *queries.stride()[:2], *ring.stride()[:3]),
         WIDTH=heads * dim,
         DIM=dim,
         BLOCK=min(_BLOCK, triton.next_power_of_2(heads * dim)),
@@ -32,7 +32,7 @@ def store(ring: torch.Tensor, slots: torch.Tensor, entries: torch.Tensor, querie
 
 @triton.jit
 def _store_kernel(
-    queries, ring, slots, entries, query_stride, query_head_stride, slot_stride, entry_stride,
+    queries, ring, slots, entries, query_stride, query_head_stride, slot_stride, entry_stride, head_stride,
     WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
@@ -40,6 +40,7 @@ def _store_kernel(
     if slot == 0:
         return
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    query = tl.load(queries + index * query_stride + at // DIM * query_head_stride + at % DIM, mask=at < WIDTH)
-    place = slot * slot_stride + tl.load(entries + index) * entry_stride
-    tl.store(ring + place + at, query.to(ring.dtype.element_ty), mask=at < WIDTH)
+    head, dim = at // DIM, at % DIM
+    query = tl.load(queries + index * query_stride + head * query_head_stride + dim, mask=at < WIDTH)
+    place = slot * slot_stride + tl.load(entries + index) * entry_stride + head * head_stride + dim
+    tl.store(ring + place, query.to(ring.dtype.element_ty), mask=at < WIDTH)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy import rpc
+from sglang_rpc.policy import budget
 from sglang_rpc.types import NEVER
 
 #: Stretches that the time ahead is cut into; each counts as high as its highest moment.
@@ -118,7 +118,7 @@ def longest(want: int, room: int, options: RequestOptions) -> int:
     """The largest n <= `want` such that n generated tokens never hold more than `room` entries."""
 
     def peak(n: int) -> int:
-        return rpc.peak_held(n, options.interval, options.window, options.budget_step)
+        return budget.peak_held(n, options.interval, options.window, options.budget_step)
 
     if peak(want) <= room:
         return want
@@ -142,7 +142,7 @@ def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestO
     fits = longest(want, room, options)
     if fits >= want:
         return
-    peak = rpc.peak_held(want, options.interval, options.window, options.budget_step)
+    peak = budget.peak_held(want, options.interval, options.window, options.budget_step)
     raise ConfigError(
         f"{want} new tokens do not fit: with interval {options.interval}, window {options.window} and ratio "
         f"{options.ratio:g} they hold up to {peak} KV entries, and beside this prompt of {prompt} tokens the pool of "

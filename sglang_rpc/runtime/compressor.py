@@ -6,6 +6,8 @@ the device, and neither knows SGLang: the seams hand in lengths, tensors and one
 
 from __future__ import annotations
 
+import zlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,8 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.policy import rpc
+from sglang_rpc.policy import budget
+from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.runtime.paths import make_path
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers
@@ -98,7 +101,7 @@ class Compressor:
         if look_at > generated:
             state.wake_at = min(NEVER, len(prompt) + look_at - state.evicted)
             return None
-        compression = self._decide(state, row, len(prompt), generated)
+        compression = self._decide(state, row, len(prompt), generated, self._seed(prompt, output_ids, generated))
         # A catch-up dropped more than its share; at the next date there may be fewer candidates than the budget holds.
         if compression.keep >= compression.candidates:
             self._after_due(state, len(prompt), generated)
@@ -143,7 +146,8 @@ class Compressor:
             return None
         assert state.start is not None, "what is gained stands behind a start"
         keep = generated - state.evicted - state.start - options.window - gain
-        return self._compression(state, row, len(prompt), generated, keep, early=True)
+        seed = self._seed(prompt, output_ids, generated)
+        return self._compression(state, row, len(prompt), generated, keep, early=True, seed=seed)
 
     def _next_look(self, state: RequestState, row: int, generated: int) -> int:
         """The logical length at which something is to be done; not above `generated` if a compression is due now."""
@@ -165,17 +169,32 @@ class Compressor:
             state.slot_since = generated
         return max(due, state.slot_since + options.window)
 
-    def _decide(self, state: RequestState, row: int, prompt_length: int, generated: int) -> Compression:
+    def _seed(self, prompt: Sequence[int], output_ids: Sequence[int], generated: int) -> int:
+        """The same for the same text, whatever else the server does; 0 where nobody draws lots."""
+        if not POLICIES[self.config.policy].seeded:
+            return 0
+        text = array("q", [self.config.policy_seed, *prompt, *output_ids[:generated]])
+        return zlib.crc32(text.tobytes())
+
+    def _decide(self, state: RequestState, row: int, prompt_length: int, generated: int, seed: int) -> Compression:
         options = state.options
         assert state.start is not None
         catch_up = generated != state.due()
-        state.events = rpc.compressions_due(generated - state.start, options.interval, options.window)
-        keep = rpc.kept_candidates(state.events, options.budget_step)
-        return self._compression(state, row, prompt_length, generated, keep, catch_up=catch_up)
+        state.events = budget.compressions_due(generated - state.start, options.interval, options.window)
+        keep = budget.kept_candidates(state.events, options.budget_step)
+        return self._compression(state, row, prompt_length, generated, keep, catch_up=catch_up, seed=seed)
 
     @staticmethod
     def _compression(
-        state: RequestState, row: int, prompt_length: int, generated: int, keep: int, **kind: bool
+        state: RequestState,
+        row: int,
+        prompt_length: int,
+        generated: int,
+        keep: int,
+        *,
+        seed: int,
+        catch_up: bool = False,
+        early: bool = False,
     ) -> Compression:
         assert state.slot is not None and state.start is not None
         return Compression(
@@ -188,7 +207,9 @@ class Compressor:
             end=prompt_length + generated - state.evicted,
             keep=keep,
             event=state.events,
-            **{"catch_up": False, **kind},
+            catch_up=catch_up,
+            early=early,
+            seed=seed,
         )
 
     def _after_due(self, state: RequestState, prompt_length: int, generated: int) -> None:

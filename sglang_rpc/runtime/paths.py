@@ -12,6 +12,7 @@ import torch
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.runtime.reference_path import ReferencePath
 from sglang_rpc.types import Compression, KVLayer
 
@@ -42,6 +43,11 @@ def make_path(
 
     Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape.
     """
+    as_rpc = POLICIES[config.policy].as_rpc
+    if as_rpc is None:
+        if config.scoring not in ("auto", "reference"):
+            raise ConfigError(f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'")
+        return ReferencePath(config, layers, ring, req_to_token, reduce)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
         return ReferencePath(config, layers, ring, req_to_token, reduce)
@@ -53,6 +59,7 @@ def make_path(
 
     if not triton_scores.runs_on(req_to_token.device):
         raise ConfigError(f"scoring '{wanted}' needs a GPU, and the KV cache is on {req_to_token.device}; use 'auto'")
+    asked, config = config, as_rpc(config)
     try:
         wrong = self_check.failure(config, layers, ring)
         if wrong is None:
@@ -61,10 +68,10 @@ def make_path(
         wrong = str(error)
     except Exception as error:  # whatever keeps kernels from being compiled here need not keep the server from starting
         wrong = f"{type(error).__name__}: {error}"
-    if config.scoring == wanted:
+    if asked.scoring == wanted:
         raise ConfigError(f"scoring '{wanted}' cannot serve this model: {wrong}; use --rpc-scoring reference")
     logger.warning("RPC compresses with PyTorch, which is slower, not with its kernels: %s", wrong)
-    return ReferencePath(config, layers, ring, req_to_token, reduce)
+    return ReferencePath(asked, layers, ring, req_to_token, reduce)
 
 
 def _best(device: torch.device) -> str:

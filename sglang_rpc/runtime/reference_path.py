@@ -1,14 +1,17 @@
-"""Compression in plain PyTorch: on every device, one request and layer at a time."""
+"""Compression in plain PyTorch: on every device and under every policy, one request and layer at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.policy.base import Layer
+from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.scoring import reference
 from sglang_rpc.types import Compression, KVLayer
 
@@ -26,10 +29,12 @@ class ReferencePath:
     ):
         """Arguments: see runtime.compressor.Compressor."""
         self._config = config
+        self._policy = POLICIES[config.policy]
         self._layers = layers
         self._ring = ring
         self._req_to_token = req_to_token
         self._reduce = reduce
+        self._group = config.aggregation == "group"
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """Score, select and move, on the current stream."""
@@ -49,17 +54,41 @@ class ReferencePath:
             pieces = flat.split([s.numel() for s in scores])
             scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
         for c, own, score in zip(compressions, slots, scores, strict=True):
-            kept = reference.select(score.flatten(0, 1), c.keep, self._config.kernel_size, self._config.pooling)
+            kept = reference.select(score.flatten(0, 1), c.keep, *self._pooling())
             for layer, layer_kept in zip(self._layers, kept.view(*score.shape[:2], c.keep), strict=True):
-                move_kept((layer.keys, layer.values), own, layer_kept, c.candidates)
+                move_kept(layer.buffers, own, layer_kept, c.candidates)
+
+    def _pooling(self) -> tuple[int, str]:
+        pooling = self._policy.pooling
+        if pooling is None:
+            return 1, "max"  # of one score: none
+        return self._config.kernel_size, self._config.pooling if pooling == "config" else pooling
 
     def _score(self, c: Compression, slots: torch.Tensor) -> torch.Tensor:
-        """Head-summed scores, float32 [layers, 1 or kv_heads, candidates]. Their order is that of the means."""
+        """float32 [layers, 1 or kv_heads, candidates], summed over heads: their order is that of the means."""
         queries = self._ring.last(c.slot, c.prompt_length + c.generated, c.window)
-        group = self._config.aggregation == "group"
+        candidates = slots[: c.candidates]
         rows = []
-        for layer, q in zip(self._layers, queries, strict=True):
-            q = reference.selector_queries(q, self._config.selector)
-            keys = layer.keys[slots[: c.candidates]].view(layer.dtype)
-            rows.append(reference.head_scores(q, keys, layer.scaling, layer.logit_cap, group))
+        for index, (layer, q) in enumerate(zip(self._layers, queries, strict=True)):
+            keys = layer.keys[candidates].view(layer.dtype)
+            seen = Layer(
+                keys=keys,
+                queries=q,
+                scaling=layer.scaling,
+                index=index,
+                before=c.begin,
+                seed=c.seed,
+                accumulated=None if layer.accumulated is None else layer.accumulated[candidates].squeeze(2),
+                attention=partial(
+                    reference.head_scores,
+                    keys=keys,
+                    scaling=layer.scaling,
+                    logit_cap=layer.logit_cap,
+                    group=self._group,
+                ),
+            )
+            score = self._policy.scores(seen, self._config)
+            if self._group:
+                score = score.expand(layer.keys.shape[1], -1)
+            rows.append(score if self._group else score.sum(0, keepdim=True))
         return torch.stack(rows)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_rpc.config import RequestOptions
-from sglang_rpc.policy import rpc
+from sglang_rpc.policy import budget
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.think_gate import ThinkGate
 
@@ -91,7 +91,7 @@ class RequestState:
     def due(self) -> int:
         """Logical length at which the next compression is due; needs a `start`."""
         assert self.start is not None
-        return self.start + rpc.next_due(self.events, self.options.interval, self.options.window)
+        return self.start + budget.next_due(self.events, self.options.interval, self.options.window)
 
     def early_gain(self, generated: int, ratio: float) -> int:
         """Entries that a compression at `ratio` would evict now, before its due date; not above 0 if none."""
@@ -99,7 +99,7 @@ class RequestState:
             return 0
         options = self.options
         region = generated - self.start
-        keep = rpc.early_kept(region, self.events, options.interval, options.window, ratio)
+        keep = budget.early_kept(region, self.events, options.interval, options.window, ratio)
         return region - self.evicted - options.window - max(1, keep)
 
     def plan(self, generated: int, tokens: int, ends: bool) -> Plan:
@@ -113,7 +113,7 @@ class RequestState:
             return Plan(held, generated, tokens, ends)
         options = self.options
         start = generated if self.start is None else self.start
-        due = start + rpc.next_due(self.events, options.interval, options.window)
+        due = start + budget.next_due(self.events, options.interval, options.window)
         recorded_from = generated if self.slot is None else self.slot_since
         return Plan(
             held,
@@ -165,7 +165,7 @@ class RequestState:
             return "switched off by the request"
         if self.start is None:
             return "no think segment opened"
-        first = self.start + rpc.next_due(0, self.options.interval, self.options.window)
+        first = self.start + budget.next_due(0, self.options.interval, self.options.window)
         if self.gate is not None and self.gate.closed:
             return f"the think segment ended before {first} generated tokens, where the first compression is due"
         if generated > first:

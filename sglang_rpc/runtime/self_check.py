@@ -3,7 +3,7 @@ will run on, and must leave what PyTorch leaves, byte for byte."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,7 +23,7 @@ def failure(config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing) -> st
     Raises ValueError if no kernel takes these layers.
     """
     # Under max pooling neighbours tie, and PyTorch does not promise which of equals it keeps.
-    config = replace(config, pooling="avg")
+    config = replace(config, policy="rpc", pooling="avg")
     # Which of two candidates of almost one score stays is rounding's to say; two trials do not meet that by chance.
     return _trial(config, layers, ring, 0) and _trial(config, layers, ring, 1)
 
@@ -63,7 +63,7 @@ def _trial(config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, seed: 
     own_layers = [_random_layer(layers[0], end + 1, made) for _ in range(2)]
     results = []
     for path_class in (ReferencePath, TritonPath):
-        copies = [replace(layer, keys=layer.keys.clone(), values=layer.values.clone()) for layer in own_layers]
+        copies = [_copy(layer) for layer in own_layers]
         path_class(config, copies, own_ring, req_to_token.to(device), None).compress([c])
         results.append(copies)
     for reference, kernels in zip(*results, strict=True):
@@ -84,4 +84,15 @@ def _random_layer(like: KVLayer, slots: int, made: torch.Generator) -> KVLayer:
         stored = random.to(of.dtype) if of.dtype.is_floating_point else random.to(like.dtype).view(of.dtype)
         return stored.to(of.device)
 
-    return replace(like, keys=buffer(like.keys), values=buffer(like.values))
+    return _of(like, buffer(like.keys), buffer)
+
+
+def _copy(layer: KVLayer) -> KVLayer:
+    return _of(layer, layer.keys.clone(), torch.clone)
+
+
+def _of(like: KVLayer, keys: torch.Tensor, values: Callable[[torch.Tensor], torch.Tensor]) -> KVLayer:
+    """A layer of these keys, and of `values(like.values)` unless they are a part of the keys."""
+    if len(like.buffers) == 1:
+        return replace(like, keys=keys, values=keys[..., : like.values.shape[2]])
+    return replace(like, keys=keys, values=values(like.values))

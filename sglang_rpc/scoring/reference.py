@@ -18,19 +18,6 @@ import torch.nn.functional as F
 MAX_LOGITS = 2**26
 
 
-def selector_queries(queries: torch.Tensor, selector: str) -> torch.Tensor:
-    """The queries that score, out of the last R.
-
-    Args:
-        queries: [R, heads, head_dim], oldest first.
-        selector: `paper` takes all R. `official` takes the newest R-1 and the newest once more, as the authors'
-            code does: it appends the current query to a buffer that already holds it.
-    """
-    if selector == "paper":
-        return queries
-    return torch.cat([queries[1:], queries[-1:]])
-
-
 def head_scores(
     queries: torch.Tensor, keys: torch.Tensor, scaling: float, logit_cap: float = 0.0, group: bool = False
 ) -> torch.Tensor:

@@ -68,7 +68,7 @@ def candidate_scores(
     Args:
         queries: the query ring [layers, slots, window, heads, head_dim]; see memory.query_ring.
         req_to_token: int32 [rows, max_context], the pool slot of each row position.
-        selector: `official` or `paper`, see `reference.selector_queries`.
+        selector: `official` or `paper`, see `policy.rpc.selector_queries`.
         group: keep KV heads apart.
         lse: natural log-sum-exp of the selector queries over their candidates, if known:
             float32 [layers, B, kv_heads, rows], row `r * group_size + g` being query r of head g of the group.

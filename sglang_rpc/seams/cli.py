@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang_rpc.config import AGGREGATIONS, POOLINGS, PRESSURES, SCOPES, SCORINGS, SELECTORS, WHEN, RPCConfig
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.seams.settings import attach
 
 #: flag's field in RPCConfig -> argparse settings. No defaults here: only what was given overrides --rpc-config.
@@ -22,6 +23,8 @@ _FLAGS: dict[str, dict[str, Any]] = {
         choices=SELECTORS,
         help="official: the newest R-1 queries with the newest counted twice, as the authors' code; paper: the last R",
     ),
+    "policy": dict(choices=tuple(POLICIES), help="which candidates are kept; all but rpc are for comparison"),
+    "policy_seed": dict(type=int, metavar="N", help="of policies that draw lots"),
     "scope": dict(choices=SCOPES, help="think: compress only while the model thinks; all: every generated token"),
     "think_start": dict(metavar="TOKEN", help="text or token id that opens a think segment (the reasoning parser's)"),
     "think_end": dict(metavar="TOKEN", help="text or token id that closes it (the reasoning parser's)"),

@@ -16,13 +16,13 @@ def make_logical(forward_batch: Any, cls: Any, batch: Any, model_runner: Any, *a
     ring = getattr(model_runner, "rpc_ring", None)
     if ring is None:
         return
-    ring.extend_step = None
+    ring.extend_step = ring.extend_rows = None
     mode = forward_batch.forward_mode
     if mode.is_decode():
         if _any_compressed(batch.reqs):
             # A new tensor: the old one may be shared.
             forward_batch.positions = (forward_batch.orig_seq_lens - 1).to(forward_batch.positions.dtype)
-    elif mode.is_extend() and (ring.in_use or _any_compressed(batch.reqs)):
+    elif mode.is_extend() and (ring.in_use or ring.every_step or _any_compressed(batch.reqs)):
         _correct_extend(forward_batch, batch, ring)
 
 
@@ -49,6 +49,8 @@ def _correct_extend(forward_batch: Any, batch: Any, ring: Any) -> None:
         0, token, (logical - 1).to(forward_batch.positions.dtype)
     )
     forward_batch.rpc_logical_lens = forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype))
+    if ring.every_step:
+        ring.extend_rows = token, row
     if ring.in_use:
         ring.extend_step = token, ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token])
 

@@ -88,6 +88,11 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         ),
     ),
     ReliedUpon(
+        "sglang.srt.mem_cache.memory_pool.MLATokenToKVPool",
+        "one latent a token and layer, in one buffer, the part that stands for the value first",
+        ("kv_buffer", "kv_cache_dim", "kv_lora_rank"),
+    ),
+    ReliedUpon(
         "sglang.srt.layers.radix_attention.AttentionType",
         "which attention is a decoder's",
         ("DECODER",),
@@ -120,9 +125,11 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
             "extend_seq_lens",
             "forward_mode",
             "orig_seq_lens",
+            "out_cache_loc",
             "positions",
             "req_pool_indices",
             "seq_lens",
+            "seq_lens_cpu",
         ),
     ),
     ReliedUpon("sglang.srt.model_executor.forward_batch_info.ForwardMode.is_decode", "a step of one token a row"),
@@ -427,4 +434,23 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
     ReliedUpon("sglang.srt.managers.scheduler.Scheduler.send_abort_output", "answers a request that waits"),
     ReliedUpon("sglang.srt.managers.scheduler._make_abort_req", "the answer, with a reason and a status"),
     ReliedUpon("sglang.srt.mem_cache.kv_cache_builder.uses_ssm_state", "whether the model has recurrent layers"),
+)
+
+#: What latent attention (MLA) needs beyond that: compared when such a model is met, and by the doctor.
+LATENT_RELIED_UPON: tuple[ReliedUpon, ...] = (
+    ReliedUpon(
+        "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA",
+        "its two attention layers: of latents as they are stored, and of expanded ones",
+        ("attn_mha", "attn_mqa"),
+    ),
+    ReliedUpon(
+        "sglang.srt.models.deepseek_common.attention_forward_methods.forward_mla."
+        "DeepseekMLAForwardMixin.forward_absorb_core",
+        "calls attn_mqa with absorbed queries and roped ones, apart (q_rope) or as one tensor, in this order",
+    ),
+    ReliedUpon(
+        "sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods.AttnForwardMethod",
+        "the absorbed way, and those that expand",
+        ("MHA", "MHA_CHUNKED_KV", "MHA_ONE_SHOT", "MLA"),
+    ),
 )

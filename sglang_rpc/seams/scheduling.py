@@ -14,14 +14,13 @@ from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.seams import pressure, refusals, rows
-from sglang_rpc.seams.capture import decoder_layers
 from sglang_rpc.seams.compaction import carry_out
 from sglang_rpc.seams.markers import find_markers
 from sglang_rpc.seams.metrics import Metrics
 from sglang_rpc.seams.process import ends_if_refused
 from sglang_rpc.seams.requests import clip_answer
 from sglang_rpc.seams.settings import config_of
-from sglang_rpc.types import Compression, KVLayer
+from sglang_rpc.types import Compression
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +34,18 @@ class SchedulerRPC:
         self.page_size = scheduler.token_to_kv_pool_allocator.page_size
         model_runner = scheduler.tp_worker.model_runner
         self.ring = model_runner.rpc_ring
-        layers = decoder_layers(model_runner.model)
+        layers = model_runner.rpc_layers
         group = _tensor_parallel_group()
+        # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
+        latent = layers[0].keys.data_ptr() == layers[0].values.data_ptr()
+        together = config.aggregation == "all" or latent
         self.compressor = Compressor(
             config,
-            [_kv_layer(model_runner, layer) for layer in layers],
+            layers,
             self.ring,
             scheduler.req_to_token_pool.req_to_token,
             markers=find_markers(scheduler, config),
-            reduce=group.all_reduce if group is not None and config.aggregation == "all" else None,
+            reduce=group.all_reduce if group is not None and together else None,
         )
         if group is not None:
             _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots, self.compressor.scoring))
@@ -136,14 +138,6 @@ def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
     if state.gate is not None and state.gate.closed:
         clip_answer(runtime.scheduler, req)
     return compression
-
-
-def _kv_layer(model_runner: Any, layer: Any) -> KVLayer:
-    pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
-    index = layer.layer_id - pool.start_layer
-    # Keys quantised to FP8 are stored divided by k_scale.
-    scaling = layer.scaling * (1.0 if layer.k_scale_float is None else layer.k_scale_float)
-    return KVLayer(pool.k_buffer[index], pool.v_buffer[index], pool.dtype, scaling, layer.logit_cap or 0.0)
 
 
 def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.errors import UnsupportedError
+from sglang_rpc.errors import ConfigError, UnsupportedError
+from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.seams import refusals
 
 _ATTRIBUTE = "_rpc_config"
@@ -30,6 +31,7 @@ def attach_and_refuse(_result: Any, server_args: Any) -> None:
     if config is not None:
         refusals.refuse_server_args(server_args, config)
         _refuse_text_without_tokenizer(server_args, config)
+        _refuse_policy(server_args, config)
 
 
 def _refuse_text_without_tokenizer(server_args: Any, config: RPCConfig) -> None:
@@ -39,3 +41,16 @@ def _refuse_text_without_tokenizer(server_args: Any, config: RPCConfig) -> None:
                 f"--rpc-think-{name} {marker!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
                 "give the token's id, or remove --skip-tokenizer-init"
             )
+
+
+def _refuse_policy(server_args: Any, config: RPCConfig) -> None:
+    policy = POLICIES.get(config.policy)
+    if policy is None:
+        raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, got {config.policy!r}")
+    graphs = server_args.cuda_graph_config
+    on_gpu = not str(server_args.device).startswith("cpu")
+    if policy.accumulates and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):
+        raise UnsupportedError(
+            f"--rpc-policy {policy.name} does not work under CUDA graphs: it adds up the attention of every decode "
+            "step, which no graph records; add --cuda-graph-backend-decode disabled"
+        )

@@ -180,6 +180,16 @@ SEAMS: tuple[Seam, ...] = (
     ),
 )
 
+#: Put on when a model with latent attention (MLA) is met: other models' processes do not import its code.
+LATENT_SEAMS: tuple[Seam, ...] = (
+    Seam(
+        "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA.dispatch_attn_forward_method",
+        AROUND,
+        "capture:absorb",
+        "queries are recorded as the latents are read, absorbed, also where a prefill would expand the latents",
+    ),
+)
+
 #: What the command line needs; put on by `sglang_rpc.launch_server` before it parses, RPC on or off.
 CLI_SEAMS: tuple[Seam, ...] = (
     Seam(

@@ -32,10 +32,10 @@ class Rule:
 class Oracle:
     def __init__(self, path: Path):
         config = json.loads((path / "config.json").read_text())
-        self.w = load_file(path / "model.safetensors")
+        self.w = {name: weight.float() for name, weight in load_file(path / "model.safetensors").items()}
         self.layers = config["num_hidden_layers"]
         self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        self.dim = config["hidden_size"] // self.heads
+        self.dim = self.value_dim = config["hidden_size"] // self.heads
         self.eps = config["rms_norm_eps"]
         frequency = config["rope_theta"] ** (-torch.arange(0, self.dim, 2).float() / self.dim)
         angles = torch.outer(torch.arange(config["max_position_embeddings"]).float(), frequency)
@@ -52,17 +52,21 @@ class Oracle:
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return torch.nn.functional.linear(x, self.w[name + ".weight"], self.w.get(name + ".bias"))
 
+    def _attend(self, h: torch.Tensor, positions: torch.Tensor, p: str) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values of the new tokens: [tokens, heads, dim] each."""
+        q = self._linear(h, p + "q_proj").view(len(h), self.heads, self.dim)
+        k = self._linear(h, p + "k_proj").view(len(h), self.kv_heads, self.dim)
+        v = self._linear(h, p + "v_proj").view(len(h), self.kv_heads, self.dim)
+        return self._rotate(q, positions), self._rotate(k, positions), v
+
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, cache: list) -> tuple[torch.Tensor, list]:
         """Logits of the last token; appends to `cache` ([heads] of K, V per layer); returns each layer's queries."""
         x = self.w["model.embed_tokens.weight"][ids]
-        queries = []
+        queries, self.attended = [], []  # of the last token, [heads, keys] a layer
         for layer in range(self.layers):
             p = f"model.layers.{layer}."
             h = self._norm(x, p + "input_layernorm.weight")
-            q = self._rotate(self._linear(h, p + "self_attn.q_proj").view(len(ids), self.heads, self.dim), positions)
-            k = self._linear(h, p + "self_attn.k_proj").view(len(ids), self.kv_heads, self.dim)
-            v = self._linear(h, p + "self_attn.v_proj").view(len(ids), self.kv_heads, self.dim)
-            k = self._rotate(k, positions)
+            q, k, v = self._attend(h, positions, p + "self_attn.")
             keys, values = (torch.cat(pair) for pair in zip(cache[layer], (k, v), strict=True))
             cache[layer] = (keys, values)
             queries.append(q)
@@ -70,7 +74,9 @@ class Oracle:
             logits = torch.einsum("qhd,khd->hqk", q, keys.repeat_interleave(repeat, 1)) * self.dim**-0.5
             if len(ids) > 1:
                 logits = logits + torch.full(logits.shape[1:], float("-inf")).triu(1 + len(keys) - len(ids))
-            out = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values.repeat_interleave(repeat, 1))
+            weights = logits.softmax(-1)
+            self.attended.append(weights[:, -1])
+            out = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(repeat, 1))
             x = x + self._linear(out.flatten(1), p + "self_attn.o_proj")
             h = self._norm(x, p + "post_attention_layernorm.weight")
             gate = torch.nn.functional.silu(self._linear(h, p + "mlp.gate_proj"))
@@ -105,7 +111,8 @@ class Oracle:
 
         `rule.until`: no compression once this many entries have been generated (a think segment that ended).
         """
-        cache = [(torch.empty(0, self.kv_heads, self.dim),) * 2 for _ in range(self.layers)]
+        empty = tuple(torch.empty(0, self.kv_heads, dim) for dim in (self.dim, self.value_dim))
+        cache = [empty for _ in range(self.layers)]
         logits, _ = self._forward(torch.tensor(prompt), torch.arange(len(prompt)), cache)
         gaps, recent, closest = [], [], float("inf")
         for step, token in enumerate(output):

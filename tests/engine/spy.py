@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 _most_running = 0  #: the largest decode batch so far
+_decodes = {"graph": 0, "eager": 0}  #: decode steps so far
 
 
 def run_scheduler_process(*args, **kwargs):
@@ -23,7 +24,10 @@ def run_scheduler_process(*args, **kwargs):
         global _most_running
         if batch.forward_mode.is_decode():
             _most_running = max(_most_running, len(batch.reqs))
-        return run_batch(self, batch, *args, **kwargs)
+        result = run_batch(self, batch, *args, **kwargs)
+        if batch.forward_mode.is_decode():
+            _decodes["graph" if result.can_run_cuda_graph else "eager"] += 1
+        return result
 
     scheduler.Scheduler.run_batch = counted
     return scheduler.run_scheduler_process(*args, **kwargs)
@@ -38,7 +42,7 @@ def _spy(self, path: str, prompt: list[int]) -> None:
     slots = self.tree_cache.path_device_indices(match.last_device_node)[: match.device_prefix_len]
     pool = self.token_to_kv_pool_allocator.get_kvcache()
     digest = hashlib.sha256()
-    for buffer in (*pool.k_buffer, *pool.v_buffer):
+    for buffer in pool.kv_buffer if hasattr(pool, "kv_buffer") else (*pool.k_buffer, *pool.v_buffer):
         digest.update(buffer[slots].contiguous().cpu().view(torch.uint8).numpy().tobytes())
     Path(path).write_text(
         json.dumps(
@@ -52,6 +56,7 @@ def _spy(self, path: str, prompt: list[int]) -> None:
                 "query_slots_in_use": self.rpc.ring.in_use if getattr(self, "rpc", None) else 0,
                 "running": len(self.running_batch.reqs),
                 "most_running": _most_running,
+                "decodes": _decodes,
                 "host_backup_bytes": self.rpc.backups.used if getattr(self, "rpc", None) else 0,
                 "matched": len(slots),
                 "digest": digest.hexdigest(),

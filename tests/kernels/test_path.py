@@ -48,6 +48,10 @@ def test_float8_keys(keys_as):
     run(Loop(config(), keys_as=keys_as), steps=60)
 
 
+def test_latents_that_are_key_and_value_in_one():
+    run(Loop(config(), heads=4, kv_heads=1, latent=True))
+
+
 def test_logits_with_a_soft_cap():
     run(Loop(config(), logit_cap=3.0), steps=60)
 

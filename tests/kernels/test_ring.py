@@ -27,6 +27,13 @@ def test_another_dtype_is_converted():
     check(torch.randn(6, 4, 32, device=DEVICE), torch.zeros(5, 3, 4, 32, dtype=torch.float16, device=DEVICE))
 
 
+def test_a_part_of_each_head_leaves_the_rest():
+    whole = torch.zeros(5, 3, 16, 48, device=DEVICE)
+    absorbed = torch.randn(16, 6, 32, device=DEVICE).transpose(0, 1)
+    check(absorbed, whole[..., :32])
+    check(torch.randn(6, 16, 16, device=DEVICE), whole[..., 32:])
+
+
 def check(queries: torch.Tensor, ring: torch.Tensor) -> None:
     slots = torch.tensor([0, 3, 0, 1, 4, 0], device=DEVICE)
     entries = torch.tensor([1, 2, 2, 0, 1, 0], device=DEVICE)

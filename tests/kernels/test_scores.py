@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_rpc.scoring import reference
+from sglang_rpc.policy import rpc
 from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, log_sum_exp
 from tests.kernels.cases import Case, case
 
@@ -17,7 +17,7 @@ def expected(made: Case, index: int, layer: int, selector: str, group: bool, dty
     c, kv = made.compressions[index], made.layers[layer]
     length, ring = c.prompt_length + c.generated, made.queries.shape[2]
     entries = torch.arange(length - c.window, length, device=made.queries.device) % ring
-    queries = reference.selector_queries(made.queries[layer, c.slot, entries], selector).to(dtype)
+    queries = rpc.selector_queries(made.queries[layer, c.slot, entries], selector).to(dtype)
     keys = kv.keys[made.slots(c)[: c.candidates]].view(kv.dtype).to(dtype)
     return _attention(queries, keys, kv, group)
 

@@ -7,7 +7,7 @@ are random by position. The oracle follows positions, not slots, in float64, wit
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -52,11 +52,13 @@ class Loop:
         markers: ThinkMarkers | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
         logit_cap: float = 0.0,
+        latent: bool = False,
         keys_as: torch.dtype = torch.float32,
         check: bool = True,
         device: str | torch.device = "cpu",
     ):
-        """`device` is where the pool, the rows and the ring are; what the oracle knows stays on the CPU."""
+        """`latent`: values are a part of the keys, one KV head for all. `device` is where the pool, the rows and the
+        ring are; what the oracle knows stays on the CPU."""
         self.device = device
         self.config, self.check, self.keys_as = config, check, keys_as
         self.per_group = heads // kv_heads
@@ -64,6 +66,10 @@ class Loop:
         generator = torch.Generator().manual_seed(7)
         keys = torch.randn(4, LAYERS, LENGTH, kv_heads, DIM, generator=generator)
         queries = torch.randn(4, LAYERS, LENGTH, kv_heads, self.per_group, DIM, generator=generator)
+        if latent:
+            assert kv_heads == 1 and keys_as == torch.float32, "positions must be read back from keys"
+            keys[..., 0] = torch.arange(LENGTH)[:, None]
+            queries[..., 0] = 0.0
         self.keys = keys[:, :, :, heads_of].to(keys_as).float()  # [row, layer, position, KV head, dim]
         self.queries = queries[:, :, :, heads_of].flatten(3, 4)
         own = self.keys.shape[3]
@@ -77,6 +83,8 @@ class Loop:
             )
             for _ in range(LAYERS)
         ]
+        if latent:
+            self.layers = [replace(layer, values=layer.keys[..., :1]) for layer in self.layers]
         self.req_to_token = torch.zeros(4, LENGTH, dtype=torch.int32, device=device)
         self.free = torch.randperm(POOL, generator=generator).tolist()
         self.ring = QueryRing(

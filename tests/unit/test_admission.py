@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.host_backup import HostBackup
-from sglang_rpc.policy import rpc
+from sglang_rpc.policy import budget
 from sglang_rpc.runtime.admission import Forecast, Plan, highest_held, longest, refuse_unfit
 from sglang_rpc.types import NEVER
 from tests.unit.decode_loop import Loop
@@ -155,7 +155,7 @@ def test_step_by_step_across_the_due_dates():
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_new_request_reserves_its_peak(tokens, peak, ends):
     assert Forecast([Plan(**NEW, remaining=tokens, ends=ends)], page=1).peak == peak
-    assert rpc.peak_held(tokens, 16, 4, 4) == peak
+    assert budget.peak_held(tokens, 16, 4, 4) == peak
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_the_longest_at_the_due_dates(room, fits):
 
 
 def test_what_fits_is_not_refused():
-    peak = rpc.peak_held(1000, 16, 4, 4)
+    peak = budget.peak_held(1000, 16, 4, 4)
     refuse_unfit(1000, prompt=10, room=peak, pool=500, options=options())
     refuse_unfit(0, prompt=10, room=0, pool=10, options=options())
     with pytest.raises(ConfigError):

@@ -1,5 +1,6 @@
 """The query ring: its share of SGLang's memory budget, and which queries a step stores."""
 
+import enum
 from types import SimpleNamespace
 
 import pytest
@@ -100,8 +101,43 @@ def test_of_an_extend_only_the_rows_of_one_token_are_stored_once():
     assert torch.equal(ring.buffer, before)
 
 
+def test_absorbed_and_roped_queries_make_one_entry():
+    ring = QueryRing(layers=1, slots=1, rows=3, window=4, heads=2, head_dim=7, dtype=torch.float32, device="cpu")
+    slot = ring.acquire(1)
+    # As the absorbing product leaves them: heads outermost in memory.
+    absorbed, roped = torch.randn(2, 2, 5).transpose(0, 1), torch.randn(2, 2, 2)
+    hook = capture._Capture(ring, 0)
+    hook(None, (absorbed, None, None, decode_step([2, 1], [8, 3])), {"q_rope": roped})
+    assert torch.equal(ring.buffer[0, slot, 3], torch.cat([absorbed, roped], -1)[1])
+
+    extend = SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: False))
+    ring.extend_step = torch.tensor([0]), ring.where(torch.tensor([1]), torch.tensor([4]))
+    hook(None, (absorbed, None, None, extend), {"q_rope": roped})
+    assert torch.equal(ring.buffer[0, slot, 0], torch.cat([absorbed, roped], -1)[0])
+
+
+class Method(enum.Enum):
+    MHA = 1
+    MHA_ONE_SHOT = 2
+    MLA = 3
+    MLA_FUSED_ROPE_CPU = 4
+
+
+@pytest.mark.parametrize("pending", [None, (0, (0, 0))], ids=["nothing to record", "rows to record"])
+@pytest.mark.parametrize("method", Method)
+def test_latents_are_not_expanded_in_a_step_with_rows_to_record(pending, method):
+    ring = SimpleNamespace(extend_step=pending)
+    attention = SimpleNamespace(rpc_ring=ring, current_attention_backend="fa3")
+    absorbed = Method.MLA if method.name.startswith("MHA") else method
+    assert capture.absorb(lambda *_: method, attention, None) is (absorbed if pending else method)
+    assert capture.absorb(lambda *_: method, SimpleNamespace(), None) is method
+    attention.current_attention_backend = "torch_native"
+    assert capture.absorb(lambda *_: method, attention, None) is absorbed
+
+
 @pytest.mark.parametrize(("pending", "expected"), [(None, True), ((0, (0, 0)), False)])
 def test_a_prefill_with_rows_to_record_replays_no_graph(pending, expected):
-    runner = SimpleNamespace(model_runner=SimpleNamespace(rpc_ring=SimpleNamespace(extend_step=pending)))
+    ring = SimpleNamespace(extend_step=pending, every_step=False)
+    runner = SimpleNamespace(model_runner=SimpleNamespace(rpc_ring=ring))
     assert capture.eager_while_recording(lambda *_: True, runner, None) is expected
     assert capture.eager_while_recording(lambda *_: True, SimpleNamespace(model_runner=None), None) is True

@@ -138,6 +138,15 @@ def test_other_head_layouts_and_a_logit_cap(aggregation, heads, kv_heads):
     assert len(request.done) == 3
 
 
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+def test_latents_that_are_key_and_value_in_one_move_once(aggregation):
+    # One head for all: there is nothing to keep apart.
+    loop = Loop(config(aggregation=aggregation), heads=4, kv_heads=1, latent=True)
+    request = loop.add()
+    loop.run(100)
+    assert len(request.done) > 2
+
+
 @pytest.mark.parametrize("keys_as", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 @pytest.mark.parametrize("aggregation", ["all", "group"])
 def test_keys_in_other_dtypes_are_scored_by_what_they_stand_for(keys_as, aggregation):

@@ -11,12 +11,12 @@ import pytest
 from sglang_rpc import cpu, doctor
 from sglang_rpc.doctor import Fact
 from sglang_rpc.seams.pins import Finding, State
-from sglang_rpc.seams.relied_upon import RELIED_UPON
-from sglang_rpc.seams.table import CLI_SEAMS, SEAMS
+from sglang_rpc.seams.relied_upon import LATENT_RELIED_UPON, RELIED_UPON
+from sglang_rpc.seams.table import CLI_SEAMS, LATENT_SEAMS, SEAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = sorted((ROOT / "patches").glob("sglang-*.json"))[-1]
-PLACES = len(CLI_SEAMS) + len(SEAMS) + len(RELIED_UPON)
+PLACES = sum(map(len, (CLI_SEAMS, SEAMS, LATENT_SEAMS, RELIED_UPON, LATENT_RELIED_UPON)))
 
 
 def python(*arguments, timeout=600):
@@ -43,7 +43,7 @@ def test_passes_here(said):
     status, text = said["as it is"]
     assert status == 0, text
     assert text.splitlines()[-1] == f"RPC can run here: all {PLACES} places in SGLang are as pinned"
-    for seam in (*CLI_SEAMS, *SEAMS):
+    for seam in (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS):
         assert seam.target.removeprefix("sglang.") in text
 
 

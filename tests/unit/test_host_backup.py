@@ -92,6 +92,21 @@ def test_every_byte_comes_back(dtype, prompt, generated, first):
     assert_restored(layers, backups, backup, first, was, row)
 
 
+def test_a_latent_is_kept_once():
+    """MLA: the values are a part of the keys."""
+    layers = [KVLayer(layer.keys, layer.keys[..., :1], layer.dtype, layer.scaling) for layer in pool()]
+    backups = HostBackup(layers, AMPLE)
+    row, was = scattered(30, seed=1), [layer.keys.clone() for layer in layers]
+    backup = backups.save(row, 20, "key", None)
+    assert backups.used == 30 * LAYERS * KV_HEADS * K_DIM * 2
+    for layer in layers:
+        layer.keys.zero_()
+    backups.load(backup, 5, row[5:])
+    for layer, old in zip(layers, was, strict=True):
+        assert torch.equal(layer.keys[row[5:]].view(torch.uint8), old[row[5:]].view(torch.uint8))
+        assert not layer.keys[row[:5]].any()
+
+
 @given(st.data())
 def test_any_row_from_any_position(data):
     prompt, generated = data.draw(st.integers(0, 40)), data.draw(st.integers(0, 50))

@@ -21,8 +21,8 @@ from sglang_rpc.errors import ConfigError, SeamError
 from sglang_rpc.seams import install as installer
 from sglang_rpc.seams import pins
 from sglang_rpc.seams.pins import State
-from sglang_rpc.seams.relied_upon import RELIED_UPON, ReliedUpon
-from sglang_rpc.seams.table import AFTER, BEFORE, CLI_SEAMS, SEAMS, Seam
+from sglang_rpc.seams.relied_upon import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
+from sglang_rpc.seams.table import AFTER, BEFORE, CLI_SEAMS, LATENT_SEAMS, SEAMS, Seam
 
 ROOT = Path(__file__).resolve().parents[2]
 PATCHES = ROOT / "patches"
@@ -356,14 +356,14 @@ def project_pins():
 
 def test_pins_and_tables_are_in_step():
     """`python -m sglang_rpc.doctor --pin` after a change of a table."""
-    wanted = Counter((need.target, need.kind, need.reason) for need in (*CLI_SEAMS, *SEAMS))
-    wanted += Counter((need.target, pins.RELIED_UPON, need.reason) for need in RELIED_UPON)
+    wanted = Counter((need.target, need.kind, need.reason) for need in (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS))
+    wanted += Counter((need.target, pins.RELIED_UPON, need.reason) for need in (*RELIED_UPON, *LATENT_RELIED_UPON))
     assert Counter((pin.target, pin.use, pin.reason) for pin in project_pins().pins) == wanted
 
 
 def test_attributes_are_pinned():
     pinned = project_pins()
-    for need in RELIED_UPON:
+    for need in (*RELIED_UPON, *LATENT_RELIED_UPON):
         if need.attributes:
             assert pinned.of(need.target).signature == "{" + ", ".join(need.attributes) + "}"
             assert list(need.attributes) == sorted(set(need.attributes)), need.target
@@ -382,7 +382,9 @@ def test_the_pinned_version_is_the_required_one():
     assert f"sglang=={project_pins().version}" in project["project"]["dependencies"]
 
 
-@pytest.mark.parametrize("hooked", (*CLI_SEAMS, *SEAMS), ids=lambda hooked: hooked.target.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "hooked", (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS), ids=lambda hooked: hooked.target.rpartition(".")[2]
+)
 def test_every_hook_takes_what_its_target_takes(hooked):
     """SGLang's calls reach a hook as they are: by position what can be, the rest by name."""
     module, _, name = hooked.hook.partition(":")

@@ -54,6 +54,17 @@ def test_rows_at_different_positions_in_one_step_stay_apart():
         assert torch.equal(ring.last(slots[row], length, 3), expected(ring, row, length, 3))
 
 
+def test_queries_in_parts_are_one_entry():
+    ring = make(heads=3, head_dim=8)
+    slot = ring.acquire(2)
+    queries = torch.randn(2, 3, 8)
+    where = ring.where(torch.tensor([1, 2]), torch.tensor([7, 5]))
+    ring.store(1, where, queries[..., :5], queries[..., 5:])
+    assert torch.equal(ring.buffer[1, slot, 5 % 4], queries[1])
+    with pytest.raises(AssertionError, match="queries of 5 dims in a ring for 8"):
+        ring.store(1, where, queries[..., :5])
+
+
 def test_a_row_without_a_slot_writes_to_the_bin_only():
     ring = make()
     slot = ring.acquire(1)

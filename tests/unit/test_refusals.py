@@ -26,6 +26,7 @@ from sglang_rpc.seams.refusals import (
     refuse_request,
     refuse_server_args,
 )
+from sglang_rpc.seams.refusals.facts import DEEPSEEK
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = Path(os.environ.get("SGLANG_RPC_GOLDENS", ROOT.parent / "shared" / "goldens"))
@@ -174,7 +175,6 @@ CONFIG = RPCConfig()
 MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "not_generative": (dict(generates=False), "LlamaForCausalLM"),
     "encoder_decoder": (dict(encoder_decoder=True), "encoder-decoder"),
-    "latent_attention": (dict(latent_attention=True), "MLA"),
     "recurrent_state": (dict(recurrent_state=True), "recurrent"),
     "ngram_embedding": (dict(ngram_embedding=True), "n-gram"),
     "mrope": (dict(mrope=True), "mrope"),
@@ -185,6 +185,7 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "layers_not_found": (dict(decoder_layers=0, pool_layers=28), "0 attention layers for 28"),
     "shared_kv": (dict(shared_kv=5), "5 layers"),
     "head_shapes": (dict(head_shapes=2), "2 different"),
+    "own_dispatch": (dict(latent_attention=True, own_dispatch=61), "61 latent"),
     "replicated_kv_heads": (dict(tp_size=8, total_kv_heads=4), "--tp-size 8"),
     "attention_backend_in_use": (dict(decode_backend="dsa"), "dsa"),
     "kv_quantization": (dict(kv_quantization="cpu_fp8_e4m3"), "cpu_fp8_e4m3"),
@@ -478,6 +479,55 @@ def test_facts_see_one_odd_layer(change, row, model_runner):
 def test_a_tanh_cap_is_no_obstacle(model_runner):
     model_runner.model[1].logit_cap = 30.0
     refuse_model_runner(refusals.gather_facts(model_runner), CONFIG)
+
+
+@pytest.fixture
+def latent_runner(model_runner):
+    """As DeepSeek's: each layer reads the latents, or expands them."""
+    import torch
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+
+    class Attention(torch.nn.Module):
+        def __init__(self, layer_id):
+            super().__init__()
+            self.attn_mqa = RadixAttention(4, 40, 0.25, num_kv_heads=1, layer_id=layer_id, v_head_dim=32)
+            self.attn_mha = RadixAttention(4, 24, 0.25, num_kv_heads=4, layer_id=layer_id, v_head_dim=16)
+
+        def dispatch_attn_forward_method(self, forward_batch):
+            return None
+
+    module, _, name = DEEPSEEK.rpartition(".")
+    Attention.__module__, Attention.__qualname__ = module, name
+    model_runner.model = torch.nn.ModuleList([Attention(1), Attention(0)])
+    model_runner.use_mla_backend = True
+    pool = MLATokenToKVPool(8, 1, torch.float32, 32, 8, 2, "cpu", False)
+    model_runner.token_to_kv_pool_allocator.get_kvcache = lambda: pool
+    return model_runner
+
+
+def test_facts_of_latent_attention(latent_runner):
+    facts = refusals.gather_facts(latent_runner)
+    assert facts.latent_attention and facts.kv_pool == "MLATokenToKVPool"
+    assert facts.decoder_layers == facts.pool_layers == 2 and facts.head_shapes == 1 and facts.shared_kv == 0
+    refuse_model_runner(facts, CONFIG)
+    # Its one latent is on every rank, and all ranks keep the same ones.
+    refuse_model_runner(replace(facts, tp_size=8), replace(CONFIG, aggregation="group"))
+
+
+def test_latent_attention_of_another_kind_is_refused(latent_runner):
+    class Other(type(latent_runner.model[0])):
+        def dispatch_attn_forward_method(self, forward_batch):
+            return None
+
+    latent_runner.model.append(Other(2))
+    assert refusals.gather_facts(latent_runner).own_dispatch == 1
+
+
+def test_layers_that_do_not_read_the_latents_are_missed(latent_runner):
+    latent_runner.model[0].attn_mqa.qk_head_dim = 24
+    with pytest.raises(UnsupportedError, match="1 attention layers for 2"):
+        refuse_model_runner(refusals.gather_facts(latent_runner), CONFIG)
 
 
 def test_layers_that_modules_does_not_list_are_missed(model_runner):

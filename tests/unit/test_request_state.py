@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from sglang_rpc.config import RequestOptions, RPCConfig
-from sglang_rpc.policy import rpc
+from sglang_rpc.policy import budget
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.request_state import Live, RequestState, Totals
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers, TokenMarker
@@ -264,7 +264,7 @@ def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored():
 def test_asking_for_the_plan_of_a_restored_request_changes_nothing_even_if_it_fails(monkeypatch):
     used = state(scope="all")
     used.to_restore, now = Live(2, 96, 130, 500), used.live()
-    monkeypatch.setattr(rpc, "next_due", lambda *_: 1 / 0)
+    monkeypatch.setattr(budget, "next_due", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         used.plan_restored(150, 70, False)
     assert used.live() == now

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from sglang_rpc.policy import rpc
+from sglang_rpc.policy import budget, rpc
 from sglang_rpc.scoring import reference
 
 CASES = ("gqa_all_first", "gqa_all_third", "gqa_group_second", "mha_max")
@@ -22,11 +22,11 @@ def test_selection_equals_the_official_code_index_for_index(goldens, name):
     prompt, window = case["prompt"], case["R"]
     candidates = k.shape[1] - prompt - window
     event = case["num_comp"] + 1
-    keep = rpc.kept_candidates(event, int(case["P"] / case["c"]))
+    keep = budget.kept_candidates(event, int(case["P"] / case["c"]))
     group = case["agg"] == "group"
 
     # The steps of `Compressor`: region from the row, queries from the ring ([R, heads, head_dim]), sums, mean, select.
-    queries = reference.selector_queries(q.transpose(0, 1), "official")
+    queries = rpc.selector_queries(q.transpose(0, 1), "official")
     keys = k.transpose(0, 1)[prompt : prompt + candidates]
     scores = reference.head_scores(queries, keys, case["D"] ** -0.5, group=group)
     mean = scores / (case["H"] // case["KV"] if group else case["H"])
@@ -68,7 +68,7 @@ def test_scores_equal_an_einsum(group, selector, heads, kv_heads, logit_cap):
     queries, keys = tensors(8, 57, heads, kv_heads, 16)
     rows = list(range(8)) if selector == "paper" else [1, 2, 3, 4, 5, 6, 7, 7]
     wanted = by_einsum(queries[rows], keys, 0.25, logit_cap, group)
-    got = reference.head_scores(reference.selector_queries(queries, selector), keys, 0.25, logit_cap, group)
+    got = reference.head_scores(rpc.selector_queries(queries, selector), keys, 0.25, logit_cap, group)
     assert got.dtype == torch.float32 and got.shape == (kv_heads if group else 1, 57)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
     # Every query of every head gives away exactly one.
@@ -99,9 +99,9 @@ def test_a_logit_cap_changes_the_scores_and_a_large_one_does_not():
 
 def test_the_official_selector_counts_the_newest_twice():
     queries = torch.arange(5.0).view(5, 1, 1)
-    assert reference.selector_queries(queries, "official").flatten().tolist() == [1, 2, 3, 4, 4]
-    assert reference.selector_queries(queries, "paper").flatten().tolist() == [0, 1, 2, 3, 4]
-    assert reference.selector_queries(queries[4:], "official").flatten().tolist() == [4]
+    assert rpc.selector_queries(queries, "official").flatten().tolist() == [1, 2, 3, 4, 4]
+    assert rpc.selector_queries(queries, "paper").flatten().tolist() == [0, 1, 2, 3, 4]
+    assert rpc.selector_queries(queries[4:], "official").flatten().tolist() == [4]
 
 
 def pooled_by_hand(scores: list[float], kernel: int, pooling: str) -> list[float]:

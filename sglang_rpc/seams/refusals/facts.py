@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_rpc.errors import SeamError
+from sglang_rpc.seams.layers import decoder_layers, is_latent, latent_attentions
 from sglang_rpc.seams.refusals.wording import OFF
+
+#: Whose choice between absorbed and expanded latents RPC knows.
+DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class ServingFacts:
     model: str = "LlamaForCausalLM"  #: architecture
     generates: bool = True  #: False: an embedding, reward or classification model
     encoder_decoder: bool = False
-    latent_attention: bool = False  #: MLA, and DSA which builds on it
+    latent_attention: bool = False  #: MLA, and DSA which builds on it: one latent a token for all heads
     recurrent_state: bool = False  #: Mamba, linear attention, short convolutions
     ngram_embedding: bool = False
     mrope: bool = False  #: rope positions of time, height and width
@@ -29,6 +33,7 @@ class ServingFacts:
     distance_layers: int = 0  #: attention that depends on the distance to a key (xAI temperature, ALiBi)
     capped_oddly: int = 0  #: attention logits capped otherwise than by tanh, which the scorer applies itself
     shared_kv: int = 0  #: layers that use another layer's KV
+    own_dispatch: int = 0  #: of latent attention, layers that choose otherwise than DeepSeek's when to expand latents
     head_shapes: int = 1  #: distinct (query heads, KV heads, head size) among the decoder layers
     total_kv_heads: int = 1  #: of the model, not of this rank
     tp_size: int = 1  #: ranks that share the attention heads
@@ -80,14 +85,14 @@ def _gather(owner: Any) -> ServingFacts:
         recurrent_state=uses_ssm_state(model_config),
         ngram_embedding=model_config.use_ngram_embedding,
         mrope=model_config.model_is_mrope,
-        **_layer_facts(runner.model),
+        **_layer_facts(runner.model, pool),
         total_kv_heads=model_config.get_total_num_kv_heads(),
         tp_size=get_parallel().attn_tp_size,
         page_size=runner.token_to_kv_pool_allocator.page_size,
         decode_backend=runner.decode_attention_backend_str,
         prefill_backend=runner.prefill_attention_backend_str,
         kv_pool=type(pool).__name__,
-        kv_layout=getattr(pool, "kv_cache_layout", "unknown"),
+        kv_layout="nhd" if is_latent(pool) else getattr(pool, "kv_cache_layout", "unknown"),
         kv_dtype=str(pool.dtype).removeprefix("torch."),
         kv_quantization="unquantized" if quantization is None else quantization.name,
         pool_layers=pool.layer_num,
@@ -100,19 +105,31 @@ def _gather(owner: Any) -> ServingFacts:
     )
 
 
-def _layer_facts(model: Any) -> dict[str, int]:
+def _layer_facts(model: Any, pool: Any) -> dict[str, int]:
     """Counts over the attention layers that RPC can find in the model."""
-    from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+    from sglang.srt.layers.radix_attention import AttentionType
 
-    found = [module for module in model.modules() if isinstance(module, RadixAttention)]
+    found = decoder_layers(model)
     decoder = [m for m in found if m.attn_type == AttentionType.DECODER and not m.is_cross_attention]
+    others = len(found) - len(decoder)
+    if is_latent(pool):  # those that read latents as they are stored
+        decoder = [m for m in decoder if (m.tp_k_head_num, m.qk_head_dim) == (1, pool.kv_cache_dim)]
     return dict(
         decoder_layers=len(decoder),
-        other_attention=len(found) - len(decoder),
+        other_attention=others,
         # use_irope: Llama 4's chunked-local attention, which has no window size.
         window_layers=sum(m.sliding_window_size > 0 or m.use_irope for m in decoder),
         distance_layers=sum(m.xai_temperature_len > 0 or m.pos_encoding_mode != "NONE" for m in decoder),
         capped_oddly=sum(bool(m.logit_cap) and m.logit_capping_method != "tanh" for m in decoder),
         shared_kv=len(decoder) - len({m.layer_id for m in decoder}),
+        own_dispatch=sum(_dispatcher(m) != DEEPSEEK for m in latent_attentions(model)),
         head_shapes=len({(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in decoder}),
     )
+
+
+def _dispatcher(attention: Any) -> str:
+    """The class whose `dispatch_attn_forward_method` this module uses."""
+    for cls in type(attention).__mro__:
+        if "dispatch_attn_forward_method" in vars(cls):
+            return f"{cls.__module__}.{cls.__qualname__}"
+    return ""

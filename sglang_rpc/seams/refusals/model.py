@@ -62,11 +62,6 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "RPC scores decoder-only attention",
     ),
     ModelRow(
-        "latent_attention",
-        _if(lambda f: f.latent_attention, "{model} uses latent attention (MLA), which"),
-        "its cache holds one compressed latent a token instead of keys and values, which RPC cannot score yet",
-    ),
-    ModelRow(
         "recurrent_state",
         _if(lambda f: f.recurrent_state, "{model} has recurrent layers (Mamba, linear attention), whose state"),
         "it is tracked by KV length, which compression shortens",
@@ -122,10 +117,15 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "RPC records all layers' queries in one array",
     ),
     ModelRow(
+        "own_dispatch",
+        _if(lambda f: f.own_dispatch, "{model} has {own_dispatch} latent attention layers of its own kind, and that"),
+        "RPC knows of DeepSeek's alone in which steps they read latents as they are stored",
+    ),
+    ModelRow(
         "replicated_kv_heads",
         lambda f, config: (
             f"--rpc-aggregation group with --tp-size {f.tp_size} and {f.total_kv_heads} KV heads"
-            if config.aggregation == "group" and f.tp_size > f.total_kv_heads
+            if config.aggregation == "group" and f.tp_size > f.total_kv_heads and not f.latent_attention
             else None
         ),
         "ranks that hold copies of one KV head each see some of its query heads, and would keep different tokens",

@@ -5,7 +5,7 @@ from __future__ import annotations
 #: Attention backends whose kernels read K/V through a per-request list of slots, any slots, in any order.
 ATTENTION_BACKENDS = ("fa3", "flashinfer", "torch_native", "triton")
 #: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
-KV_POOLS = ("MHATokenToKVPool",)
+KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
 ROW_POOLS = ("ReqToTokenPool",)
 ALLOCATORS = ("PagedTokenToKVPoolAllocator", "TokenToKVPoolAllocator")
 TREES = ("UnifiedRadixCache",)

@@ -1,0 +1,15 @@
+"""Any of them, with equal chances: the baseline that a score has to beat. The prompt is kept, as under every policy,
+and with it alone chance is said to do as well as scores (arXiv 2609.03430)."""
+
+from __future__ import annotations
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.policy.base import Layer
+
+
+def scores(layer: Layer, config: RPCConfig) -> torch.Tensor:
+    # Drawn on the host: every tensor-parallel rank, whatever its device, draws the same.
+    lots = torch.Generator().manual_seed(layer.seed * 1009 + layer.index)
+    return torch.rand(1, layer.keys.shape[0], generator=lots).to(layer.keys.device)

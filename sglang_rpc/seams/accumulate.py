@@ -1,0 +1,48 @@
+"""Adds up the attention of every decode step, for a policy that asks for it; it costs as much as attention again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.scoring.accumulated import accumulate
+from sglang_rpc.types import KVLayer
+
+
+def accumulating(layer: KVLayer) -> KVLayer:
+    """`layer` with a buffer to add up in, 4 bytes a slot and KV head."""
+    buffer = torch.zeros(*layer.keys.shape[:2], 1, dtype=torch.float32, device=layer.keys.device)
+    return replace(layer, accumulated=buffer)
+
+
+class Accumulate:
+    """A forward hook of one attention layer. It runs behind the attention, when the new keys are in the pool."""
+
+    def __init__(self, model_runner: Any, ring: QueryRing, layer: KVLayer):
+        self.req_to_token = model_runner.req_to_token_pool.req_to_token
+        self.ring = ring
+        self.layer = layer
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        forward_batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[3]
+        if forward_batch.out_cache_loc is None:
+            return
+        assert self.layer.accumulated is not None
+        self.layer.accumulated[forward_batch.out_cache_loc] = 0.0  # these slots were somebody else's
+        decode = forward_batch.forward_mode.is_decode()
+        if not decode and self.ring.extend_rows is None:
+            return
+        queries = [kwargs["q"] if "q" in kwargs else args[0]]
+        if kwargs.get("q_rope") is not None:
+            queries.append(kwargs["q_rope"])
+        heads = module.tp_q_head_num
+        joined = torch.cat([part.reshape(part.shape[0], heads, -1) for part in queries], -1)
+        rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+        if not decode:  # rows of one token in a mixed step, or of restored requests
+            tokens, of_batch = self.ring.extend_rows
+            joined, rows, lengths = joined[tokens], rows[of_batch], lengths[of_batch]
+        slots = self.req_to_token[rows, : int(forward_batch.seq_lens_cpu.max())]
+        accumulate(self.layer, joined, slots, lengths)

@@ -1,0 +1,53 @@
+"""The attention layers of SGLang's models, and where their KV lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sglang_rpc.types import KVLayer
+
+
+def decoder_layers(model: torch.nn.Module) -> list[Any]:
+    """The attention layers whose KV is compressed, by layer id.
+
+    Latent attention (MLA) has two a layer: `attn_mqa` reads the latents as they are stored, with queries absorbed into
+    their space; `attn_mha`, a shortcut of prefills, expands them, and leaves nothing else behind.
+    """
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    shortcuts = {id(attention.attn_mha) for attention in latent_attentions(model)}
+    found = [m for m in model.modules() if isinstance(m, RadixAttention) and id(m) not in shortcuts]
+    return sorted(found, key=lambda layer: layer.layer_id)
+
+
+def latent_attentions(model: torch.nn.Module) -> list[Any]:
+    """The modules that choose, step by step, between `attn_mqa` and `attn_mha`."""
+    return [m for m in model.modules() if hasattr(m, "attn_mqa") and hasattr(m, "attn_mha")]
+
+
+def is_latent(pool: Any) -> bool:
+    """Whether a token's KV is one latent, which is key and value in one."""
+    return hasattr(pool, "kv_lora_rank")
+
+
+def pool_bytes(pool: Any) -> int:
+    buffers = pool.kv_buffer if is_latent(pool) else (*pool.k_buffer, *pool.v_buffer)
+    return sum(buffer.nbytes for buffer in buffers)
+
+
+def kv_layer(model_runner: Any, layer: Any) -> KVLayer:
+    """Where this layer's KV lies in the pool, and how its logits are scaled."""
+    pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
+    index = layer.layer_id - pool.start_layer
+    # Keys quantised to FP8 are stored divided by k_scale.
+    k_scale = 1.0 if layer.k_scale_float is None else layer.k_scale_float
+    if is_latent(pool):
+        keys = pool.kv_buffer[index]
+        values = keys[..., : pool.kv_lora_rank]
+        if model_runner.decode_attention_backend_str != "triton":
+            k_scale = 1.0  # the others store and read latents as they are
+    else:
+        keys, values = pool.k_buffer[index], pool.v_buffer[index]
+    return KVLayer(keys, values, pool.dtype, layer.scaling * k_scale, layer.logit_cap or 0.0)
