@@ -1,0 +1,74 @@
+"""`python -m eval.accuracy --task reasoner:far --base-url http://127.0.0.1:30000/v1 --out FILE.jsonl`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from eval.accuracy import tasks
+from eval.accuracy.errors import EvalError
+from eval.accuracy.run import Run, run
+from eval.accuracy.statistics import Report
+
+
+def main(argv: list[str] | None = None) -> int:
+    asked = Run(**vars(_parser().parse_args(argv)))
+    try:
+        print(show(run(asked)))
+    except EvalError as error:
+        print(f"eval.accuracy: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with {asked.out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def show(found: Report) -> str:
+    lines = [
+        f"{found.problems} problems, {found.samples} samples",
+        f"pass@1[avg-of-{found.k}]  {found.accuracy:.3f} +- {found.error:.3f}   pass@{found.k}  {found.pass_at_k:.3f}",
+        f"no answer {found.no_answer:.1%}, truncated {found.truncated:.1%}, looping {found.looping:.1%}",
+        f"tokens {found.tokens:.0f} mean, {found.tokens_median:.0f} median",
+    ]
+    if found.compressed is not None and found.evicted is not None:
+        lines.append(f"compressed {found.compressed:.1%} of samples; {found.evicted:.1%} of generated KV evicted")
+    return "\n".join(lines)
+
+
+def _rpc(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object such as '{{\"enabled\": false}}', got {text!r}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.accuracy", description="Accuracy of a served model on a task."
+    )
+    parser.add_argument("--task", required=True, help=f"reasoner:LEVEL, of {', '.join(tasks.ledger.LADDER)}")
+    parser.add_argument("--base-url", default="http://127.0.0.1:30000/v1", help="OpenAI API of the server")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="samples; the same file goes on")
+    parser.add_argument("--problems", type=int, metavar="N", help="of those that are made up (300)")
+    parser.add_argument("--problem-seed", type=int, default=0, help="of those that are made up")
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="a problem (1)")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests at once (8)")
+    parser.add_argument("--model", help="the one the server names")
+    parser.add_argument("--temperature", type=float, help="the task's")
+    parser.add_argument("--top-p", type=float, help="the task's")
+    parser.add_argument("--max-tokens", type=int, help="the task's")
+    parser.add_argument("--seed", type=int, default=0, help="sample k is drawn with seed + k")
+    parser.add_argument("--rpc", type=_rpc, metavar="JSON", help="custom_params.rpc of every request")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
