@@ -44,7 +44,7 @@ def save(model: Qwen2ForCausalLM, options: argparse.Namespace, reached: dict[str
     llama.save_pretrained(out)
     tokenizer().save_pretrained(out)
     made = {
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "arguments": {name: getattr(options, name) for name in ("minutes", "seed", "threads", "device", "tokens")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -1,13 +1,17 @@
 """The ledger's problems: solved by hand, by the rules of its page, and never by a look at the prompt."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.reasoner import task, train
 from eval.reasoner.muon import orthogonal
 from eval.reasoner.task import Level
 
+MODEL = Path(train.__file__).parent / "model"
 LEVELS = [Level(4, 8, 1), Level(4, 8, 3, True), Level(8, 16, 2), Level(16, 56, 3), *task.LADDER.values()]
 
 
@@ -104,3 +108,19 @@ def test_a_trained_model_is_counted_exact_only_if_every_token_is():
     level = Level(4, 8, 1)
     assert train.exact(Perfect(0), level, 10, 1, "cpu") == 1.0
     assert train.exact(Perfect(3), level, 10, 1, "cpu") == 0.7
+
+
+@pytest.mark.parametrize("level", task.LADDER.values(), ids=task.LADDER)
+def test_the_model_in_the_repository_solves_its_problems(level):
+    """Token for token, with its full KV: what is lost under compression is lost to compression."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    assert train.exact(model, level, 24, seed=77, device="cpu") >= 0.95
+
+
+def test_its_tokenizer_takes_a_problem_as_it_is():
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    problem = task.problems(Level(8, 56), 1, seed=1)[0]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": problem.message}], tokenize=False)
+    assert tokenizer(text)["input_ids"] == problem.prompt
+    assert task.encode(tokenizer.decode(problem.thoughts)) == problem.thoughts
+    assert sum(file.stat().st_size for file in MODEL.iterdir()) < 10 * 2**20
