@@ -1,15 +1,18 @@
 """Policies, ratios and intervals on one task: `python -m eval.compare --model-path DIR --task reasoner:far --out DIR`.
 
 One server a policy; ratio and interval are sent with each request. Every arm solves the same problems, so differences
-to the full KV cache are taken problem by problem. Writes a file of samples an arm, `summary.csv` and the plot; the same
-command goes on where it was stopped.
+to the full KV cache are taken problem by problem. Writes a file of samples an arm, `comparison.json` (what all have in
+common), `summary.csv` and the plot; the same command goes on where it was stopped, with more policies, ratios,
+intervals or problems too.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +20,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from eval.accuracy import tasks
+from eval.accuracy.__main__ import natural, positive
 from eval.accuracy.errors import EvalError
 from eval.accuracy.run import Run, run
 from eval.accuracy.statistics import paired, report
 from eval.accuracy.store import read
 from eval.bench import machine, server
 from eval.bench.errors import BenchError
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import ConfigError
 
 FULL = "full"
 MODULE = "sglang_rpc.launch_server"
@@ -60,40 +67,94 @@ def arms(policies: Sequence[str], intervals: Sequence[int], window: int, ratios:
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     every = arms(options.policies, options.intervals, options.window, options.ratios)
+    # A server has a session of its own: whoever ends this ends it too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed, rows = [], []
     try:
+        _claim(options)
         for policy in dict.fromkeys(arm.policy for arm in every):
-            _measure([arm for arm in every if arm.policy == policy], options)
-        rows = summary(every, options.out)
-    except (EvalError, BenchError) as error:
-        print(f"eval.compare: {error}", file=sys.stderr)
-        return 1
+            try:
+                _measure([arm for arm in every if arm.policy == policy], options)
+            except (EvalError, BenchError) as error:
+                failed.append(f"{policy}: {error}")
+        rows = summary(every, options.out, _problems(options), options.samples)
+    except (EvalError, BenchError, OSError) as error:
+        failed.append(str(error))
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on with {options.out}", file=sys.stderr)
         return 130
-    write(rows, options.out / "summary.csv")
-    print(show(rows))
-    for path in plot(rows, options.out):
-        print(path)
-    return 0
+    if rows:
+        write(rows, options.out / "summary.csv")
+        print(show(rows))
+        for path in plot(rows, options.out):
+            print(path)
+    for sentence in failed:
+        print(f"eval.compare: {sentence}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _claim(options: argparse.Namespace) -> None:
+    """Begin the directory, or find that it is this comparison's. Raises EvalError."""
+    for arm in arms(["rpc"], options.intervals, options.window, options.ratios):
+        try:
+            RPCConfig(interval=arm.interval, window=arm.window, ratio=arm.ratio)
+        except ConfigError as error:
+            raise EvalError(str(error)) from error
+    common = {
+        "task": options.task,
+        "problem_seed": options.problem_seed,
+        "model_path": str(options.model_path),
+        "server_flags": _flags(options),
+    }
+    path = options.out / "comparison.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(common, indent=1) + "\n")
+    known = json.loads(path.read_text())
+    for name, value in common.items():
+        if known.get(name) != value:
+            raise EvalError(
+                f"{options.out} holds another comparison: {name} was {known.get(name)!r} and is {value!r} now; "
+                "choose another --out"
+            )
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    if options.server_flags is None:
+        # The reasoner's think tags; its logits lie close together.
+        return (
+            ["--reasoning-parser", "deepseek-r1", "--dtype", "float32"] if options.task.startswith("reasoner") else []
+        )
+    try:
+        return shlex.split(options.server_flags)
+    except ValueError as error:
+        raise EvalError(f"--server-flags can't be read as a command line: {error}") from error
+
+
+def _problems(options: argparse.Namespace) -> list[str]:
+    return [problem.id for problem in tasks.find(options.task, options.problems, options.problem_seed).problems]
 
 
 def _measure(mine: list[Arm], options: argparse.Namespace) -> None:
     """One server, all arms of one policy; no server if all is there. Raises EvalError, BenchError."""
-    count = options.samples * options.problems
-    left = [arm for arm in mine if _rows_of(arm, options.out) < count]
+    wanted = {(problem, sample) for problem in _problems(options) for sample in range(options.samples)}
+    left = [arm for arm in mine if not wanted <= {(r["problem"], r["sample"]) for r in _samples(arm, options.out)}]
     if not left:
         return
-    policy = "rpc" if mine[0].policy == FULL else mine[0].policy
+    policy = mine[0].policy
     flags = [
-        *("--model-path", str(options.model_path), "--rpc-policy", policy, "--rpc-window", str(options.window)),
-        *("--rpc-interval", str(max(options.intervals)), "--rpc-ratio", f"{min(options.ratios):g}"),
-        *shlex.split(options.server_flags),
+        *("--model-path", str(options.model_path), "--rpc-policy", "rpc" if policy == FULL else policy),
+        *("--rpc-interval", str(mine[0].interval), "--rpc-window", str(options.window)),
+        *("--rpc-ratio", f"{mine[0].ratio:g}", *_flags(options)),
     ]
     device = machine.default_device()
+    if policy == "h2o" and device != "cpu":
+        flags += ["--cuda-graph-backend-decode", "disabled"]  # it reads every step's attention
     env = machine.server_environment(machine.default_threads(device))
     with server.running(MODULE, flags, options.out / "logs" / f"{policy}.log", env) as running:
         for arm in left:
             print(f"{arm.name}:", flush=True)
+            running.flush()  # every arm begins with an empty prefix cache
             run(
                 Run(
                     task=options.task,
@@ -108,16 +169,24 @@ def _measure(mine: list[Arm], options: argparse.Namespace) -> None:
             )
 
 
-def _rows_of(arm: Arm, out: Path) -> int:
+def _samples(arm: Arm, out: Path) -> list[dict[str, Any]]:
     path = out / f"{arm.name}.jsonl"
-    return len(read(path)[1]) if path.exists() else 0
+    return read(path)[1] if path.exists() else []
 
 
-def summary(every: Sequence[Arm], out: Path) -> list[dict[str, Any]]:
-    """A row an arm, from the samples alone."""
-    samples = {arm.name: read(out / f"{arm.name}.jsonl")[1] for arm in every}
-    full = shares(samples[FULL])
-    return [_row(arm, samples[arm.name], full) for arm in every if samples[arm.name]]
+def summary(every: Sequence[Arm], out: Path, problems: Sequence[str], samples: int) -> list[dict[str, Any]]:
+    """A row an arm, from the samples alone; arms that lack one of these problems' samples are left out."""
+    found, judges = {}, {}
+    for arm in every:
+        rows = [row for row in _samples(arm, out) if row["problem"] in set(problems) and row["sample"] < samples]
+        if len(rows) == len(problems) * samples:
+            found[arm] = rows
+            config, _ = read(out / f"{arm.name}.jsonl")
+            judges[arm.name] = {name: (config or {}).get(name) for name in ("model_sha", "grader_sha")}
+    if len({tuple(judge.values()) for judge in judges.values()}) > 1:
+        raise EvalError(f"the arms in {out} are of different models or graders ({judges}); choose another --out")
+    full = shares(next((rows for arm, rows in found.items() if arm.policy == FULL), []))
+    return [_row(arm, rows, full) for arm, rows in found.items()]
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -206,13 +275,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--policies", type=several(str), default="rpc,random,streaming,tova,h2o,snapkv,rkv")
     parser.add_argument("--intervals", type=several(int), default="64", metavar="P,...")
-    parser.add_argument("--window", type=int, default=32, metavar="R")
+    parser.add_argument("--window", type=positive, default=32, metavar="R")
     parser.add_argument("--ratios", type=several(float), default="4,8", metavar="C,...")
-    parser.add_argument("--problems", type=int, default=300)
-    parser.add_argument("--problem-seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=1, help="a problem")
-    parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--server-flags", default="", help="more flags of the server, one text")
+    parser.add_argument("--problems", type=positive, default=300)
+    parser.add_argument("--problem-seed", type=natural, default=0)
+    parser.add_argument("--samples", type=positive, default=1, help="a problem")
+    parser.add_argument("--concurrency", type=positive, default=8)
+    parser.add_argument(
+        "--server-flags", help="more flags of the server, one text (of the reasoner: its parser, and float32)"
+    )
     return parser
 
 

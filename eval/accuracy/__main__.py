@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = Run(**vars(_parser().parse_args(argv)))
     try:
         print(show(run(asked)))
-    except EvalError as error:
+    except (EvalError, OSError) as error:
         print(f"eval.accuracy: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -39,6 +39,20 @@ def show(found: Report) -> str:
     return "\n".join(lines)
 
 
+def positive(text: str) -> int:
+    """An argparse type."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """An argparse type."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def _rpc(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -56,15 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", required=True, help=f"reasoner:LEVEL, of {', '.join(tasks.ledger.LADDER)}")
     parser.add_argument("--base-url", default="http://127.0.0.1:30000/v1", help="OpenAI API of the server")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="samples; the same file goes on")
-    parser.add_argument("--problems", type=int, metavar="N", help="of those that are made up (300)")
-    parser.add_argument("--problem-seed", type=int, default=0, help="of those that are made up")
-    parser.add_argument("--samples", type=int, default=1, metavar="K", help="a problem (1)")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at once (8)")
+    parser.add_argument("--problems", type=positive, metavar="N", help="of those that are made up (300)")
+    parser.add_argument("--problem-seed", type=natural, default=0, help="of those that are made up")
+    parser.add_argument("--samples", type=positive, default=1, metavar="K", help="a problem (1)")
+    parser.add_argument("--concurrency", type=positive, default=8, help="requests at once (8)")
     parser.add_argument("--model", help="the one the server names")
     parser.add_argument("--temperature", type=float, help="the task's")
     parser.add_argument("--top-p", type=float, help="the task's")
-    parser.add_argument("--max-tokens", type=int, help="the task's")
-    parser.add_argument("--seed", type=int, default=0, help="sample k is drawn with seed + k")
+    parser.add_argument("--max-tokens", type=positive, help="the task's")
+    parser.add_argument("--seed", type=natural, default=0, help="heeded under --enable-deterministic-inference")
     parser.add_argument("--rpc", type=_rpc, metavar="JSON", help="custom_params.rpc of every request")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

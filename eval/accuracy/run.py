@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +21,15 @@ from eval.accuracy.sampling import Sampling, collect
 from eval.accuracy.statistics import Report, report
 from eval.accuracy.store import Store
 from eval.bench import machine
+
+HERE = Path(__file__).parent
+#: Seconds for one answer, thoughts included, after which the request is sent again.
+ANSWER_SECONDS = 4 * 3600
+#: Of /server_info: what decides answers beside the model.
+SERVER_SETTINGS = (
+    *("model_path", "version", "dtype", "kv_cache_dtype", "quantization", "attention_backend", "tp_size"),
+    *("reasoning_parser", "chat_template", "enable_deterministic_inference"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,24 +55,32 @@ class Run:
 def run(asked: Run) -> Report:
     """Sample what is not there yet, and report on all of it. Raises EvalError, alone."""
     task = tasks.find(asked.task, asked.problems, asked.problem_seed)
+    base_url = asked.base_url.rstrip("/")
     sampling = Sampling(
-        model=asked.model or _served(asked.base_url),
+        model=_served(base_url, asked.model),
         temperature=task.temperature if asked.temperature is None else asked.temperature,
         top_p=task.top_p if asked.top_p is None else asked.top_p,
-        max_tokens=asked.max_tokens or task.max_tokens,
+        max_tokens=task.max_tokens if asked.max_tokens is None else asked.max_tokens,
         seed=asked.seed,
         rpc=asked.rpc,
     )
+    if asked.samples > 1 and sampling.temperature == 0:
+        raise EvalError(f"--samples {asked.samples} at temperature 0 would be the same sample again; use --samples 1")
+    server = _server(base_url)
+    if asked.rpc is not None and server["rpc"] is None:
+        raise EvalError(f"--rpc needs a server with RPC, and {base_url} runs without")
+    for name in asked.rpc or {}:
+        server["rpc"].pop(name, None)  # the requests' own
     config = {
         "task": asked.task,
-        "problems": len(task.problems),
-        "samples": asked.samples,
         "problem_seed": asked.problem_seed,
         **asdict(sampling),
-        "server": _server(asked.base_url),
-        **{name: value for name, value in machine.conditions().items() if name not in ("dirty", "env")},
+        "model_sha": _sha_of_model(server.pop("model_path")),
+        "grader_sha": machine.sha_of(sorted([*HERE.glob("*.py"), HERE.parent / "reasoner" / "task.py"])),
+        "server": server,
     }
-    store = Store(asked.out, config)
+    said = {"samples": asked.samples, "concurrency": asked.concurrency, **machine.conditions()}
+    store = Store(asked.out, config, said)
     try:
         every = [(problem, sample) for sample in range(asked.samples) for problem in task.problems]
         wanted = [(problem, sample) for problem, sample in every if (problem.id, sample) not in store.done]
@@ -78,12 +96,13 @@ def run(asked: Run) -> Report:
                     asyncio.run(_collect(asked, task, sampling, wanted, keep))
     finally:
         store.close()
-    return report(store.rows)
+    keys = {(problem.id, sample) for problem, sample in every}
+    return report([row for row in store.rows if (row["problem"], row["sample"]) in keys])
 
 
 async def _collect(asked: Run, task: tasks.Task, sampling: Sampling, wanted: Any, keep: Any) -> None:
-    # Answers may take as long as thinking does.
-    async with openai.AsyncOpenAI(base_url=asked.base_url, api_key="none", timeout=None, max_retries=0) as client:
+    url = asked.base_url.rstrip("/")
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", timeout=ANSWER_SECONDS, max_retries=0) as client:
         await collect(client, task, sampling, wanted, asked.concurrency, keep)
 
 
@@ -102,23 +121,43 @@ def _one_error() -> Iterator[None]:
         raise error from errors
 
 
-def _served(base_url: str) -> str:
-    """The name of the one model that is served there."""
+def _served(base_url: str, wanted: str | None) -> str:
+    """The name of the model to ask for. Raises EvalError if it is not served there."""
     try:
-        return openai.OpenAI(base_url=base_url, api_key="none", timeout=60).models.list().data[0].id
-    except (openai.APIError, IndexError) as error:
+        names = [model.id for model in openai.OpenAI(base_url=base_url, api_key="none", timeout=60).models.list().data]
+    except openai.APIError as error:
         raise EvalError(f"no server answers at {base_url} ({error}); --base-url ends in /v1") from error
+    if not names or (wanted is not None and wanted not in names):
+        raise EvalError(
+            f"--model must be one of those served at {base_url}: {', '.join(names) or 'none'}; got {wanted}"
+        )
+    return wanted or names[0]
 
 
 def _server(base_url: str) -> dict[str, Any]:
-    """What of the server decides its answers: dtype, attention, and RPC's configuration (None: off)."""
+    """What of the server decides its answers; `rpc` is None where RPC is off."""
     try:
         with urllib.request.urlopen(base_url.removesuffix("/v1") + "/server_info", timeout=60) as response:
             info = json.load(response)
-    except (OSError, ValueError) as error:
-        raise EvalError(f"{base_url} is no SGLang server: /server_info does not answer ({error})") from error
-    rpc = info["internal_states"][0].get("rpc")
-    return {
-        **{name: info.get(name) for name in ("dtype", "kv_cache_dtype", "attention_backend", "tp_size", "version")},
-        "rpc": None if rpc is None else rpc["config"],
-    }
+        rpc = info["internal_states"][0].get("rpc")
+        return {
+            **{name: info.get(name) for name in SERVER_SETTINGS},
+            "rpc": None if rpc is None else dict(rpc["config"]),
+            "scope_in_effect": None if rpc is None else rpc["scope_in_effect"],
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise EvalError(
+            f"{base_url} is no SGLang server: /server_info does not answer as one ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _sha_of_model(path: str | None) -> str:
+    """Of a local model's configuration and weights: all of small files, size and beginning of large ones."""
+    directory = Path(path or "")
+    if not path or not directory.is_dir():
+        return f"{path}"  # a name on a hub
+    digest = hashlib.sha256()
+    for file in sorted(file for file in directory.iterdir() if file.suffix in (".json", ".safetensors", ".jinja")):
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + content.read(2**24))
+    return digest.hexdigest()[:12]

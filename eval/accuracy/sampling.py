@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class Sampling:
     rpc: dict[str, Any] | None  #: custom_params.rpc of every request; None: the server's settings
 
     def arguments(self, problem: Problem, sample: int) -> dict[str, Any]:
-        """Of `chat.completions.create`. Samples of one problem differ by their seed alone."""
+        """Of `chat.completions.create`. SGLang heeds the seed under --enable-deterministic-inference only."""
         extra: dict[str, Any] = {"return_meta_info": True}
         if self.rpc is not None:
             extra["custom_params"] = {"rpc": self.rpc}
@@ -38,7 +39,8 @@ class Sampling:
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=self.max_tokens,
-            seed=self.seed + sample,
+            # Of its own for each sample: a server that heeds seeds would else give all problems the same luck.
+            seed=zlib.crc32(f"{self.seed} {problem.id} {sample}".encode()) & 0x7FFFFFFF,
             extra_body=extra,
         )
 
@@ -65,13 +67,15 @@ async def collect(
                 try:
                     row = await ask(client, task, sampling, problem, sample)
                 except openai.APIStatusError as error:
-                    if error.status_code < 500:
+                    if error.status_code < 500 and error.status_code != 429:
                         raise EvalError(f"the server refused problem {problem.id}: {error.message}") from error
                     failed = error.message
-                except openai.APIConnectionError as error:
+                except openai.APIError as error:  # no answer, or none that can be read
                     failed = str(error.__cause__ or error)
                 else:
-                    break
+                    if row["finish"] in ("stop", "length"):
+                        break
+                    failed = f"problem {problem.id} ended with {row['finish']!r}"
                 failures += 1
                 if failures >= PATIENCE:
                     raise EvalError(f"the server failed {failures} times in a row, last: {failed}")
@@ -91,6 +95,11 @@ async def ask(
     began = time.monotonic()
     response = await client.chat.completions.create(**sampling.arguments(problem, sample))
     choice = response.choices[0].model_dump()
+    if response.usage is None:
+        raise EvalError("the server does not say how many tokens it generated; it must be SGLang's")
+    receipt = (choice.get("meta_info") or {}).get("rpc")
+    if sampling.rpc is not None and receipt is None:
+        raise EvalError("requests carry RPC options and no receipt came back: the server runs without RPC")
     said = choice["message"].get("content") or ""
     thoughts = choice["message"].get("reasoning_content") or ""
     answer = task.answer(said)
@@ -101,9 +110,9 @@ async def ask(
         "answer": answer,
         "expected": problem.expected,
         "finish": choice["finish_reason"],
-        "tokens": response.usage.completion_tokens if response.usage else None,
+        "tokens": response.usage.completion_tokens,
         "looping": loops((thoughts + " " + said).split()),
-        "receipt": (choice.get("meta_info") or {}).get("rpc"),
+        "receipt": receipt,
         "seconds": round(time.monotonic() - began, 3),
         "thoughts": thoughts,
         "said": said,

@@ -57,7 +57,14 @@ def report(rows: Sequence[Mapping[str, Any]]) -> Report:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    return math.sqrt(variance(values) / len(values)) if len(values) > 1 else math.nan
+    """nan of a single value. Where all are right, or all wrong, their variance is 0, which is not what is known: then
+    that of one more of the other kind (Laplace's rule)."""
+    if len(values) < 2:
+        return math.nan
+    if len(set(values)) == 1 and values[0] in (0.0, 1.0):
+        chance = 1 / (len(values) + 2)
+        return math.sqrt(chance * (1 - chance) / len(values))
+    return math.sqrt(variance(values) / len(values))
 
 
 def pass_at(k: int, marks: Sequence[bool]) -> float:

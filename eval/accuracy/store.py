@@ -1,11 +1,14 @@
 """Samples on disk: JSON lines, the configuration first, then a row a sample, each written as soon as it is there.
 
+`config` is what must be the same for samples to stand in one file; `said` is under what they began, for the reader.
+
 A run that was killed goes on where it was: rows that are there are not sampled again, and a line that the kill cut
 short is taken away. Another configuration is refused: its samples belong in another file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -18,12 +21,18 @@ Key = tuple[str, int]  # problem, sample
 
 
 class Store:
-    """Opens `path`, or begins it with `config`. Raises EvalError if it was begun with another one."""
+    """Opens `path`, or begins it with `config`. Raises EvalError if it was begun with another one, or is in use."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any]):
+    def __init__(self, path: Path, config: Mapping[str, Any], said: Mapping[str, Any] | None = None):
         self.path = path
         config = json.loads(json.dumps(config))  # as it comes back from a file
-        known, self.rows = read(path) if path.exists() else (None, [])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EvalError(f"{path} is being written by another run; choose another --out, or end that one") from error
+        known, self.rows = read(path)
         if known is not None:
             different = [name for name in {*known, *config} if known.get(name) != config.get(name)]
             if different:
@@ -33,10 +42,9 @@ class Store:
                     f"{path} holds samples of another run: {name} was {was!r} and is {now!r} now; "
                     "choose another --out, or run it as it was"
                 )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = _open_whole(path)
+        _cut_to_whole_lines(path)
         if known is None:
-            self._write({"config": config})
+            self._write({"config": config, "said": said or {}})
         self.done: set[Key] = {(row["problem"], row["sample"]) for row in self.rows}
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -59,21 +67,23 @@ class Store:
 
 def read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Configuration (None if the file holds none yet) and rows. Raises EvalError if it is no such file."""
-    lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-    if not lines:
-        return None, []
     try:
-        first, *rows = [json.loads(line) for line in lines]
+        text = path.read_text(encoding="utf-8")
+        if "\n" not in text:
+            if text and not text.startswith('{"config"'):
+                raise ValueError("its first line is no configuration")
+            return None, []
+        first, *rows = [json.loads(line) for line in text.rpartition("\n")[0].split("\n")]
+        keys = [(row["problem"], row["sample"]) for row in rows]
+        if len(set(keys)) < len(keys):
+            raise ValueError("a sample is in it twice")
         return first["config"], rows
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvalError(
             f"{path} is not a file of samples: {type(error).__name__}: {error}; choose another --out"
         ) from error
 
 
-def _open_whole(path: Path) -> TextIO:
-    """For appending, behind the last whole line."""
-    with path.open("a+b") as file:
-        file.seek(0)
+def _cut_to_whole_lines(path: Path) -> None:
+    with path.open("r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
-    return path.open("a", encoding="utf-8")

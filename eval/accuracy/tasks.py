@@ -30,7 +30,10 @@ class Task:
 
 
 def reasoner(level: str, count: int, seed: int) -> Task:
-    """The small reasoner's own problems (eval/reasoner), solved greedily: the model was taught one right way."""
+    """The small reasoner's own problems (eval/reasoner), solved greedily: the model was taught one right way.
+
+    Raises EvalError for a level that there is not.
+    """
     if level not in ledger.LADDER:
         raise EvalError(f"--task reasoner:LEVEL needs a level of {', '.join(ledger.LADDER)}, got {level!r}")
     found = [
@@ -39,7 +42,8 @@ def reasoner(level: str, count: int, seed: int) -> Task:
     ]
 
     def answer(text: str) -> str | None:
-        words = text.replace("<eos>", " ").split()
+        # Without a reasoning parser the thoughts stand before it.
+        words = text.rpartition("</think>")[2].replace("<eos>", " ").split()
         return " ".join(words) or None
 
     return Task(
@@ -56,5 +60,5 @@ def find(name: str, problems: int | None, seed: int) -> Task:
     """The task of `--task`. Raises EvalError if there is none of this name."""
     kind, _, level = name.partition(":")
     if kind == "reasoner":
-        return reasoner(level or "far", problems or 300, seed)
+        return reasoner(level or "far", 300 if problems is None else problems, seed)
     raise EvalError(f"--task must be reasoner:LEVEL, got {name!r}")

@@ -136,8 +136,8 @@ class Problem:
 
 
 def problems(level: Level, count: int, seed: int) -> list[Problem]:
-    """The same ones for the same arguments, on every machine."""
-    rows = draw(level, count, np.random.default_rng(seed)).tolist()
+    """The same ones for the same arguments, on every machine; the first of many are those of few."""
+    rows = [draw(level, 1, np.random.default_rng([seed, number]))[0].tolist() for number in range(count)]
     start, end = level.prompt_tokens, level.prompt_tokens + level.thought_tokens
     return [Problem(row[:start], row[start:end], row[end + 1 : -1]) for row in rows]
 

@@ -43,6 +43,40 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_sample(tmp_path):
         Store(path, {"seed": 1, "flags": ("a", "b")}).add(row("b", 0))
 
 
+def test_two_runs_do_not_write_one_file(tmp_path):
+    first = Store(tmp_path / "s.jsonl", {})
+    with pytest.raises(EvalError, match="being written by another run"):
+        Store(tmp_path / "s.jsonl", {})
+    first.close()
+    Store(tmp_path / "s.jsonl", {}).close()
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_model_may_say_any_character(tmp_path, odd):
+    store = Store(tmp_path / "s.jsonl", {})
+    store.add(row("a", 0, said=f"one{odd}two"))
+    store.close()
+    assert read(tmp_path / "s.jsonl")[1][0]["said"] == f"one{odd}two"
+
+
+def test_a_sample_that_is_there_twice_is_seen(tmp_path):
+    store = Store(tmp_path / "s.jsonl", {})
+    store.add(row("a", 0))
+    store.close()
+    text = (tmp_path / "s.jsonl").read_text()
+    (tmp_path / "s.jsonl").write_text(text + text.splitlines()[1] + "\n")
+    with pytest.raises(EvalError, match="a sample is in it twice"):
+        Store(tmp_path / "s.jsonl", {})
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"other": 1}')
+    with pytest.raises(EvalError, match="not a file of samples"):
+        Store(path, {})
+    assert path.read_text() == '{"other": 1}'
+
+
 def test_samples_of_another_configuration_are_refused(tmp_path):
     path = tmp_path / "s.jsonl"
     Store(path, {"temperature": 0.6}).close()
@@ -76,6 +110,8 @@ def test_the_standard_error_is_over_problems():
     assert found.error == pytest.approx(math.sqrt(0.25 / 3))  # variance of 1, 0.5, 0
     assert found.pass_at_k == pytest.approx(2 / 3)
     assert math.isnan(standard_error([0.3]))
+    # 200 of 200 is not certainty: by Laplace's rule one of 202 might fail.
+    assert standard_error([1.0] * 200) == pytest.approx(math.sqrt(1 / 202 * (201 / 202) / 200))
 
 
 def test_pass_at_k_equals_drawing_every_way():
@@ -167,7 +203,7 @@ def test_every_sample_is_asked_for_once_and_judged():
     _, rows = collected(server)
     assert sorted((r["problem"], r["sample"]) for r in rows) == [(p.id, s) for p in task.problems for s in range(2)]
     assert [r["correct"] for r in rows if r["problem"] == task.problems[0].id] == [True, True]
-    assert {a["seed"] for a in server.asked} == {10, 11}
+    assert len({a["seed"] for a in server.asked}) == 6  # luck of its own for each sample
     assert server.asked[0]["extra_body"]["custom_params"] == {"rpc": {"ratio": 8}}
     assert rows[0]["receipt"] == {"compressions": 1} and rows[0]["thoughts"] == "A0 3"
 
@@ -197,6 +233,39 @@ def test_a_server_that_refuses_or_is_gone_ends_the_run_with_a_sentence(answer, n
     with pytest.raises(ExceptionGroup) as caught:
         collected(Server(answer))
     assert caught.group_contains(EvalError, match="refused problem near-0-0|failed 20 times in a row")
+
+
+def test_an_aborted_sample_is_asked_for_again(no_waiting):
+    class Aborting(Server):
+        async def create(self, **arguments):
+            response = await super().create(**arguments)
+            if len(self.asked) == 1:
+                choice = {**response.choices[0].model_dump(), "finish_reason": "abort"}
+                response.choices[0].model_dump = lambda: choice
+            return response
+
+    server = Aborting("1 2 3")
+    _, rows = collected(server)
+    assert len(rows) == 6 and len(server.asked) == 7 and {r["finish"] for r in rows} == {"stop"}
+
+
+def test_options_that_a_server_ignores_are_noticed():
+    class WithoutReceipts(Server):
+        async def create(self, **arguments):
+            response = await super().create(**arguments)
+            choice = {**response.choices[0].model_dump(), "meta_info": {}}
+            response.choices[0].model_dump = lambda: choice
+            return response
+
+    with pytest.raises(ExceptionGroup) as caught:
+        collected(WithoutReceipts("1 2 3"))
+    assert caught.group_contains(EvalError, match="the server runs without RPC")
+
+
+def test_an_answer_behind_thoughts_that_no_parser_took_away():
+    task = tasks.reasoner("near", 1, seed=0)
+    assert task.answer("A0 3 n31 a0 6 </think> 7 7 6 <eos>") == "7 7 6"
+    assert task.answer(" <eos>") is None
 
 
 def test_an_unknown_level_is_refused():

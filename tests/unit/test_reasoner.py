@@ -46,6 +46,7 @@ def test_every_problem_is_solved_right(level):
 def test_problems_are_the_same_on_every_machine():
     first, again = (task.problems(Level(8, 16, 2), 3, seed=7) for _ in range(2))
     assert first == again and first != task.problems(Level(8, 16, 2), 3, seed=8)
+    assert task.problems(Level(8, 16, 2), 5, seed=7)[:3] == first  # however many are asked for
     assert first[0].prompt == task.encode("<bos> " + first[0].message + " <think>")
     assert task.draw(Level(4, 8, 1), 1, np.random.default_rng(0)).tolist()[0][:9] == task.encode(
         "<bos> <K4> <N8> <last> A0 +8 A1 +6 A2"
