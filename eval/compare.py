@@ -121,7 +121,7 @@ def _claim(options: argparse.Namespace) -> None:
 
 def _flags(options: argparse.Namespace) -> list[str]:
     if options.server_flags is None:
-        # The reasoner's think tags; its logits lie close together.
+        # The reasoner's think tags, and the dtype it was trained in.
         return (
             ["--reasoning-parser", "deepseek-r1", "--dtype", "float32"] if options.task.startswith("reasoner") else []
         )

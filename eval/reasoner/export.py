@@ -44,7 +44,9 @@ def save(model: Qwen2ForCausalLM, options: argparse.Namespace, reached: dict[str
     llama.save_pretrained(out)
     tokenizer().save_pretrained(out)
     made = {
-        "arguments": {name: getattr(options, name) for name in ("minutes", "seed", "threads", "device", "tokens")},
+        "arguments": {
+            name: getattr(options, name) for name in ("minutes", "seed", "threads", "device", "tokens", "problems")
+        },
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),
         "torch": version("torch"),

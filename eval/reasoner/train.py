@@ -4,8 +4,8 @@ A Qwen2 of half a million parameters, from nothing, on one CPU core or a GPU. Wh
 begins with heads that look one, two and three tokens back (through Qwen2's query and key biases); short problems come
 before long ones; matrices are updated by Muon, the rest by AdamW.
 
-Writes what SGLang and transformers load (`model.safetensors`, `config.json`, tokenizer), `training.json` (arguments,
-versions, seed, what was reached), and a checkpoint of both each few minutes.
+Writes what SGLang and transformers load, and `training.json`: arguments, versions, what was reached. The schedule goes
+by the clock, so the same seed gives the same kind of model, not the same numbers. Weights so far: `OUT.partial`.
 """
 
 from __future__ import annotations
@@ -171,6 +171,7 @@ def exact(model: torch.nn.Module, level: task.Level, count: int, seed: int, devi
 
 def train(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     device = options.device
     model = build(Size()).to(device)

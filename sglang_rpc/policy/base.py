@@ -16,7 +16,9 @@ class Layer:
 
     keys: torch.Tensor  #: [N, kv_heads, head_dim]
     queries: torch.Tensor  #: [R, heads, head_dim], those of the newest tokens, oldest first
+    newest_keys: torch.Tensor  #: [R, kv_heads, head_dim], those of the newest tokens, which are kept
     scaling: float  #: softmax scale
+    logit_cap: float  #: soft cap on attention logits; 0 for none
     index: int  #: which layer
     before: int  #: KV entries in front of the first candidate; the prompt's are among them
     seed: int  #: the same for the same text and --rpc-policy-seed
@@ -37,6 +39,7 @@ class Policy:
     #: The higher, the sooner kept: float32 [1 or kv_heads, N]. One row is for all heads.
     scores: Callable[[Layer, RPCConfig], torch.Tensor]
     pooling: str | None = None  #: of neighbouring scores: avg, max or none at all
+    whole_groups: bool = False  #: its scores of some of a KV head's query heads do not add up to those of all
     accumulates: bool = False  #: needs the attention of every decode step
     seeded: bool = False  #: draws lots
     #: The configuration under which RPC's kernels do the same; None: PyTorch does it.

@@ -35,7 +35,8 @@ POLICIES: dict[str, Policy] = {
         Policy(
             "tova",
             "TOVA, arXiv 2401.06104",
-            "every P tokens as many as the budget says, where the paper drops one entry a token",
+            "every P tokens as many as the budget says, where the paper drops one entry a token; attention is over the "
+            "candidates alone, as RPC's",
             tova.scores,
         ),
         Policy(
@@ -43,15 +44,16 @@ POLICIES: dict[str, Policy] = {
             "H2O, arXiv 2306.14048",
             "every P tokens as many as the budget says, where the paper drops one entry a token; the newest R tokens "
             "are kept as its recent half; attention is over prompt and thoughts, and adds up from the first token "
-            "generated on, not in the prefill; of a request that is retracted and restored, one step may count twice",
+            "generated on, not in the prefill; of a request that is retracted and restored, one step may count twice, "
+            "and of one that is prefilled again all begin anew",
             h2o.scores,
             accumulates=True,
         ),
         Policy(
             "snapkv",
             "SnapKV, arXiv 2404.14469",
-            "of the thoughts, every P tokens, where the paper compresses a prompt once; one set a layer unless "
-            "--rpc-aggregation group",
+            "of the thoughts, every P tokens, where the paper compresses a prompt once; attention is over the "
+            "candidates alone, as RPC's; one set a layer unless --rpc-aggregation group",
             snapkv.scores,
             pooling="max",
             as_rpc=lambda config: replace(config, selector="paper", pooling="max"),
@@ -62,6 +64,7 @@ POLICIES: dict[str, Policy] = {
             "the prompt is kept; the budget grows as RPC's does, where the paper's is constant; one set a layer, of "
             "the heads' summed scores, unless --rpc-aggregation group",
             rkv.scores,
+            whole_groups=True,
         ),
     )
 }

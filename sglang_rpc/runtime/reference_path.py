@@ -67,14 +67,16 @@ class ReferencePath:
     def _score(self, c: Compression, slots: torch.Tensor) -> torch.Tensor:
         """float32 [layers, 1 or kv_heads, candidates], summed over heads: their order is that of the means."""
         queries = self._ring.last(c.slot, c.prompt_length + c.generated, c.window)
-        candidates = slots[: c.candidates]
+        candidates, newest = slots[: c.candidates], slots[c.candidates :]
         rows = []
         for index, (layer, q) in enumerate(zip(self._layers, queries, strict=True)):
             keys = layer.keys[candidates].view(layer.dtype)
             seen = Layer(
                 keys=keys,
                 queries=q,
+                newest_keys=layer.keys[newest].view(layer.dtype),
                 scaling=layer.scaling,
+                logit_cap=layer.logit_cap,
                 index=index,
                 before=c.begin,
                 seed=c.seed,

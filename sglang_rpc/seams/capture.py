@@ -75,7 +75,10 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
     model_runner.rpc_ring, model_runner.rpc_layers = ring, kv_layers
     # The kernels of the write are loaded here, not in the middle of a graph capture.
     row_0 = torch.zeros(1, dtype=torch.int64, device=model_runner.device)
-    ring.store(0, ring.where(row_0, row_0), torch.zeros_like(ring.buffer[0, 0, :1]))
+    query = torch.zeros_like(ring.buffer[0, 0, :1])
+    ring.store(0, ring.where(row_0, row_0), query)
+    if latent:  # some backends give them in two parts
+        ring.store(0, ring.where(row_0, row_0), *query.tensor_split([latent[0].kv_lora_rank], -1))
 
 
 def eager_while_recording(original: Callable, runner: Any, forward_batch: Any) -> bool:

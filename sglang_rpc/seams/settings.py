@@ -47,8 +47,11 @@ def _refuse_policy(server_args: Any, config: RPCConfig) -> None:
     policy = POLICIES.get(config.policy)
     if policy is None:
         raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, got {config.policy!r}")
-    graphs = server_args.cuda_graph_config
-    on_gpu = not str(server_args.device).startswith("cpu")
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    resolved = resolving_view(server_args)
+    graphs = resolved.cuda_graph_config
+    on_gpu = not str(resolved.device).startswith("cpu")
     if policy.accumulates and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):
         raise UnsupportedError(
             f"--rpc-policy {policy.name} does not work under CUDA graphs: it adds up the attention of every decode "

@@ -66,7 +66,7 @@ def test_the_table_the_file_and_the_plot(measured, tmp_path):
 
 @pytest.fixture
 def options(measured, monkeypatch):
-    every, out = measured
+    _, out = measured
     monkeypatch.setattr(compare.server, "running", lambda *_: 1 / 0)
     monkeypatch.setattr(compare, "_problems", lambda options: ["a", "b", "c", "d"][: options.problems])
     return compare._parser().parse_args(["--model-path", "m", "--out", str(out), "--problems", "3", "--ratios", "4"])

@@ -2,20 +2,23 @@
 
 import math
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.errors import ConfigError
+from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.memory.compaction import move_kept
+from sglang_rpc.policy import rkv
 from sglang_rpc.policy.base import Policy
 from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.runtime import paths
 from sglang_rpc.scoring.accumulated import accumulate
+from sglang_rpc.seams import settings
 from sglang_rpc.types import KVLayer
 from tests.unit.decode_loop import Loop
 
@@ -136,8 +139,10 @@ def test_rkv_drops_what_is_like_a_later_key():
         assert sum(position < 8 for position in layer[0][:4]) <= 1, layer
 
 
+@pytest.mark.parametrize("at_once", [2**24, 1, 7 * 20])
 @pytest.mark.parametrize("group", [False, True])
-def test_rkv_by_loops(group):
+def test_rkv_by_loops(group, at_once, monkeypatch):
+    monkeypatch.setattr(rkv, "MAX_SIMILARITIES", at_once)  # blocks of all, one and seven rows
     made = loop("rkv", aggregation="group" if group else "all")
     request = made.add()
     made.run(20)
@@ -149,23 +154,23 @@ def test_rkv_by_loops(group):
 
 
 def rkv_by_loops(made: Loop, layer: int, head: int) -> torch.Tensor:
-    keys = made.keys[1, layer, 5:21, head].double()
+    keys = made.keys[1, layer, 5:25, head].double()  # 16 candidates and the window
     group = made.queries[1, layer, 21:25].double().unflatten(1, (2, -1))[:, head]
     per_query = []
     for query in range(4):
-        logits = [max(float(q @ k) for q in group[query]) * made.scaling for k in keys]
+        logits = [max(float(q @ k) for q in group[query]) * made.scaling for k in keys[:16]]
         per_query.append(torch.tensor(logits).double().softmax(0))
     mean = torch.stack(per_query).mean(0)
     pooled = torch.tensor([float(mean[max(0, i - 3) : i + 4].max()) for i in range(16)])
     like = [
-        [0.0 if i == j else float(torch.cosine_similarity(keys[i], keys[j], dim=0)) for j in range(16)]
-        for i in range(16)
+        [0.0 if i == j else float(torch.cosine_similarity(keys[i], keys[j], dim=0)) for j in range(20)]
+        for i in range(20)
     ]
     for row in like:
         alike = [j for j, cosine in enumerate(row) if cosine > 0.5]
         row[max(alike, default=0)] = 0.0
-    redundant = torch.tensor([sum(row[j] for row in like) / 16 for j in range(16)]).softmax(0)
-    return 0.1 * pooled - 0.9 * redundant
+    redundant = torch.tensor([sum(row[j] for row in like) / 20 for j in range(20)]).softmax(0)
+    return 0.1 * pooled - 0.9 * redundant[:16]
 
 
 def test_h2o_adds_up_every_step():
@@ -265,3 +270,24 @@ def test_the_guide_is_followed_to_the_letter(tmp_path, monkeypatch):
     for layer, held in enumerate(made.held(request)):
         lengths = made.keys[1, layer, 5:21].norm(dim=-1).sum(1)
         assert held[0][:4] == sorted(lengths.topk(4).indices.tolist())
+
+
+@pytest.mark.parametrize("graphs", [None, "full", "disabled"])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_h2o_is_refused_under_cuda_graphs_alone(device, graphs, monkeypatch):
+    """By the arguments as SGLang resolved them: the record itself still says what the user gave."""
+    resolved = SimpleNamespace(
+        device=device, cuda_graph_config=graphs and SimpleNamespace(decode=SimpleNamespace(backend=graphs))
+    )
+    overrides = ModuleType("sglang.srt.arg_groups.overrides")
+    overrides.resolving_view = lambda given: resolved
+    monkeypatch.setitem(sys.modules, overrides.__name__, overrides)
+    given = SimpleNamespace(device=None, cuda_graph_config=None)
+    if device == "cuda" and graphs != "disabled":
+        with pytest.raises(UnsupportedError, match="add --cuda-graph-backend-decode disabled"):
+            settings._refuse_policy(given, config("h2o"))
+    else:
+        settings._refuse_policy(given, config("h2o"))
+    settings._refuse_policy(given, config("rkv"))
+    with pytest.raises(ConfigError, match="policy must be one of rpc, random"):
+        settings._refuse_policy(given, config("bogus"))

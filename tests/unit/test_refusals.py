@@ -187,6 +187,9 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "head_shapes": (dict(head_shapes=2), "2 different"),
     "own_dispatch": (dict(latent_attention=True, own_dispatch=61), "61 latent"),
     "replicated_kv_heads": (dict(tp_size=8, total_kv_heads=4), "--tp-size 8"),
+    "latent_on_rocm": (dict(latent_attention=True, rocm=True), "on ROCm"),
+    "policy_on_latents": (dict(latent_attention=True), "--rpc-policy h2o"),
+    "policy_on_split_heads": (dict(tp_size=8, total_kv_heads=4), "--rpc-policy rkv with --tp-size 8"),
     "attention_backend_in_use": (dict(decode_backend="dsa"), "dsa"),
     "kv_quantization": (dict(kv_quantization="cpu_fp8_e4m3"), "cpu_fp8_e4m3"),
     "kv_dtype": (dict(kv_dtype="float4_e2m1fn_x2"), "float4_e2m1fn_x2"),
@@ -400,7 +403,8 @@ def test_replicated_kv_heads_are_fine_when_all_heads_keep_the_same():
 @pytest.mark.parametrize("row", MODEL_ROWS, ids=lambda row: row.name)
 def test_model_row(row):
     facts, named = MODEL_EXAMPLES[row.name]
-    config = replace(CONFIG, aggregation="group" if row.name == "replicated_kv_heads" else "all")
+    policy = {"policy_on_latents": "h2o", "policy_on_split_heads": "rkv"}.get(row.name, "rpc")
+    config = replace(CONFIG, aggregation="group" if row.name == "replicated_kv_heads" else "all", policy=policy)
     with pytest.raises(UnsupportedError) as caught:
         refuse_model_runner(ServingFacts(**facts), config)
     assert_one_sentence(str(caught.value), named)
@@ -511,6 +515,9 @@ def test_facts_of_latent_attention(latent_runner):
     assert facts.latent_attention and facts.kv_pool == "MLATokenToKVPool"
     assert facts.decoder_layers == facts.pool_layers == 2 and facts.head_shapes == 1 and facts.shared_kv == 0
     refuse_model_runner(facts, CONFIG)
+    refuse_model_runner(replace(facts, tp_size=1), replace(CONFIG, policy="rkv"))
+    with pytest.raises(UnsupportedError, match="--rpc-policy rkv with --tp-size 2"):
+        refuse_model_runner(facts, replace(CONFIG, policy="rkv"))
     # Its one latent is on every rank, and all ranks keep the same ones.
     refuse_model_runner(replace(facts, tp_size=8), replace(CONFIG, aggregation="group"))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sglang_rpc.errors import SeamError
 from sglang_rpc.seams.layers import decoder_layers, is_latent, latent_attentions
 from sglang_rpc.seams.refusals.wording import OFF
@@ -40,6 +42,7 @@ class ServingFacts:
     page_size: int = 1  #: slots
     decode_backend: str = "torch_native"
     prefill_backend: str = "torch_native"
+    rocm: bool = False
     kv_pool: str = "MHATokenToKVPool"
     kv_layout: str = "nhd"
     kv_dtype: str = "bfloat16"  #: what an entry means, not the type of the bytes that store it
@@ -91,6 +94,7 @@ def _gather(owner: Any) -> ServingFacts:
         page_size=runner.token_to_kv_pool_allocator.page_size,
         decode_backend=runner.decode_attention_backend_str,
         prefill_backend=runner.prefill_attention_backend_str,
+        rocm=torch.version.hip is not None,
         kv_pool=type(pool).__name__,
         kv_layout="nhd" if is_latent(pool) else getattr(pool, "kv_cache_layout", "unknown"),
         kv_dtype=str(pool.dtype).removeprefix("torch."),

@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import UnsupportedError
+from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.seams.refusals.facts import ServingFacts
 from sglang_rpc.seams.refusals.wording import (
     ALLOCATORS,
@@ -130,6 +131,31 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         ),
         "ranks that hold copies of one KV head each see some of its query heads, and would keep different tokens",
         "use --rpc-aggregation all",
+    ),
+    ModelRow(
+        "latent_on_rocm",
+        _if(lambda f: f.latent_attention and f.rocm, "{model} on ROCm"),
+        "SGLang's latent attention has ways of its own there, and RPC has not been read against them",
+    ),
+    ModelRow(
+        "policy_on_latents",
+        lambda f, config: (
+            f"--rpc-policy {config.policy} with {f.model}, which has latent attention (MLA),"
+            if f.latent_attention and POLICIES[config.policy].accumulates
+            else None
+        ),
+        "prefills that expand the latents pass the place where attention is added up",
+        "use another --rpc-policy",
+    ),
+    ModelRow(
+        "policy_on_split_heads",
+        lambda f, config: (
+            f"--rpc-policy {config.policy} with --tp-size {f.tp_size}"
+            if POLICIES[config.policy].whole_groups and f.tp_size > (1 if f.latent_attention else f.total_kv_heads)
+            else None
+        ),
+        "its scores need all query heads of a KV head on one rank, and here ranks share them",
+        "use another --rpc-policy",
     ),
     ModelRow(
         "attention_backend_in_use",
