@@ -77,7 +77,8 @@ def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[floa
     """Mean difference over the problems both have, its standard error, and how many these are."""
     both = sorted(ours.keys() & theirs.keys())
     differences = [ours[name] - theirs[name] for name in both]
-    return (fmean(differences) if both else math.nan), standard_error(differences), len(both)
+    error = math.sqrt(variance(differences) / len(both)) if len(both) > 1 else math.nan
+    return (fmean(differences) if both else math.nan), error, len(both)
 
 
 def loops(tokens: Sequence[Any], longest: int = 64, times: int = 4) -> bool:

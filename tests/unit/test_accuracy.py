@@ -140,6 +140,7 @@ def test_how_samples_ended():
 def test_pairs_are_of_the_problems_both_have():
     mean, error, count = paired({"a": 1.0, "b": 0.5, "x": 0.0}, {"a": 0.0, "b": 0.5, "y": 1.0})
     assert (mean, count) == (0.5, 2) and error == pytest.approx(0.5)
+    assert paired({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 0.0}) == (0.0, 0.0, 2)
 
 
 @pytest.mark.parametrize(
