@@ -20,9 +20,8 @@ class KVLayer:
     dtype: torch.dtype  #: what the storage dtype stands for (FP8 is stored as bytes)
     scaling: float  #: softmax scale, times the scale of quantised keys
     logit_cap: float = 0.0  #: soft cap on attention logits; 0 for none
-    accumulated: torch.Tensor | None = (
-        None  #: float32 [pool_slots, kv_heads, 1]: attention got so far, if a policy asks
-    )
+    #: float32 [pool_slots, kv_heads, 1]: attention got so far, if a policy asks.
+    accumulated: torch.Tensor | None = None
 
     @property
     def buffers(self) -> tuple[torch.Tensor, ...]:

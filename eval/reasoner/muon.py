@@ -19,7 +19,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         for group in self.param_groups:
             alike: dict[torch.Size, list[torch.Tensor]] = {}
             for matrix in group["params"]:

@@ -35,14 +35,11 @@ class Accumulate:
         decode = forward_batch.forward_mode.is_decode()
         if not decode and self.ring.extend_rows is None:
             return
-        queries = [kwargs["q"] if "q" in kwargs else args[0]]
-        if kwargs.get("q_rope") is not None:
-            queries.append(kwargs["q_rope"])
-        heads = module.tp_q_head_num
-        joined = torch.cat([part.reshape(part.shape[0], heads, -1) for part in queries], -1)
+        queries = kwargs["q"] if "q" in kwargs else args[0]
+        queries = queries.view(-1, module.tp_q_head_num, module.qk_head_dim)
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         if not decode:  # rows of one token in a mixed step, or of restored requests
             tokens, of_batch = self.ring.extend_rows
-            joined, rows, lengths = joined[tokens], rows[of_batch], lengths[of_batch]
+            queries, rows, lengths = queries[tokens], rows[of_batch], lengths[of_batch]
         slots = self.req_to_token[rows, : int(forward_batch.seq_lens_cpu.max())]
-        accumulate(self.layer, joined, slots, lengths)
+        accumulate(self.layer, queries, slots, lengths)

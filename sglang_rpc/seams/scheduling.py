@@ -15,6 +15,7 @@ from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.seams import pressure, refusals, rows
 from sglang_rpc.seams.compaction import carry_out
+from sglang_rpc.seams.layers import is_latent
 from sglang_rpc.seams.markers import find_markers
 from sglang_rpc.seams.metrics import Metrics
 from sglang_rpc.seams.process import ends_if_refused
@@ -37,7 +38,7 @@ class SchedulerRPC:
         layers = model_runner.rpc_layers
         group = _tensor_parallel_group()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
-        latent = layers[0].keys.data_ptr() == layers[0].values.data_ptr()
+        latent = is_latent(scheduler.token_to_kv_pool_allocator.get_kvcache())
         together = config.aggregation == "all" or latent
         self.compressor = Compressor(
             config,

@@ -62,8 +62,6 @@ def model(request, tmp_path_factory):
 def test_compression_adds_little_to_the_error_of_the_dtype(model, tmp_path, backend, kv_dtype):
     """How far tokens lie below a float32 oracle's best, on the mean."""
     oracle, path = model
-    if isinstance(oracle, latent.LatentOracle) and kv_dtype == "fp8_e5m2":
-        pytest.skip("SGLang's latent attention has no kernels for it")
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
     arguments = {"device": "cuda", "dtype": "bfloat16", "attention_backend": backend, "mem_fraction_static": 0.3}
     with engine(path, rpc, kv_cache_dtype=kv_dtype, **arguments) as running:
