@@ -73,9 +73,9 @@ class Level:
         return f"K{self.facts}-N{self.lines}-p{self.phases}{'-late' if self.late else ''}"
 
 
-#: From what fits a window to what nothing but all of the thoughts can answer.
+#: From what a window of 32 sees twice over to what nothing but all of the thoughts can answer.
 LADDER = {
-    "near": Level(facts=4, lines=32),
+    "near": Level(facts=4, lines=56),
     "far": Level(facts=8, lines=56),
     "many": Level(facts=16, lines=56),
     "late": Level(facts=8, lines=56, late=True),
