@@ -6,13 +6,17 @@ import math
 
 import pytest
 
-from eval import compare
 from eval.accuracy.errors import EvalError
-from eval.compare import Arm
+from eval.compare import __main__ as compare
+from eval.compare import table
+from eval.compare.arms import FULL, Arm, arms
+from eval.compare.plots import pareto, plot
 
 
 def rows(correct: dict[str, list[int]], held: int | None) -> list[dict]:
-    receipt = None if held is None else {"compressions": 3, "evicted": 100 - held, "generated": 100, "held": held}
+    # P = 20, R = 10, c = 4: T = 5; before the third compression 2 * 5 + 10 + 20 entries are held.
+    method = {"interval": 20, "window": 10, "ratio": 4, "early": 0, "compressions": 3}
+    receipt = None if held is None else {**method, "evicted": 100 - held, "generated": 100, "held": held}
     plain = {"answer": "1", "finish": "stop", "tokens": 100, "looping": False, "receipt": receipt, "seconds": 2.0}
     return [
         {"problem": problem, "sample": number, "correct": bool(mark), **plain}
@@ -23,20 +27,20 @@ def rows(correct: dict[str, list[int]], held: int | None) -> list[dict]:
 
 @pytest.fixture
 def measured(tmp_path):
-    every = compare.arms(["rpc", "random"], [64], 32, [4.0])
+    every = arms(["rpc", "random"], [64], 32, [4.0])
     solved = {
         "full": {"a": [1], "b": [1], "c": [1]},
         "rpc": {"a": [1], "b": [1], "c": [0]},
         "random": {"a": [0], "b": [0], "c": [0]},
     }
     for arm in every:
-        lines = [{"config": {}}, *rows(solved[arm.policy], None if arm.policy == "full" else 40)]
+        lines = [{"config": {}, "said": {"commit": "1"}}, *rows(solved[arm.policy], None if arm.policy == FULL else 40)]
         (tmp_path / f"{arm.name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return every, tmp_path
 
 
 def test_full_is_measured_once_and_first():
-    made = compare.arms(["rpc", "tova"], [64, 128], 32, [4.0, 8.0])
+    made = arms(["rpc", "tova"], [64, 128], 32, [4.0, 8.0])
     assert [arm.name for arm in made[:3]] == ["full", "rpc-P64-R32-c4", "rpc-P64-R32-c8"]
     assert len(made) == 1 + 2 * 2 * 2 and len({arm.name for arm in made}) == len(made)
     assert made[0].rpc == {"enabled": False}
@@ -44,24 +48,66 @@ def test_full_is_measured_once_and_first():
 
 
 def test_differences_are_taken_problem_by_problem(measured):
-    full, rpc, chance = compare.summary(*measured, ["a", "b", "c"], 1)
+    found = table.complete(*measured, ["a", "b", "c"], 1)
+    full, rpc, chance = table.summary(found, concurrency=8, entry_bytes=1000)
     assert (full["accuracy"], full["to_full"], full["held_share"]) == (1.0, 0.0, 1.0)
     assert rpc["accuracy"] == pytest.approx(2 / 3) and rpc["to_full"] == pytest.approx(-1 / 3)
     assert rpc["to_full_error"] == pytest.approx(math.sqrt((1 / 3) / 3))  # of 0, 0, -1
-    assert (rpc["held_share"], rpc["tok_s"]) == (pytest.approx(0.4), 50.0)
+    assert rpc["to_full_high"] - rpc["to_full"] == pytest.approx(1.96 / 3)
+    assert (rpc["held_share"], rpc["peak_share"], rpc["tok_s"]) == (pytest.approx(0.4), pytest.approx(0.4), 400.0)
+    assert (full["held_bytes"], rpc["held_bytes"], rpc["peak_bytes"]) == (100_000, 40_000, 40_000)
     assert (chance["accuracy"], chance["to_full_error"]) == (0.0, 0.0)
 
 
 def test_the_table_the_file_and_the_plot(measured, tmp_path):
-    found = compare.summary(*measured, ["a", "b", "c"], 1)
-    compare.write(found, tmp_path / "summary.csv")
+    samples = table.complete(*measured, ["a", "b", "c"], 1)
+    found = table.summary(samples, 8, None)
+    table.write(found, tmp_path / "summary.csv")
     read = list(csv.DictReader((tmp_path / "summary.csv").open()))
     assert [row["arm"] for row in read] == ["full", "rpc-P64-R32-c4", "random-P64-R32-c4"] and read[1][
         "accuracy"
     ] == "0.666667"
-    text = compare.show(found)
-    assert "0.667 +- 0.333" in text and "-0.333 +- 0.333" in text and "40.0%" in text
-    assert all(path.stat().st_size > 1000 for path in compare.plot(found, tmp_path))
+    text = table.show(found)
+    assert "0.667 (0.1" in text and "-0.333 (-0.987, +0.320)" in text and "40.0%" in text
+    assert all(path.stat().st_size > 1000 for path in plot(found, tmp_path, "title"))
+    table.write_problems(samples, tmp_path / "problems.csv")
+    assert (tmp_path / "problems.csv").read_text().splitlines() == [
+        "problem,full,rpc-P64-R32-c4,random-P64-R32-c4", "a,1,1,0", "b,1,1,0", "c,1,0,0",
+    ]  # fmt: skip
+    path = tmp_path / "full.jsonl"
+    path.write_text(path.read_text().replace('"config": {}', '"config": {"rpc": 1}'))
+    table.write_conditions(samples, tmp_path)
+    said = json.loads((tmp_path / "conditions.json").read_text())
+    assert said["all"] == {"commit": "1"} and said["arms"]["full"] == {"rpc": 1}
+
+
+def test_the_peak_is_what_stood_before_the_last_due_compression():
+    (row,) = rows({"a": [1]}, 25)
+    assert table.peak(row) == 2 * 5 + 10 + 20
+    row["receipt"]["early"] = 3  # no due date was met: what is held at the end is all that is known
+    assert table.peak(row) == 25
+    row["receipt"].update(early=0, held=70)
+    assert table.peak(row) == 70
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 300), (1, 300), (150, 300), (299, 300), (300, 300), (2, 3)])
+def test_intervals_are_wilsons(right, count):
+    from scipy.stats import binomtest
+
+    share = right / count
+    error = math.sqrt(share * (1 - share) / count)
+    low, high = table.wilson(share, error, count)
+    told = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert (low, high) == (pytest.approx(told.low, abs=1e-4), pytest.approx(told.high, abs=1e-4))
+
+
+def test_the_front_is_what_none_beats():
+    def arm(name, kv, accuracy):
+        return {"arm": name, "peak_share": kv, "accuracy": accuracy}
+
+    every = [arm("full", 1.0, 1.0), arm("a", 0.4, 0.9), arm("b", 0.4, 0.5), arm("c", 0.3, 0.5), arm("d", 0.6, 0.8)]
+    assert [row["arm"] for row in pareto(every)] == ["c", "a", "full"]
+    assert [row["arm"] for row in pareto([arm("full", 1.0, 0.5), arm("a", 0.4, 0.5)])] == ["a"]
 
 
 @pytest.fixture
@@ -84,8 +130,8 @@ def test_what_is_there_is_not_measured_again(measured, options):
 
 def test_arms_that_lack_a_problem_are_left_out(measured):
     every, out = measured
-    assert compare.summary(every, out, ["a", "b", "c", "d"], 1) == []
-    assert [row["problems"] for row in compare.summary(every, out, ["a", "b"], 1)] == [2, 2, 2]
+    assert table.complete(every, out, ["a", "b", "c", "d"], 1) == {}
+    assert [row["problems"] for row in table.summary(table.complete(every, out, ["a", "b"], 1), 8, None)] == [2, 2, 2]
 
 
 def test_another_comparison_is_refused(options):
@@ -99,9 +145,9 @@ def test_another_comparison_is_refused(options):
 def test_samples_of_another_model_are_not_compared(measured):
     every, out = measured
     path = out / f"{every[1].name}.jsonl"
-    path.write_text(path.read_text().replace('{"config": {}}', '{"config": {"model_sha": "other"}}'))
+    path.write_text(path.read_text().replace('"config": {}', '"config": {"model_sha": "other"}'))
     with pytest.raises(EvalError, match="different models or graders"):
-        compare.summary(every, out, ["a", "b", "c"], 1)
+        table.complete(every, out, ["a", "b", "c"], 1)
 
 
 @pytest.mark.parametrize(
