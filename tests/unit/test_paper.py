@@ -38,8 +38,10 @@ def test_what_was_run_stands_beside_the_papers_number(tmp_path):
         tmp_path / "seven",
         "DeepSeek-R1-Distill-Qwen-7B",
         "aime24",
-        [arm("full", 4096, 0.55), arm("rpc", 4096, 0.53), arm("rpc", 1024, 0.5), arm("h2o", 1024, 0.4)]
-        + [arm("tova", 1024, 0.9, ratio=8), arm("rpc", 2048, 0.99)],
+        [
+            *(arm("full", 4096, 0.55), arm("rpc", 4096, 0.53), arm("rpc", 1024, 0.5), arm("h2o", 1024, 0.4)),
+            *(arm("tova", 1024, 0.9, ratio=8), arm("rpc", 2048, 0.99)),
+        ],
     )
     other = comparison(tmp_path / "other", "something-else", "aime24", [arm("full", 64, 0.1)])
     found = by_setting(paper.rows([seven, other]))
