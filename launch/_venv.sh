@@ -1,6 +1,6 @@
 # Sourced by the other scripts: finds or makes the environment that sglang-rpc is installed in.
 #
-#   use_venv EXTRAS     afterwards $PYTHON is an interpreter that has sglang-rpc[EXTRAS], installed from this checkout
+#   use_venv EXTRAS     afterwards $PYTHON is an interpreter that has sglang-rpc[EXTRAS], installed from this checkout; "" for none
 #
 # SGLANG_RPC_VENV=DIR names an existing virtual environment to use (and install into) instead of .venv in the project.
 # shellcheck shell=bash
@@ -44,10 +44,10 @@ use_venv() {
     fi
     PYTHON="$directory/bin/python"
     key="$(install_key "$extras")"
-    stamp="$directory/.sglang-rpc-$extras"
+    stamp="$directory/.sglang-rpc-${extras:-plain}"
     if [[ "$(cat "$stamp" 2>/dev/null)" != "$key" ]]; then
-        echo "installing sglang-rpc[$extras] into $directory: with SGLang and PyTorch not there yet, about 3 minutes and 11 GB"
-        timeout "$INSTALL_SECONDS" "$PYTHON" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[$extras]" ||
+        echo "installing sglang-rpc${extras:+[$extras]} into $directory: with SGLang and PyTorch not there yet, about 3 minutes and 11 GB"
+        timeout "$INSTALL_SECONDS" "$PYTHON" -m pip install --quiet --disable-pip-version-check -e "$ROOT${extras:+[$extras]}" ||
             die "The installation into $directory failed: see pip's message above."
         printf '%s\n' "$key" >"$stamp"
     fi

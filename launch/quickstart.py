@@ -1,10 +1,10 @@
-"""The demo behind launch/quickstart.sh: a server with RPC on, eight samples of one prompt, and what each gave back.
+"""The demo behind launch/quickstart.sh: a small reasoner with RPC on, eight problems, and what remembering less costs.
 
     python launch/quickstart.py MODEL_DIR
 
-The samples go through SGLang's /generate, because only there a response carries its receipt (`meta_info["rpc"]`); one
-more request goes through /v1/chat/completions, where the thoughts come apart from the answer. The server runs on
-loopback and is always stopped at the end: after an error and after Ctrl-C too.
+Each problem is solved with the full KV cache, at c = 4 and at c = 8, through /v1/chat/completions, where the thoughts
+come apart from the answer; every response carries its receipt (`meta_info["rpc"]`). The server runs on loopback and is
+always stopped at the end: after an error and after Ctrl-C too.
 """
 
 import argparse
@@ -19,36 +19,30 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.reasoner import task
 from sglang_rpc import cpu
 
-SAMPLES = 8
-TOKENS = 220
+PROBLEMS = 8
+LEVEL = task.LADDER["near"]
 START_SECONDS = 900  # a first start on a slow disk; usually one minute without a GPU
 REQUEST_SECONDS = 900
 STOP_SECONDS = 10
 
-# Small, so that three compressions happen in the 220 tokens a small model can write sensibly.
-RPC_FLAGS = ["--rpc-interval", "64", "--rpc-window", "16", "--rpc-ratio", "4"]
-
-QUESTION = (
-    "A farmer wants to plan a small vegetable garden. The garden is a rectangle, 12 metres long and 8 metres wide, "
-    "with a path of one metre all around the inside of the fence. He wants to grow tomatoes, beans, carrots and "
-    "potatoes, and he has one free day every week from March to October. Explain in detail, step by step, how he "
-    "should divide the ground, when he should sow and plant each vegetable, and how much work every month will bring."
-)
+# Small, so that a trace of 528 tokens is compressed seven times.
+RPC_FLAGS = ["--rpc-interval", "64", "--rpc-window", "32", "--rpc-ratio", "4"]
+ARMS = {"full KV": {"enabled": False}, "RPC, c = 4": {"ratio": 4}, "RPC, c = 8": {"ratio": 8}}
 
 
 def server_command(model: Path, port: int) -> list[str]:
-    flags = ["--model-path", str(model), "--host", "127.0.0.1", "--port", str(port), "--random-seed", "1"]
-    flags += ["--context-length", "4096", "--max-total-tokens", "16384", "--enable-cache-report"]
-    flags += ["--reasoning-parser", "deepseek-r1", "--chat-template", str(model / "think_template.jinja")]
+    flags = ["--model-path", str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    flags += ["--max-total-tokens", "16384", "--reasoning-parser", "deepseek-r1", "--enable-cache-report"]
     if cpu.wanted():
-        flags += ["--device", "cpu", "--dtype", "float32"]  # float32 decodes faster than bfloat16 there
+        flags += ["--device", "cpu"]
     return [sys.executable, "-m", "sglang_rpc.launch_server", *flags, *RPC_FLAGS]
 
 
@@ -116,63 +110,76 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=STOP_SECONDS)
 
 
-def sample(url: str, prompt: str) -> Any:
-    """`SAMPLES` answers to one prompt: a list of /generate's objects, each with `text` and `meta_info`."""
-    params = {"n": SAMPLES, "max_new_tokens": TOKENS, "temperature": 0.7, "top_p": 0.9}
-    return call(f"{url}/generate", {"text": prompt, "sampling_params": params})
+def solve(url: str, problem: task.Problem, rpc: dict[str, Any]) -> dict[str, Any]:
+    """One problem, greedily: its thoughts, its answer, and its receipt."""
+    body = {
+        "model": "default",
+        "messages": [{"role": "user", "content": problem.message}],
+        "temperature": 0,
+        "max_tokens": LEVEL.thought_tokens + 64,
+        "custom_params": {"rpc": rpc},
+        "return_meta_info": True,
+    }
+    answer = call(f"{url}/v1/chat/completions", body)
+    choice, usage = answer["choices"][0], answer["usage"]
+    return {
+        "thoughts": choice["message"].get("reasoning_content") or "",
+        "answer": (choice["message"].get("content") or "").replace("<eos>", "").strip(),
+        "receipt": choice["meta_info"]["rpc"],
+        "cached": (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+        "prompt": usage["prompt_tokens"],
+    }
 
 
-def short(text: str, width: int = 60) -> str:
+def line(name: str, solved: list[dict[str, Any]], right: int, seconds: float) -> str:
+    def total(field: str) -> int:
+        return sum(one["receipt"][field] for one in solved)
+
+    return (
+        f"{name:<12}{right:>3} of {len(solved)}{total('generated'):>11}{total('compressions'):>14}{total('held'):>7}"
+        f"{total('slots_freed'):>7}{sum(one['cached'] for one in solved):>8}{seconds:>9.1f}"
+    )
+
+
+def short(text: str, width: int = 90) -> str:
     words = " ".join(text.split())
     return words if len(words) <= width else words[: width - 1] + "…"
 
 
-def report(answers: list[dict[str, Any]], seconds: float) -> None:
-    infos = [answer["meta_info"] for answer in answers]
-    generated = sum(info["completion_tokens"] for info in infos)
-    print(f"\n{len(answers)} samples of one prompt of {infos[0]['prompt_tokens']} tokens")
-    print(f"{generated} tokens in {seconds:.1f} s\n")
-    print("sample  cached  generated  compressions  held  freed  text")
-    for number, (answer, info) in enumerate(zip(answers, infos, strict=True), 1):
-        receipt = info.get("rpc", {})
-        generated_here = info["completion_tokens"]
-        print(
-            f"{number:6}  {info['cached_tokens']:6}  {generated_here:9}  {receipt.get('compressions', 0):12}  "
-            f"{receipt.get('held', generated_here):4}  {receipt.get('slots_freed', 0):5}  {short(answer['text'])}"
-        )
-    held = sum(info.get("rpc", {}).get("held", info["completion_tokens"]) for info in infos)
-    print("\ncached: prompt tokens found in the prefix cache; held: generated tokens whose KV was kept to the end")
-    print(f"The samples generated {generated} tokens and held the KV of {held} at the end.")
-    if not any("rpc" in info for info in infos):
-        raise SystemExit("No sample was compressed, although each should have been: this is a bug.")
-
-
-def chat(url: str, messages: list[dict[str, str]]) -> None:
-    body = {"model": "default", "messages": messages, "max_tokens": 96, "temperature": 0}
-    answer = call(f"{url}/v1/chat/completions", body)
-    message, usage = answer["choices"][0]["message"], answer["usage"]
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    print(f"\nThe same through /v1/chat/completions ({cached} of {usage['prompt_tokens']} prompt tokens cached):")
-    print(f"  thought: {short(message.get('reasoning_content') or '', 90)}")
-    print(f"  answer:  {short(message.get('content') or '(it was still thinking after 96 tokens)', 90)}")
+def show(url: str) -> None:
+    problems = task.problems(LEVEL, PROBLEMS, seed=1)
+    print(f"\n{PROBLEMS} problems, each solved by {LEVEL.thought_tokens} tokens of thought\n")
+    print(
+        f"{'':<12}{'right':>8}{'generated':>11}{'compressions':>14}{'held':>7}{'freed':>7}{'cached':>8}{'seconds':>9}"
+    )
+    compressed = 0
+    for name, rpc in ARMS.items():
+        begin = time.monotonic()
+        with ThreadPoolExecutor(PROBLEMS) as at_once:
+            solved = list(at_once.map(lambda problem, rpc=rpc: solve(url, problem, rpc), problems))
+        right = sum(one["answer"] == task.decode(p.answer) for one, p in zip(solved, problems, strict=True))
+        compressed += sum(one["receipt"]["compressions"] for one in solved)
+        print(line(name, solved, right, time.monotonic() - begin), flush=True)
+    print("\nheld: generated tokens whose KV was there to the end; freed: slots given back on the way; cached: prompt")
+    print("tokens found in the prefix cache. All numbers are sums over the problems.")
+    print(f"\nthe last one's prompt   {short(problems[-1].message)}")
+    print(f"its thoughts            {short(solved[-1]['thoughts'])}")
+    print(f"its answer              {solved[-1]['answer']} (right: {task.decode(problems[-1].answer)})")
+    print(f"its receipt             {json.dumps(solved[-1]['receipt'])}")
+    if not compressed:
+        raise SystemExit("No request was compressed, although each should have been: this is a bug.")
 
 
 def main(model: Path) -> None:
-    messages = [{"role": "user", "content": QUESTION}]
-    template = jinja2.Template((model / "think_template.jinja").read_text(encoding="utf-8"))
-    prompt = template.render(messages=messages, add_generation_prompt=True)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = server_command(model, port)
-    log = model.parent / "quickstart-server.log"
+    log = Path(__file__).resolve().parents[1] / ".cache" / "quickstart-server.log"
+    log.parent.mkdir(exist_ok=True)
     print(f"\n{' '.join(['python', *command[1:]])}\n\nlog: {log}", flush=True)
     with running(command, url, log):
         try:
-            print(f"drawing {SAMPLES} samples of {TOKENS} tokens", flush=True)
-            begin = time.monotonic()
-            answers = sample(url, prompt)
-            report(answers, time.monotonic() - begin)
-            chat(url, messages)
+            show(url)
         except urllib.error.HTTPError as error:
             raise SystemExit(f"The server answered {error.code}: {error.read().decode(errors='replace')}") from error
         except OSError as error:
@@ -181,8 +188,10 @@ def main(model: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve a model with RPC, draw eight samples, show the receipts.")
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="what launch/demo_model.py made")
+    parser = argparse.ArgumentParser(
+        description="Serve a small reasoner with RPC, solve eight problems, show receipts."
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="eval/reasoner/model, or one trained like it")
     # Also when told to end by another program the server must not stay behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # See RPC work, or serve a model with it.
 #
-#   bash launch/quickstart.sh                              demo: makes a 135M model, serves it, shows eight samples
+#   bash launch/quickstart.sh                              demo: a small reasoner solves eight problems, remembering less
 #   bash launch/quickstart.sh --model-path MODEL [FLAGS]   serves MODEL in the foreground with RPC on; FLAGS are those
 #                                                          of sglang_rpc.launch_server, which are SGLang's and --rpc-*
 #
@@ -25,9 +25,8 @@ if [[ "$mode" == demo && $# -gt 0 ]]; then
     die "Without --model-path this takes no flags, got: $*"
 fi
 
-use_venv demo
+use_venv ""
 if [[ "$mode" == serve ]]; then
     exec "$PYTHON" -m sglang_rpc.launch_server "$@"
 fi
-"$PYTHON" "$ROOT/launch/demo_model.py" "$ROOT/.cache/demo-model"
-exec "$PYTHON" "$ROOT/launch/quickstart.py" "$ROOT/.cache/demo-model"
+exec "$PYTHON" "$ROOT/launch/quickstart.py" "$ROOT/eval/reasoner/model"

