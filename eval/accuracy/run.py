@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from tqdm import tqdm
 
 from eval.accuracy import tasks
 from eval.accuracy.errors import EvalError
-from eval.accuracy.sampling import Sampling, collect
+from eval.accuracy.judges import Judges
+from eval.accuracy.sampling import Judging, Sampling, collect
 from eval.accuracy.statistics import Report, report
 from eval.accuracy.store import Store
+from eval.accuracy.verdict import Problem, Verdict
 from eval.bench import machine
 
 HERE = Path(__file__).parent
@@ -50,14 +53,16 @@ class Run:
     seed: int = 0
     rpc: dict[str, Any] | None = None  #: custom_params.rpc of every request
     quiet: bool = False
+    data: Path | None = None  #: rows of the task; None: its own
 
 
 def run(asked: Run) -> Report:
     """Sample what is not there yet, and report on all of it. Raises EvalError, alone."""
-    task = tasks.find(asked.task, asked.problems, asked.problem_seed)
     base_url = asked.base_url.rstrip("/")
+    model = _served(base_url, asked.model)
+    task = tasks.find(asked.task, asked.problems, asked.problem_seed, asked.data)  # may be gigabytes from the hub
     sampling = Sampling(
-        model=_served(base_url, asked.model),
+        model=model,
         temperature=task.temperature if asked.temperature is None else asked.temperature,
         top_p=task.top_p if asked.top_p is None else asked.top_p,
         max_tokens=task.max_tokens if asked.max_tokens is None else asked.max_tokens,
@@ -74,12 +79,15 @@ def run(asked: Run) -> Report:
     config = {
         "task": asked.task,
         "problem_seed": asked.problem_seed,
+        "data_sha256": task.data_sha256,
+        "measure": task.measure,
+        "graders": task.graders,
         **asdict(sampling),
         "model_sha": _sha_of_model(server.pop("model_path")),
         "grader_sha": machine.sha_of(sorted([*HERE.glob("*.py"), HERE.parent / "reasoner" / "task.py"])),
         "server": server,
     }
-    said = {"samples": asked.samples, "concurrency": asked.concurrency, **machine.conditions()}
+    said = {"samples": asked.samples, "concurrency": asked.concurrency, "source": task.source, **machine.conditions()}
     store = Store(asked.out, config, said)
     try:
         every = [(problem, sample) for sample in range(asked.samples) for problem in task.problems]
@@ -97,13 +105,29 @@ def run(asked: Run) -> Report:
     finally:
         store.close()
     keys = {(problem.id, sample) for problem, sample in every}
-    return report([row for row in store.rows if (row["problem"], row["sample"]) in keys])
+    rows = [row for row in store.rows if (row["problem"], row["sample"]) in keys]
+    return replace(report(rows), measure=task.measure, more=tuple(task.more(rows)))
 
 
 async def _collect(asked: Run, task: tasks.Task, sampling: Sampling, wanted: Any, keep: Any) -> None:
     url = asked.base_url.rstrip("/")
     async with openai.AsyncOpenAI(base_url=url, api_key="none", timeout=ANSWER_SECONDS, max_retries=0) as client:
-        await collect(client, task, sampling, wanted, asked.concurrency, keep)
+        with _judging(task, asked.concurrency) as judging:
+            await collect(client, task, judging, sampling, wanted, asked.concurrency, keep)
+
+
+@contextmanager
+def _judging(task: tasks.Task, concurrency: int) -> Iterator[Judging]:
+    if task.judge_seconds is not None:
+        count = min(concurrency, len(os.sched_getaffinity(0)))
+        with closing(Judges(task.judge, count, task.judge_seconds)) as judges:
+            yield judges
+        return
+
+    async def at_once(problem: Problem, answer: str) -> Verdict:
+        return task.judge(problem, answer)
+
+    yield at_once
 
 
 @contextmanager

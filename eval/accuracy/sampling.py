@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ import openai
 
 from eval.accuracy.errors import EvalError
 from eval.accuracy.statistics import loops
-from eval.accuracy.tasks import Problem, Task
+from eval.accuracy.tasks import Task
+from eval.accuracy.verdict import Problem, Verdict, answer_part
 
 #: Failures in a row after which the server is taken to be gone.
 PATIENCE = 20
+Judging = Callable[[Problem, str], Awaitable[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Sampling:
 async def collect(
     client: openai.AsyncOpenAI,
     task: Task,
+    judging: Judging,
     sampling: Sampling,
     wanted: Sequence[tuple[Problem, int]],
     concurrency: int,
@@ -65,7 +68,7 @@ async def collect(
         for problem, sample in queue:
             while True:
                 try:
-                    row = await ask(client, task, sampling, problem, sample)
+                    row = await ask(client, task, judging, sampling, problem, sample)
                 except openai.APIStatusError as error:
                     if error.status_code < 500 and error.status_code != 429:
                         raise EvalError(f"the server refused problem {problem.id}: {error.message}") from error
@@ -89,7 +92,7 @@ async def collect(
 
 
 async def ask(
-    client: openai.AsyncOpenAI, task: Task, sampling: Sampling, problem: Problem, sample: int
+    client: openai.AsyncOpenAI, task: Task, judging: Judging, sampling: Sampling, problem: Problem, sample: int
 ) -> dict[str, Any]:
     """One row: what was said, how it ended, what the receipt says, and whether it is right."""
     began = time.monotonic()
@@ -102,18 +105,22 @@ async def ask(
         raise EvalError("requests carry RPC options and no receipt came back: the server runs without RPC")
     said = choice["message"].get("content") or ""
     thoughts = choice["message"].get("reasoning_content") or ""
-    answer = task.answer(said)
+    seconds = round(time.monotonic() - began, 3)
+    answer = task.answer(answer_part(said, thoughts, choice["finish_reason"]))
+    verdict = Verdict(False) if answer is None else await judging(problem, answer)
     return {
         "problem": problem.id,
         "sample": sample,
-        "correct": answer is not None and task.right(problem, answer),
+        "correct": verdict.correct,
         "answer": answer,
         "expected": problem.expected,
+        "details": verdict.details,
+        "grader_error": verdict.error,
         "finish": choice["finish_reason"],
         "tokens": response.usage.completion_tokens,
         "looping": loops((thoughts + " " + said).split()),
         "receipt": receipt,
-        "seconds": round(time.monotonic() - began, 3),
+        "seconds": seconds,
         "thoughts": thoughts,
         "said": said,
     }

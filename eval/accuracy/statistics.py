@@ -29,6 +29,9 @@ class Report:
     tokens_median: float
     compressed: float | None  #: share with a compression; None if no receipt came
     evicted: float | None  #: KV entries evicted, mean share of those generated
+    grader_errors: int = 0  #: samples whose grader failed: counted as wrong
+    measure: str = "pass@1"  #: what `accuracy` may be called
+    more: tuple[str, ...] = ()  #: lines about this task
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> Report:
@@ -53,6 +56,7 @@ def report(rows: Sequence[Mapping[str, Any]]) -> Report:
         tokens_median=median(row["tokens"] for row in rows),
         compressed=sum(r["compressions"] > 0 for r in receipts) / len(rows) if receipts else None,
         evicted=fmean(r["evicted"] / max(1, r["generated"]) for r in receipts) if receipts else None,
+        grader_errors=sum(row.get("grader_error") is not None for row in rows),
     )
 
 

@@ -194,7 +194,11 @@ PLAIN = Sampling("m", 0.6, 0.95, 100, seed=10, rpc={"ratio": 8})
 def collected(server, samples=2, **others):
     task, rows = tasks.reasoner("near", 3, seed=0), []
     wanted = [(problem, sample) for problem in task.problems for sample in range(samples)]
-    asyncio.run(collect(server, task, PLAIN, wanted, 2, rows.append, **others))
+
+    async def judging(problem, answer):
+        return task.judge(problem, answer)
+
+    asyncio.run(collect(server, task, judging, PLAIN, wanted, 2, rows.append, **others))
     return task, rows
 
 
@@ -264,8 +268,8 @@ def test_options_that_a_server_ignores_are_noticed():
 
 
 def test_an_answer_behind_thoughts_that_no_parser_took_away():
-    task = tasks.reasoner("near", 1, seed=0)
-    assert task.answer("A0 3 n31 a0 6 </think> 7 7 6 <eos>") == "7 7 6"
+    task, rows = collected(Server("A0 3 n31 a0 6 </think> 7 7 6 <eos>"))
+    assert {row["answer"] for row in rows} == {"7 7 6"} and {row["said"][:4] for row in rows} == {"A0 3"}
     assert task.answer(" <eos>") is None
 
 
