@@ -9,6 +9,7 @@ with more policies, ratios, intervals or problems too.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shlex
 import signal
@@ -104,7 +105,12 @@ def _flags(options: argparse.Namespace) -> list[str]:
 
 
 def _problems(options: argparse.Namespace) -> list[str]:
-    return [problem.id for problem in tasks.find(options.task, options.problems, options.problem_seed).problems]
+    return _ids(options.task, options.problems, options.problem_seed, options.data)
+
+
+@functools.cache
+def _ids(task: str, problems: int, seed: int, data: Path | None) -> list[str]:
+    return [problem.id for problem in tasks.find(task, problems, seed, data).problems]  # may be gigabytes from the hub
 
 
 def _entry_bytes(options: argparse.Namespace) -> int | None:
@@ -150,6 +156,7 @@ def _measure(mine: list[Arm], options: argparse.Namespace) -> None:
                     base_url=running.url + "/v1",
                     problems=options.problems,
                     problem_seed=options.problem_seed,
+                    data=options.data,
                     samples=options.samples,
                     concurrency=options.concurrency,
                     rpc=arm.rpc,
@@ -164,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__.partition("\n")[0])
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--task", default="reasoner:far")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="rows of the task, where they are not made up")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--policies", type=several(str), default="rpc,random,streaming,tova,h2o,snapkv,rkv")
     parser.add_argument("--intervals", type=several(int), default="64", metavar="P,...")

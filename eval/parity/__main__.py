@@ -58,7 +58,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
         raise EvalError(f"{options.samples} holds no samples")
     method = method_of(config)
     mine = [row for row in samples if row["sample"] == 0][: options.problems]
-    task = tasks.find(config["task"], None, config["problem_seed"])
+    task = tasks.find(config["task"], None, config["problem_seed"], options.data)
     asked = {problem.id: problem for problem in task.problems}
     for row in mine:
         problem = asked.get(row["problem"])
@@ -134,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=Path, required=True, metavar="FILE.jsonl", help="of eval.accuracy, greedy")
     parser.add_argument("--model-path", required=True, help="the model that gave them")
     parser.add_argument("--problems", type=positive, default=100)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="rows of the task, if they were given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
