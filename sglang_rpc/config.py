@@ -47,6 +47,8 @@ class RPCConfig:
     selector: str = "official"  #: official: the newest R-1 queries, the newest counted twice; paper: the last R
     policy: str = "rpc"  #: which candidates are kept; see sglang_rpc/policy/table.py
     policy_seed: int = 0  #: of policies that draw lots
+    gist_tokens: tuple[str | int, ...] | None = None  #: of policy lightthinker: the model's, texts or ids, in order
+    gist_resume: str | int | None = None  #: of policy lightthinker: what may follow them, and is kept; None: nothing
     scope: str = "think"  #: think: compress only while the model thinks; all: every generated token
     think_start: str | int | None = None  #: text or token id that opens a think segment; None: the reasoning parser's
     think_end: str | int | None = None  #: text or token id that closes it; None: the reasoning parser's
@@ -58,6 +60,7 @@ class RPCConfig:
     max_ratio: float | None = None  #: the highest ratio that `pressure="ratio"` may use; None: four times the ratio
     scoring: str = "auto"  #: triton: kernels, on a GPU; flashinfer: these, with its log-sum-exp; reference: PyTorch
     host_backup_gb: float = 4  #: host memory for the KV of retracted requests, 10^9 bytes a rank; 0: none is kept
+    trace: str | None = None  #: folder for a file a request that says what each compression kept; None: none is written
 
     def __post_init__(self) -> None:
         _integer("interval", self.interval, 2, MAX_TOKENS)
@@ -72,6 +75,15 @@ class RPCConfig:
         if not isinstance(self.policy, str) or not self.policy:
             raise ConfigError(f"policy must be the name of a policy, got {_show(self.policy)}")
         _integer("policy_seed", self.policy_seed, 0, 2**31)
+        if self.gist_tokens is not None:
+            if not isinstance(self.gist_tokens, list | tuple) or not self.gist_tokens:
+                raise ConfigError(f"gist_tokens must be a list of texts or token ids, got {_show(self.gist_tokens)}")
+            for token in self.gist_tokens:
+                if token is None:
+                    raise ConfigError(f"gist_tokens must be texts or token ids, got {_show(self.gist_tokens)}")
+                _marker("gist_tokens", token)
+            object.__setattr__(self, "gist_tokens", tuple(self.gist_tokens))  # JSON has lists
+        _marker("gist_resume", self.gist_resume)
         _choice("scope", self.scope, SCOPES)
         _marker("think_start", self.think_start)
         _marker("think_end", self.think_end)
@@ -90,6 +102,8 @@ class RPCConfig:
         if self.max_ratio is not None:
             _number("max_ratio", self.max_ratio, self.ratio, MAX_TOKENS, " (the ratio is its least)")
         _number("host_backup_gb", self.host_backup_gb, 0, MAX_TOKENS)
+        if self.trace is not None and (not isinstance(self.trace, str) or not self.trace or "\0" in self.trace):
+            raise ConfigError(f"trace must be the path of a folder, got {_show(self.trace)}")
 
     @classmethod
     def from_mapping(cls, values: Any, base: RPCConfig | None = None) -> RPCConfig:
@@ -197,6 +211,13 @@ class RequestOptions:
         window = given.get("window", server.window)
         ratio = given.get("ratio", server.ratio)
         scope = given.get("scope", default_scope)
+        if server.gist_tokens is not None:
+            for name in ("interval", "window", "ratio"):
+                if name in given:
+                    raise ConfigError(
+                        f"{where}{name} has no meaning here: this server's policy evicts a thought when its gist "
+                        "tokens are there; leave it out"
+                    )
         _integer(f"{where}interval", interval, 2, MAX_TOKENS)
         _integer(f"{where}window", window, 1, server.window, " (the server's --rpc-window)")
         _ratio(ratio, interval, where, "" if "ratio" in given else " (the server's: send a ratio with this interval)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,3 +104,8 @@ class CompressionBatch:
             most_candidates=max(c.candidates for c in compressions),
             most_kept=max(c.keep for c in compressions),
         )
+
+
+#: Is shown compressions that are carried out together, and int [layers, B, 1 or kv_heads, most_kept] on the device: the
+#: candidates that stay, ascending. What stands behind a compression's own `keep` is not set.
+Witness = Callable[[Sequence[Compression], torch.Tensor], None]

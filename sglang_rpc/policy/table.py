@@ -1,10 +1,10 @@
-"""Every policy that `--rpc-policy` knows, one row each. `docs/policies.md` says how to add one."""
+"""Every policy that scores candidates, one row each. `docs/policies.md` says how to add one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from sglang_rpc.policy import h2o, random, rkv, rpc, snapkv, streaming, tova
+from sglang_rpc.policy import h2o, lightthinker, random, rkv, rpc, snapkv, streaming, tova
 from sglang_rpc.policy.base import Policy
 
 POLICIES: dict[str, Policy] = {
@@ -68,3 +68,11 @@ POLICIES: dict[str, Policy] = {
         ),
     )
 }
+
+#: Every name that `--rpc-policy` takes: those that score candidates, and the one that reads the token stream.
+NAMES = (*POLICIES, lightthinker.NAME)
+
+
+def accumulates(name: str) -> bool:
+    """Whether the policy needs the attention of every decode step."""
+    return name in POLICIES and POLICIES[name].accumulates

@@ -16,11 +16,12 @@ import torch
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import budget
+from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.runtime.paths import make_path
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers
-from sglang_rpc.types import NEVER, Compression, KVLayer
+from sglang_rpc.types import NEVER, Compression, KVLayer, Witness
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Compressor:
         req_to_token: torch.Tensor,
         *,
         markers: ThinkMarkers | None = None,
+        gists: Gists | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         """
@@ -56,22 +58,26 @@ class Compressor:
             layers: the layers whose KV is compressed, in the order of the ring's layers.
             req_to_token: int [rows, max_context]: pool slot of each row position.
             markers: how thoughts begin and end; None: every request has scope `all`.
+            gists: of policy lightthinker, which needs them.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
         """
         self.config = config
         self.layers = layers
         self.ring = ring
         self.markers = markers
+        self.gists = gists
         self.pressed = config.when == "always"  #: whether due dates are kept: always, or while the pool is pressed
         self.counters = Counters()
         self.reduces = reduce is not None
         self._path = make_path(config, layers, ring, req_to_token, reduce)
 
     def open_gate(self, state: RequestState, prompt: Sequence[int]) -> None:
-        """Read the prompt for think markers, once, if the request's scope asks for it."""
+        """Read the prompt for think markers, once, if the request's scope asks for it; begin to look for gists."""
         if state.options.scope == "think" and state.gate is None:
             assert self.markers is not None, "scope think needs think markers"
             state.gate = ThinkGate(self.markers, prompt)
+        if self.gists is not None and state.thoughts is None:
+            state.thoughts = Thoughts(self.gists)
 
     def look(
         self, state: RequestState, row: int, prompt: Sequence[int], generated: int, output_ids: Sequence[int]
@@ -97,6 +103,8 @@ class Compressor:
             state.dormant = True
             state.wake_at = NEVER  # until the pool is pressed
             return None
+        if state.thoughts is not None:
+            return self._oldest_thought(state, state.thoughts, row, len(prompt), generated, output_ids)
         look_at = self._next_look(state, row, generated)
         if look_at > generated:
             state.wake_at = min(NEVER, len(prompt) + look_at - state.evicted)
@@ -107,6 +115,39 @@ class Compressor:
             self._after_due(state, len(prompt), generated)
             return None
         return compression
+
+    @staticmethod
+    def _oldest_thought(
+        state: RequestState,
+        thoughts: Thoughts,
+        row: int,
+        prompt_length: int,
+        generated: int,
+        output_ids: Sequence[int],
+    ) -> Compression | None:
+        """`look` of policy lightthinker: the oldest thought in the row that has its gists. Nothing of it is kept; all
+        that stands behind it is the window."""
+        if state.start is None:
+            state.wake_at = prompt_length + generated + 1
+            return None
+        thoughts.advance(output_ids, generated, state.start)
+        if state.events == len(thoughts.done):
+            state.wake_at = prompt_length + thoughts.next_look - state.evicted
+            return None
+        thought = thoughts.done[state.events]
+        state.events += 1
+        return Compression(
+            row=row,
+            slot=0,  # no queries
+            prompt_length=prompt_length,
+            generated=generated,
+            window=generated - thought.end,
+            begin=prompt_length + thought.begin - state.evicted,
+            end=prompt_length + generated - state.evicted,
+            keep=0,
+            event=state.events,
+            catch_up=generated != thought.complete,
+        )
 
     def arm(self, state: RequestState, row: int, generated: int) -> bool:
         """Begin to record a request's queries ahead of time; False if no query slot is free."""
@@ -240,7 +281,9 @@ class Compressor:
             totals.slots_freed += slots_freed
             totals.catch_ups += compression.catch_up
             totals.early += compression.early
-        if compression.early:
+        if state.thoughts is not None:
+            state.wake_at = 0  # the next thought may have its gists too
+        elif compression.early:
             # It goes on recording, for its due date or, if it was armed, because it may have to give way again.
             state.wake_at = compression.prompt_length + state.due() - state.options.window - state.evicted
         else:
@@ -252,6 +295,10 @@ class Compressor:
         Afterwards the row positions `[begin, new_end)` hold what was kept, in order; nothing else has changed.
         """
         self._path.compress(compressions)
+
+    def show_kept(self, witness: Witness) -> None:
+        """From now on show `witness` what each compression keeps, on the stream that it is carried out on."""
+        self._path.witness = witness
 
     @property
     def scoring(self) -> str:

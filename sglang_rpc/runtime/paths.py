@@ -13,8 +13,9 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.runtime.move_path import move_path
 from sglang_rpc.runtime.reference_path import ReferencePath
-from sglang_rpc.types import Compression, KVLayer
+from sglang_rpc.types import Compression, KVLayer, Witness
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 class CompressionPath(Protocol):
     name: str  #: as `--rpc-scoring` calls it
+    witness: Witness | None  #: is shown what each compression keeps
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """Score, select and move, on the current stream."""
@@ -43,10 +45,13 @@ def make_path(
 
     Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape.
     """
-    as_rpc = POLICIES[config.policy].as_rpc
+    policy = POLICIES.get(config.policy)
+    as_rpc = None if policy is None else policy.as_rpc
     if as_rpc is None:
         if config.scoring not in ("auto", "reference"):
             raise ConfigError(f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'")
+        if policy is None:
+            return move_path(layers, req_to_token)
         return ReferencePath(config, layers, ring, req_to_token, reduce)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.policy import budget
+from sglang_rpc.policy.lightthinker import Thoughts
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.think_gate import ThinkGate
 
@@ -44,11 +45,12 @@ class RequestState:
     options: RequestOptions
     refused: str | None = None  #: why this request is never compressed, if it is not
     gate: ThinkGate | None = None  #: scope `think`, once the prompt has been read; scope `all` has none
+    thoughts: Thoughts | None = None  #: policy lightthinker: these are evicted, and there are no due dates
     totals: Totals = field(default_factory=Totals)
     dormant: bool = False  #: whether a look came while the pool was not pressed, and due dates were not kept
 
     # Live: what the request's KV row is now. Reset by a retraction, after which the row is rebuilt uncompressed.
-    events: int = 0  #: n: compressions whose budget has been applied
+    events: int = 0  #: n: compressions whose budget has been applied; or thoughts that have been evicted
     evicted: int = 0  #: entries missing from the row: logical minus physical length
     slot: int | None = None  #: query slot held
     slot_since: int = 0  #: logical length when the slot was taken: queries from this position on are held
@@ -56,6 +58,7 @@ class RequestState:
     wake_at: int = 0  #: physical length of the row, prompt included, at which to look again
 
     compacted_in: int = -1  #: the scheduling step in which its row was last compacted
+    trace: Any = None  #: once compressed, if that is to be written down: its file (runtime.trace.RequestTrace)
 
     # While it waits to come back.
     backup: Any = None  #: its KV on the host (memory.host_backup.Backup), if it is kept
@@ -95,7 +98,7 @@ class RequestState:
 
     def early_gain(self, generated: int, ratio: float) -> int:
         """Entries that a compression at `ratio` would evict now, before its due date; not above 0 if none."""
-        if not self.active or self.start is None:
+        if not self.active or self.start is None or self.thoughts is not None:
             return 0
         options = self.options
         region = generated - self.start
@@ -106,10 +109,10 @@ class RequestState:
         """What the request will hold while it generates `tokens` more behind `generated` logical entries.
 
         How long it thinks is not known: of scope `think` it is taken to think until it ends, and, before its first
-        thought, to begin at once.
+        thought, to begin at once. Nobody knows either when a thought has its gists: none is taken to be evicted.
         """
         held = generated - self.evicted
-        if not self.active:
+        if not self.active or self.thoughts is not None:
             return Plan(held, generated, tokens, ends)
         options = self.options
         start = generated if self.start is None else self.start
@@ -165,6 +168,8 @@ class RequestState:
             return "switched off by the request"
         if self.start is None:
             return "no think segment opened"
+        if self.thoughts is not None:
+            return "no thought was followed by the gist tokens"
         first = self.start + budget.next_due(0, self.options.interval, self.options.window)
         if self.gate is not None and self.gate.closed:
             return f"the think segment ended before {first} generated tokens, where the first compression is due"

@@ -111,16 +111,21 @@ class ThinkMarkers:
 class ThinkGate:
     """Follows one request's tokens.
 
-    `start` is the position, in generated tokens, of the first thought (None: none opened yet); `closed` says that the
-    segment has ended. Both only ever move forward, and depend on nothing but the tokens shown.
+    `start` is the position, in generated tokens, of the first thought (None: none opened yet); `end` that of the first
+    token behind the end marker (None: the segment has not ended). Both only ever move forward, and depend on nothing
+    but the tokens shown.
     """
 
     def __init__(self, markers: ThinkMarkers, prompt: Sequence[int]):
         self._markers = markers
         self._seen = 0
         self._before = ""  # what the start marker's last token spells behind it: the end marker may begin there
-        self.closed = False
         self.start: int | None = 0 if markers.open_in_prompt(prompt) else None
+        self.end: int | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self.end is not None
 
     def advance(self, output_ids: Sequence[int], upto: int) -> None:
         """Read `output_ids[:upto]`; positions read before are not read again."""
@@ -136,5 +141,6 @@ class ThinkGate:
         if self.start is not None:
             begin = self._seen - self._markers.end.reach
             before = self._before if begin <= self.start else ""
-            self.closed = self._markers.end.find(shown, max(self.start, begin), before) is not None
+            ended = self._markers.end.find(shown, max(self.start, begin), before)
+            self.end = None if ended is None else ended.behind
         self._seen = upto

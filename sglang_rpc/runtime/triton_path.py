@@ -13,7 +13,7 @@ from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.runtime.paths import SCRATCH_BYTES
 from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
-from sglang_rpc.types import Compression, CompressionBatch, KVLayer
+from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Witness
 
 if TYPE_CHECKING:
     from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
@@ -37,6 +37,7 @@ class TritonPath:
         self._reduce = reduce
         self._group = config.aggregation == "group"
         self._lse: FlashInferLSE | None = None
+        self.witness: Witness | None = None
         self.name = "triton"
         if config.scoring == "flashinfer":
             from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
@@ -80,6 +81,8 @@ class TritonPath:
             # One collective; every rank then selects from equal scores.
             scores = self._reduce(scores.flatten()).view_as(scores)
         kept = select(scores, batch, self._config.kernel_size, self._config.pooling)
+        if self.witness is not None:
+            self.witness(compressions, kept)
         move_kept(self._slices, self._req_to_token, batch, kept)
 
     def _parts(self, compressions: Sequence[Compression]) -> Iterator[list[Compression]]:

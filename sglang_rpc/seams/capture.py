@@ -9,7 +9,8 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy import lightthinker
+from sglang_rpc.policy.table import accumulates
 from sglang_rpc.runtime.paths import SCRATCH_BYTES
 from sglang_rpc.seams import refusals
 from sglang_rpc.seams.accumulate import Accumulate, accumulating
@@ -38,7 +39,7 @@ def leave_room(available: int, configurator: Any, *_args: Any, **_kwargs: Any) -
             **_ring_shape(config, decoder_layers(configurator.model), configurator.model_dtype)
         )
     available -= ring + SCRATCH_BYTES
-    if POLICIES[config.policy].accumulates:
+    if accumulates(config.policy):
         # 4 bytes beside each KV head's key and value, which are at least a head dim of bytes each.
         available -= available * 4 // (4 + 2 * decoder_layers(configurator.model)[0].qk_head_dim)
     return available
@@ -63,7 +64,7 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
     slots = _slots(config, model_runner, rows - 1, QueryRing.slot_bytes(**shape))
     ring = QueryRing(slots=slots, rows=rows, device=model_runner.device, **shape)
     kv_layers = [kv_layer(model_runner, layer) for layer in layers]
-    ring.every_step = POLICIES[config.policy].accumulates
+    ring.every_step = accumulates(config.policy)
     if ring.every_step:
         kv_layers = [accumulating(layer) for layer in kv_layers]
     for index, layer in enumerate(layers):
@@ -111,6 +112,8 @@ def _ring_shape(config: RPCConfig, layers: list[Any], dtype: torch.dtype) -> dic
 
 
 def _slots(config: RPCConfig, model_runner: Any, rows: int, slot_bytes: int) -> int:
+    if config.policy == lightthinker.NAME:
+        return 1  # nobody takes it
     if config.query_slots is not None:
         return min(config.query_slots, rows)
     if str(model_runner.device).startswith("cpu"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang_rpc.config import AGGREGATIONS, POOLINGS, PRESSURES, SCOPES, SCORINGS, SELECTORS, WHEN, RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy.table import NAMES
 from sglang_rpc.seams.settings import attach
 
 #: flag's field in RPCConfig -> argparse settings. No defaults here: only what was given overrides --rpc-config.
@@ -23,8 +23,12 @@ _FLAGS: dict[str, dict[str, Any]] = {
         choices=SELECTORS,
         help="official: the newest R-1 queries with the newest counted twice, as the authors' code; paper: the last R",
     ),
-    "policy": dict(choices=tuple(POLICIES), help="which candidates are kept; all but rpc are for comparison"),
+    "policy": dict(choices=NAMES, help="which candidates are kept; all but rpc are for comparison"),
     "policy_seed": dict(type=int, metavar="N", help="of policies that draw lots"),
+    "gist_tokens": dict(
+        nargs="+", metavar="TOKEN", help="of policy lightthinker: texts or ids of the model's gist tokens, in order"
+    ),
+    "gist_resume": dict(metavar="TOKEN", help="of policy lightthinker: text or id of what follows them, and is kept"),
     "scope": dict(choices=SCOPES, help="think: compress only while the model thinks; all: every generated token"),
     "think_start": dict(metavar="TOKEN", help="text or token id that opens a think segment (the reasoning parser's)"),
     "think_end": dict(metavar="TOKEN", help="text or token id that closes it (the reasoning parser's)"),
@@ -48,6 +52,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
         metavar="GB",
         help="host memory, a rank, for the KV of retracted requests; 0: prefill them again",
     ),
+    "trace": dict(metavar="DIR", help="write there, for each request compressed, its text and what each layer kept"),
 }
 
 
@@ -82,12 +87,18 @@ def config_from_flags(args: argparse.Namespace) -> RPCConfig:
         except ConfigError as error:
             raise ConfigError(f"--rpc-config: {error}") from error
     given = {field: value for field in _FLAGS if (value := getattr(args, f"rpc_{field}")) is not None}
-    for field in ("think_start", "think_end"):
-        if field in given and given[field].isdecimal():
-            given[field] = int(given[field])
+    for field in ("think_start", "think_end", "gist_resume"):
+        if field in given:
+            given[field] = _token(given[field])
+    if "gist_tokens" in given:
+        given["gist_tokens"] = [_token(text) for text in given["gist_tokens"]]
     try:
         return RPCConfig.from_mapping(given, config)
     except ConfigError as error:
         # The sentence begins with the setting's name; a user of flags knows it by its flag.
         name, _, rest = str(error).partition(" ")
         raise ConfigError(f"--rpc-{name.replace('_', '-')} {rest}") from error
+
+
+def _token(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text

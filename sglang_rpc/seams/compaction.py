@@ -25,6 +25,8 @@ def carry_out(runtime: Any, batch: Any, due: list[tuple[int, Any, Compression]])
     runtime.compressor.compress([c for _, _, c in due])
     shorter = torch.zeros_like(batch.seq_lens_cpu)
     for index, req, c in due:
+        if runtime.tracer is not None:
+            runtime.tracer.compressed(req.rpc, c, req.rid, req.origin_input_ids, req.output_ids)
         freed = _free_tail(runtime, req, c)
         runtime.compressor.settle(req.rpc, c, freed)
         req.rpc.compacted_in = runtime.step

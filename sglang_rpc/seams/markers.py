@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.errors import UnsupportedError
+from sglang_rpc.errors import ConfigError, UnsupportedError
+from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.think_gate import Marker, TextMarker, ThinkMarkers, TokenMarker
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,30 @@ def find_markers(scheduler: Any, config: RPCConfig) -> ThinkMarkers | None:
             )
         return None
     return ThinkMarkers(None if start is None else _marker(start, tokenizer), _marker(end, tokenizer))
+
+
+def find_gists(scheduler: Any, config: RPCConfig) -> Gists | None:
+    """Policy lightthinker's tokens, by id; None of any other policy. Raises UnsupportedError, ConfigError."""
+    if config.gist_tokens is None:
+        return None
+    ids = tuple(_one_token(token, "--rpc-gist-tokens", scheduler.tokenizer) for token in config.gist_tokens)
+    resume = config.gist_resume
+    resumes = None if resume is None else _one_token(resume, "--rpc-gist-resume", scheduler.tokenizer)
+    if resumes in ids:
+        raise ConfigError(f"gist_resume must be none of the gist tokens, got {resume!r}")
+    return Gists(ids, resumes)
+
+
+def _one_token(value: str | int, flag: str, tokenizer: Any) -> int:
+    if isinstance(value, int):
+        return value
+    ids = tokenizer.encode(value, add_special_tokens=False)
+    if len(ids) != 1:
+        raise UnsupportedError(
+            f"{flag} {value!r} is {len(ids)} tokens of this model's, and a gist token is one: the model has not been "
+            "trained with it; name those that it was trained with"
+        )
+    return int(ids[0])
 
 
 def _from_reasoning_parser(scheduler: Any, scope: str) -> tuple[str | None, str | None]:

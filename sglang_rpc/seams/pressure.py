@@ -28,7 +28,9 @@ def watch(runtime: Any, batches: list[Any]) -> None:
     if runtime.config.pressure != "off":
         if free < sum(len(batch.reqs) for batch in batches) * (runtime.config.window + MARGIN):
             runtime.armed = [state for state in runtime.armed if state.armed]
-            _arm(runtime, rows.decoding(batches))
+            # Not whose prefill goes on, in chunks: their queries are recorded only once they decode.
+            chunked = runtime.scheduler.chunked_req
+            _arm(runtime, [req for req in rows.decoding(batches) if req is not chunked])
         elif runtime.armed:
             for state in runtime.armed:
                 runtime.compressor.disarm(state)

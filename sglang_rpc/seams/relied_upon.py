@@ -205,6 +205,7 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         "sglang.srt.managers.scheduler.Scheduler",
         "pools, tree, streams, tokenizer and metrics of a scheduler",
         (
+            "chunked_req",
             "device",
             "forward_stream",
             "metrics_collector",

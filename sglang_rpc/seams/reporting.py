@@ -35,7 +35,12 @@ def _receipt(req: Any) -> list[dict[str, Any]]:
     state = getattr(req, "rpc", None)
     if state is None or not req.finished() or not (state.options.asked or state.totals.compressions):
         return []
-    return [state.receipt(len(req.output_ids_through_stop))]
+    output_ids = req.output_ids_through_stop
+    receipt = state.receipt(len(output_ids))
+    if state.trace is not None:
+        state.trace.finish(output_ids, req.finished_reason.to_json(), receipt)
+        state.trace = None
+    return [receipt]
 
 
 def add_receipt(

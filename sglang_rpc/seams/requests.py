@@ -43,7 +43,7 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
             raise ConfigError(refusal.sentence)
         state = RequestState(options, refused=None if refusal is None else refusal.sentence)
         runtime.compressor.open_gate(state, req.origin_input_ids)
-        if state.active:
+        if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
             _fit_to_pool(scheduler, req, options, asked, at_least)
     except ConfigError as error:
         req.rpc = None

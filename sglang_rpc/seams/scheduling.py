@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 
+import sglang_rpc
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
+from sglang_rpc.runtime.trace import Tracer
 from sglang_rpc.seams import pressure, refusals, rows
 from sglang_rpc.seams.compaction import carry_out
 from sglang_rpc.seams.layers import is_latent
-from sglang_rpc.seams.markers import find_markers
+from sglang_rpc.seams.markers import find_gists, find_markers
 from sglang_rpc.seams.metrics import Metrics
 from sglang_rpc.seams.process import ends_if_refused
 from sglang_rpc.seams.requests import clip_answer
@@ -46,6 +48,7 @@ class SchedulerRPC:
             self.ring,
             scheduler.req_to_token_pool.req_to_token,
             markers=find_markers(scheduler, config),
+            gists=find_gists(scheduler, config),
             reduce=group.all_reduce if group is not None and together else None,
         )
         if group is not None:
@@ -54,6 +57,7 @@ class SchedulerRPC:
                 # Collectives of float32 are set up, or compiled, on first use: now, not at the first compression.
                 for size in (2**8, 2**22):
                     group.all_reduce(torch.zeros(size, device=scheduler.device))
+        self.tracer = _tracer(scheduler, config, self.compressor, group)
         self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
@@ -124,14 +128,16 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     batches = rows.decode_batches(running_batch, last_batch)
     pressure.watch(runtime, batches)
     for batch in batches:
-        due = [(i, req, c) for i, req in rows.awake(batch) if (c := _look(runtime, req)) is not None]
-        if due:
+        # Again where something was done: of a row rebuilt from its tokens more than one thought may have its gists.
+        while due := [(i, req, c) for i, req in rows.awake(batch) if (c := _look(runtime, req)) is not None]:
             carry_out(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.report_slots()
 
 
 def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
+    if req is runtime.scheduler.chunked_req:
+        return None  # its prefill goes on, behind the entries that are there
     state = req.rpc
     compression = runtime.compressor.look(
         state, req.kv.req_pool_idx, req.origin_input_ids, rows.generated(req), req.output_ids
@@ -139,6 +145,32 @@ def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
     if state.gate is not None and state.gate.closed:
         clip_answer(runtime.scheduler, req)
     return compression
+
+
+def _tracer(scheduler: Any, config: RPCConfig, compressor: Compressor, group: Any | None) -> Tracer | None:
+    """What writes `--rpc-trace`; None if nothing does, or another rank, which keeps the same. Raises ConfigError."""
+    if config.trace is None:
+        return None
+    if group is not None and not compressor.reduces:
+        raise ConfigError(
+            "--rpc-trace does not work with --rpc-aggregation group on several tensor-parallel ranks (--tp-size): each "
+            "rank knows only what its own heads keep; use --rpc-aggregation all, or leave --rpc-trace out"
+        )
+    if group is not None and group.rank_in_group != 0:
+        return None
+    args = scheduler.server_args
+    server = {
+        "version": sglang_rpc.__version__,
+        "model": args.model_path,
+        "tokenizer": args.tokenizer_path or args.model_path,
+        "scoring": compressor.scoring,
+        "config": config.as_dict(),
+        "layers": len(compressor.layers),
+        "heads": compressor.layers[0].keys.shape[1] if config.aggregation == "group" else 1,
+    }
+    tracer = Tracer(config.trace, server, compressor.markers)
+    compressor.show_kept(tracer.witness)
+    return tracer
 
 
 def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:

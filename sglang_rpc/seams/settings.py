@@ -6,7 +6,9 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError, UnsupportedError
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy import lightthinker
+from sglang_rpc.policy.table import NAMES, accumulates
+from sglang_rpc.runtime.trace import check_folder
 from sglang_rpc.seams import refusals
 
 _ATTRIBUTE = "_rpc_config"
@@ -32,28 +34,59 @@ def attach_and_refuse(_result: Any, server_args: Any) -> None:
         refusals.refuse_server_args(server_args, config)
         _refuse_text_without_tokenizer(server_args, config)
         _refuse_policy(server_args, config)
+        if config.trace is not None:
+            check_folder(config.trace)
 
 
 def _refuse_text_without_tokenizer(server_args: Any, config: RPCConfig) -> None:
-    for name, marker in (("start", config.think_start), ("end", config.think_end)):
+    named = [("think-start", config.think_start), ("think-end", config.think_end)]
+    named += [*(("gist-tokens", token) for token in config.gist_tokens or ()), ("gist-resume", config.gist_resume)]
+    for name, marker in named:
         if isinstance(marker, str) and server_args.skip_tokenizer_init:
             raise UnsupportedError(
-                f"--rpc-think-{name} {marker!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
+                f"--rpc-{name} {marker!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
                 "give the token's id, or remove --skip-tokenizer-init"
             )
 
 
 def _refuse_policy(server_args: Any, config: RPCConfig) -> None:
-    policy = POLICIES.get(config.policy)
-    if policy is None:
-        raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, got {config.policy!r}")
+    if config.policy not in NAMES:
+        raise ConfigError(f"policy must be one of {', '.join(NAMES)}, got {config.policy!r}")
+    _refuse_gists(config)
     from sglang.srt.arg_groups.overrides import resolving_view
 
     resolved = resolving_view(server_args)
     graphs = resolved.cuda_graph_config
     on_gpu = not str(resolved.device).startswith("cpu")
-    if policy.accumulates and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):
+    if accumulates(config.policy) and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):
         raise UnsupportedError(
-            f"--rpc-policy {policy.name} does not work under CUDA graphs: it adds up the attention of every decode "
+            f"--rpc-policy {config.policy} does not work under CUDA graphs: it adds up the attention of every decode "
             "step, which no graph records; add --cuda-graph-backend-decode disabled"
         )
+
+
+#: What policy lightthinker, which keeps no budget and scores nothing, has no use for.
+_WITHOUT_BUDGET = (
+    *("interval", "window", "ratio", "kernel_size", "pooling", "aggregation", "selector", "policy_seed"),
+    *("query_slots", "when", "high_watermark", "low_watermark", "pressure", "max_ratio"),
+)
+
+
+def _refuse_gists(config: RPCConfig) -> None:
+    """Raises ConfigError where gist tokens and policy do not go together."""
+    if config.policy != lightthinker.NAME:
+        if config.gist_tokens is not None or config.gist_resume is not None:
+            raise ConfigError(
+                f"gist_tokens and gist_resume are policy {lightthinker.NAME}'s, and the policy is {config.policy}; "
+                f"leave them out, or use --rpc-policy {lightthinker.NAME}"
+            )
+        return
+    if config.gist_tokens is None:
+        raise ConfigError(f"policy {lightthinker.NAME} needs the model's gist tokens; name them with --rpc-gist-tokens")
+    usual = RPCConfig()
+    for name in _WITHOUT_BUDGET:
+        if getattr(config, name) != getattr(usual, name):
+            raise ConfigError(
+                f"policy {lightthinker.NAME} evicts a thought when its gist tokens are there, and so has no {name}; "
+                f"leave --rpc-{name.replace('_', '-')} out"
+            )

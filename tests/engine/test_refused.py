@@ -31,6 +31,7 @@ UNSUPPORTED = {
     "--rpc-interval 1": "--rpc-interval must be an integer from 2",
     "--rpc-ratio 1": "--rpc-ratio must be a number above 1",
     "--rpc-kernel-size 4": "--rpc-kernel-size must be odd",
+    "--rpc-trace /proc/traces": "--rpc-trace must name a folder that can be written in, got '/proc/traces'",
     "--rpc-config {": "--rpc-config: the RPC configuration '{' is not valid JSON",
     "--rpc-config /no/such.json": "--rpc-config: the RPC configuration must be a JSON object or the path",
     '--rpc-config {"intervall":64}': "--rpc-config: unknown RPC setting 'intervall'",

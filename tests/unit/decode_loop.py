@@ -14,6 +14,7 @@ import torch
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.think_gate import ThinkMarkers
@@ -50,6 +51,7 @@ class Loop:
         kv_heads: int = 2,
         heads_of: slice = slice(None),
         markers: ThinkMarkers | None = None,
+        gists: Gists | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
         logit_cap: float = 0.0,
         latent: bool = False,
@@ -97,7 +99,9 @@ class Loop:
             dtype=torch.float32,
             device=device,
         )
-        self.compressor = Compressor(config, self.layers, self.ring, self.req_to_token, markers=markers, reduce=reduce)
+        self.compressor = Compressor(
+            config, self.layers, self.ring, self.req_to_token, markers=markers, gists=gists, reduce=reduce
+        )
         self.requests: list[Request] = []
 
     def add(self, row: int = 1, prompt: int | list[int] = 5, output: list[int] | None = None, **options) -> Request:

@@ -92,6 +92,8 @@ def test_it_cannot_be_changed():
         {"host_backup_gb": 0},
         {"host_backup_gb": 1e-9},
         {"host_backup_gb": MAX_TOKENS},
+        {"trace": "traces"},
+        {"trace": "~/with blanks/é"},
     ],
     ids=str,
 )
@@ -143,6 +145,11 @@ def test_a_ratio_too_large_for_a_float_is_refused_like_any_other():
     assert (
         message.startswith("ratio must be a number above 1 and at most the interval (4096)") and "got 1000" in message
     )
+
+
+@pytest.mark.parametrize("value", ["", "a\0b", 1, True, ["traces"], b"traces"], ids=repr)
+def test_a_folder_for_traces_must_be_a_path(value):
+    assert refusal(RPCConfig, trace=value) == f"trace must be the path of a folder, got {value!r}"
 
 
 def test_an_integer_too_long_to_print_is_refused_like_any_other():

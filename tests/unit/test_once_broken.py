@@ -75,3 +75,26 @@ def test_a_receipt_blames_the_pool_only_when_compression_waits_for_pressure():
 def test_bounds_are_written_in_full():
     with pytest.raises(ConfigError, match=f"from 4 to {MAX_TOKENS} "):
         RPCConfig(max_ratio=3)
+
+
+def test_no_window_is_recorded_ahead_for_a_request_whose_prefill_goes_on_in_chunks():
+    loop = Loop(config())
+    request = loop.add()
+    loop.run(29)  # compressed at 24; the window of 40 begins at 32
+    kv = SimpleNamespace(kv_committed_len=request.length, holds_kv=True, req_pool_idx=request.row)
+    req = SimpleNamespace(
+        rpc=request.state, kv=kv, origin_input_ids=request.prompt, finished=lambda: False, is_retracted=False
+    )
+    scheduler = SimpleNamespace(
+        token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: 0),
+        tree_cache=SimpleNamespace(evictable_size=lambda: 0),
+        chunked_req=req,
+    )
+    runtime = SimpleNamespace(
+        scheduler=scheduler, config=loop.config, compressor=loop.compressor, armed=[], ring=loop.ring
+    )
+    pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
+    assert request.state.slot is None and not runtime.armed
+    scheduler.chunked_req = None
+    pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
+    assert request.state.armed and len(runtime.armed) == 1

@@ -46,8 +46,11 @@ PARSED = {
     "--config {folder}/object.yaml": {"interval": 96},
     "--rpc-when pressure --rpc-high-watermark 0.9 --rpc-low-watermark 0.25": {
         "when": "pressure", "high_watermark": 0.9, "low_watermark": 0.25},
+    "--rpc-policy lightthinker --rpc-gist-tokens 91 92 --rpc-gist-resume 9": {
+        "policy": "lightthinker", "gist_tokens": [91, 92], "gist_resume": 9},
     "--rpc-pressure ratio --rpc-max-ratio 12": {"pressure": "ratio", "max_ratio": 12.0},
     "--rpc-pressure off --rpc-host-backup-gb 0": {"pressure": "off", "host_backup_gb": 0.0},
+    "--rpc-trace some/folder": {"trace": "some/folder"},
     "--rpc-host-backup-gb 1.5 --rpc-config {folder}/pressed.json": {
         "when": "pressure", "pressure": "ratio", "max_ratio": 6, "host_backup_gb": 1.5},
     "--config {folder}/pressed.yaml": {"when": "pressure", "low_watermark": 0.5, "host_backup_gb": 2.0},
@@ -74,6 +77,7 @@ WRONG = {
     "compression keeps something and drops something, got nan",
     "--rpc-kernel-size 4": "sglang-rpc: --rpc-kernel-size must be odd so that pooling stays centred, got 4",
     "--rpc-think-end=": "sglang-rpc: --rpc-think-end must be a non-empty text or a token id, got ''",
+    "--rpc-trace=": "sglang-rpc: --rpc-trace must be the path of a folder, got ''",
     "--rpc-query-slots 0": "sglang-rpc: --rpc-query-slots must be an integer from 1 to 16777216, got 0",
     "--rpc-high-watermark 1.5": "sglang-rpc: --rpc-high-watermark must be a number from 0 to 1, got 1.5",
     "--rpc-low-watermark nan": "sglang-rpc: --rpc-low-watermark must be a number from 0 to 1, got nan",
@@ -82,6 +86,7 @@ WRONG = {
     "--rpc-host-backup-gb -1": "sglang-rpc: --rpc-host-backup-gb must be a number from 0 to ",
     "--rpc-config {folder}/wrong.json": "sglang-rpc: --rpc-config: unknown RPC setting 'intervall'; the settings",
     "--rpc-config /no/such.json": "sglang-rpc: --rpc-config: the RPC configuration must be a JSON object or the path",
+    '--rpc-config {"gist_tokens":"<o>"}': "sglang-rpc: --rpc-config: gist_tokens must be a list of texts or token ids",
     '--rpc-config {"interval":': "sglang-rpc: --rpc-config: the RPC configuration '{\"interval\":' is not valid",
 }
 REFUSED_BY_ARGPARSE = {
@@ -212,7 +217,7 @@ def test_flags_lie_over_the_environment(outcomes, env, line):
 
 def check(outcome: dict, wanted: dict | None) -> None:
     assert "config" in outcome, outcome
-    assert outcome["config"] == (None if wanted is None else RPCConfig(**wanted).as_dict())
+    assert outcome["config"] == (None if wanted is None else json.loads(RPCConfig(**wanted).to_json()))
 
 
 @pytest.mark.parametrize("line", WRONG)

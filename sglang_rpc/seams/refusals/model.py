@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import UnsupportedError
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy.table import POLICIES, accumulates
 from sglang_rpc.seams.refusals.facts import ServingFacts
 from sglang_rpc.seams.refusals.wording import (
     ALLOCATORS,
@@ -141,7 +141,7 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "policy_on_latents",
         lambda f, config: (
             f"--rpc-policy {config.policy} with {f.model}, which has latent attention (MLA),"
-            if f.latent_attention and POLICIES[config.policy].accumulates
+            if f.latent_attention and accumulates(config.policy)
             else None
         ),
         "prefills that expand the latents pass the place where attention is added up",
@@ -151,7 +151,9 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "policy_on_split_heads",
         lambda f, config: (
             f"--rpc-policy {config.policy} with --tp-size {f.tp_size}"
-            if POLICIES[config.policy].whole_groups and f.tp_size > (1 if f.latent_attention else f.total_kv_heads)
+            if config.policy in POLICIES
+            and POLICIES[config.policy].whole_groups
+            and f.tp_size > (1 if f.latent_attention else f.total_kv_heads)
             else None
         ),
         "its scores need all query heads of a KV head on one rank, and here ranks share them",

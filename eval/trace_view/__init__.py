@@ -1,0 +1,1 @@
+"""What a request forgot: trace files of `--rpc-trace`, read, composed into what each layer held, and shown."""

@@ -1,0 +1,75 @@
+"""A played decode loop whose compressions are traced, and what its pool really held behind each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from eval.trace_view import holdings, reader
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.trace import Tracer, check_folder
+from tests.unit.decode_loop import LAYERS, Loop, Request
+
+START, END = 900, 901
+MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
+
+
+def config(interval=16, window=4, ratio=4, scope="all", **others) -> RPCConfig:
+    return RPCConfig(interval=interval, window=window, ratio=ratio, scope=scope, **others)
+
+
+class Traced:
+    """A loop whose compressions are traced into `folder`, as the seams do it."""
+
+    def __init__(self, folder: Path, config: RPCConfig, **kwargs):
+        self.loop = Loop(config, **kwargs)
+        compressor = self.loop.compressor
+        heads = self.loop.layers[0].keys.shape[1] if config.aggregation == "group" else 1
+        server = {"model": "a model", "layers": LAYERS, "heads": heads, "config": config.as_dict()}
+        check_folder(str(folder))
+        self.folder, self.tracer = folder, Tracer(str(folder), server, compressor.markers)
+        compressor.show_kept(self.tracer.witness)
+        self.rids: dict[int, str] = {}
+        #: What the pool held behind each compression, by request: [layer][head][positions].
+        self.truth: dict[int, list] = {}
+        settle = compressor.settle
+
+        def settled(state, c, freed):
+            request = next(r for r in self.loop.requests if r.state is state)
+            rid = self.rids.get(id(request), "rid")
+            self.tracer.compressed(state, c, rid, request.prompt, request.output[: request.generated])
+            settle(state, c, freed)
+            self.truth.setdefault(id(request), []).append(self.loop.held(request))
+
+        compressor.settle = settled
+
+    def finish(self, request: Request) -> None:
+        output = request.output[: request.generated]
+        if request.state.trace is not None:
+            request.state.trace.finish(output, {"type": "stop"}, request.state.receipt(len(output)))
+        self.truth.setdefault(id(request), []).append(self.loop.held(request))
+        self.loop.finish(request)
+
+    def files(self) -> list[Path]:
+        self.tracer.flush()
+        return sorted(self.folder.iterdir())
+
+    def only(self) -> reader.Trace:
+        (file,) = self.files()
+        return reader.read(file)
+
+    def check(self, request: Request, trace: reader.Trace) -> holdings.Holdings:
+        """Every stage of the trace is what the pool held then."""
+        found, truth = holdings.compose(trace), self.truth[id(request)]
+        assert len(found.stages) == len(truth) + 1 and found.held(0).all()
+        for number, layers in enumerate(truth, 1):
+            held = found.held(number)
+            per_layer = held.reshape(trace.layers, trace.heads, -1)
+            for layer, heads in enumerate(layers):
+                for head, positions in enumerate(heads):
+                    own = per_layer[layer, head if trace.heads > 1 else 0]
+                    assert np.flatnonzero(own).tolist() == positions, (number, layer, head)
+            assert (held.sum(1) == found.stages[number].held).all()
+        return found
