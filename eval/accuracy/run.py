@@ -74,8 +74,8 @@ def run(asked: Run) -> Report:
     server = _server(base_url)
     if asked.rpc is not None and server["rpc"] is None:
         raise EvalError(f"--rpc needs a server with RPC, and {base_url} runs without")
-    for name in asked.rpc or {}:
-        server["rpc"].pop(name, None)  # the requests' own
+    for name in ["trace", *(asked.rpc or {})]:
+        (server["rpc"] or {}).pop(name, None)  # where traces go decides nothing; the rest is the requests' own
     config = {
         "task": asked.task,
         "problem_seed": asked.problem_seed,

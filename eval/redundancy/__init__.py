@@ -1,0 +1,1 @@
+"""How much texts repeat themselves, and whether what is kept of them repeats less: entropy of n-grams."""
