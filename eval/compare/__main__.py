@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         table.write_problems(found, options.out / "problems.csv")
         table.write_conditions(found, options.out)
         print(table.show(rows))
-        title = f"{Path(options.model_path).name}, {options.task}: {rows[0]['problems']} problems, 95 % intervals"
+        title = f"{options.model_path}, {options.task}: {rows[0]['problems']} problems, 95 % intervals"
         for path in plot(rows, options.out, title):
             print(path)
     for sentence in failed:

@@ -52,7 +52,7 @@ def ratios(found: Sequence[Comparison]) -> list[float]:
 
 def markdown(found: Sequence[Comparison]) -> str:
     """Accuracy in percent with its standard error; the best policy of a column in bold, with all that tie with it."""
-    columns = [(one, ratio) for one in found for ratio in ratios(found)]
+    columns = [(one, ratio) for one in found for ratio in ratios([one])]
     lines = [
         "| policy | " + " | ".join(f"{one.task.partition(':')[2] or one.task}, c = {c:g}" for one, c in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -80,7 +80,7 @@ def _kv(row: dict[str, str] | None) -> str:
 
 
 def plot(found: Sequence[Comparison], out: Path) -> list[Path]:
-    """Bars of accuracy, a panel a task; pale: the higher ratio. Whiskers are 95 % intervals."""
+    """Bars of accuracy, a panel a task; paler: a higher ratio. Whiskers are 95 % intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,11 +91,12 @@ def plot(found: Sequence[Comparison], out: Path) -> list[Path]:
     figure, axes = pyplot.subplots(
         1, len(found), figsize=(1.2 + 2.9 * len(found), 3.2), layout="constrained", sharey=True, squeeze=False
     )
-    width = 0.8 / len(every)
     for axis, one in zip(axes[0], found, strict=True):
+        own = ratios([one])
+        width = 0.8 / len(own)
         axis.axhline(float(one.full["accuracy"]), color="black", lw=1, ls="--")
         for i, policy in enumerate(names):
-            for j, ratio in enumerate(every):
+            for j, ratio in enumerate(own):
                 row = one.of(policy, ratio)
                 if row is None:
                     continue
@@ -105,27 +106,31 @@ def plot(found: Sequence[Comparison], out: Path) -> list[Path]:
                     [max(0.0, float(row["accuracy_high"]) - value)],
                 ]
                 axis.bar(
-                    i + (j - (len(every) - 1) / 2) * width,
+                    i + (j - (len(own) - 1) / 2) * width,
                     value,
                     width,
                     yerr=whisker,
                     capsize=2,
                     error_kw={"lw": 0.8},
                     color=STYLES.get(policy, ("C0", ""))[0],
-                    alpha=1 - 0.55 * j / max(1, len(every) - 1),
+                    alpha=_strength(ratio, every),
                 )
         axis.set_xticks(range(len(names)), names, rotation=60)
         axis.set_title(f"{one.task}, {one.full['problems']} problems", fontsize=9)
         axis.set_ylim(0, 1.05)
         axis.grid(axis="y", alpha=0.25)
     axes[0][0].set_ylabel("accuracy (dashed: full KV)")
-    strong = ", ".join(f"{'pale' if j else 'strong'}: c = {ratio:g}" for j, ratio in enumerate(every))
-    figure.supxlabel(f"{strong}; whiskers: 95 % intervals", fontsize=8)
+    listed = ", ".join(f"{ratio:g}" for ratio in every)
+    figure.supxlabel(f"c = {listed}, paler the higher; whiskers: 95 % intervals", fontsize=8)
     written = [out / f"ladder.{suffix}" for suffix in ("png", "svg")]
     for path in written:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
     return written
+
+
+def _strength(ratio: float, every: Sequence[float]) -> float:
+    return 1 - 0.7 * every.index(ratio) / max(1, len(every) - 1)
 
 
 def main(argv: list[str] | None = None) -> int:
