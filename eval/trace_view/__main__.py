@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     asked = parser.parse_args(argv)
     try:
+        if asked.file.is_dir():
+            raise EvalError(f"{asked.file} is a folder; give one of the files that --rpc-trace wrote")
         print(write(asked.file, asked.out or asked.file.with_suffix(".html"), asked.tokenizer))
     except (EvalError, OSError) as error:
         print(f"eval.trace_view: {error}", file=sys.stderr)

@@ -120,7 +120,7 @@ def _notes(trace: Trace, found: Holdings, tokenizer: Any | None) -> list[str]:
         )
     if trace.receipt is None:
         notes.append(
-            "The trace has no last line: the request was aborted, or is not finished. "
+            "The trace has no last line: the request was aborted, is not finished, or the server stopped tracing. "
             "What it generated after its last compression is not in it."
         )
     if trace.cut:

@@ -24,6 +24,8 @@ from eval.accuracy.errors import EvalError
 FORMAT = 1
 #: More layers times heads than this are no model's.
 MOST_SETS = 2**16
+#: More sets times tokens than this are not worth a browser's memory, nor this program's.
+MOST_MARKS = 2**29
 #: More candidates than this are no request's.
 MOST_TOKENS = 2**24
 
@@ -99,6 +101,8 @@ def read(path: Path) -> Trace:
             end = {"finish": field("finish", _is_object), "receipt": field("receipt", _is_receipt)}
         else:
             compressions.append(_compression(path, number, field, layers * heads, len(prompt), len(output)))
+    if layers * heads * len(output) > MOST_MARKS:
+        raise EvalError(f"{path} names {layers} layers of {heads} sets for {len(output)} tokens, more than any model's")
     return Trace(
         header,
         layers,

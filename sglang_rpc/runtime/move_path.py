@@ -30,23 +30,57 @@ class MovePath:
         self._move(compressions)
 
 
-def move_path(layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> MovePath:
-    """In one launch where Triton can run, else in PyTorch."""
-    device = req_to_token.device
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+def move_path(scoring: str, layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> MovePath:
+    """In one launch where Triton can run and `scoring` is `auto`, else in PyTorch."""
+    on_gpu = req_to_token.device.type == "cuda"
+    if scoring == "auto" and on_gpu and importlib.util.find_spec("triton") is not None:
         try:
-            return MovePath("triton", len(layers), _in_one_launch(layers, req_to_token))
-        except ValueError as error:
-            logger.warning("RPC moves with PyTorch, which is slower, not with its kernel: %s", error)
+            wrong = failure(layers, req_to_token.device)
+            if wrong is None:
+                return MovePath("triton", len(layers), _in_one_launch(layers, req_to_token))
+        except Exception as error:  # whatever keeps a kernel from being compiled need not keep the server from starting
+            wrong = f"{type(error).__name__}: {error}"
+        logger.warning("RPC moves with PyTorch, which is slower, not with its kernel: %s", wrong)
+    return MovePath("reference", len(layers), _in_pytorch(layers, req_to_token))
 
+
+def failure(layers: Sequence[KVLayer], device: torch.device) -> str | None:
+    """What is wrong with the kernel, as a part of a sentence; None if nothing is. Waits for the device: for start-up.
+
+    It moves made-up entries of the model's own shape, and must leave what PyTorch leaves, byte for byte.
+
+    Raises ValueError if no kernel takes these layers.
+    """
+    from sglang_rpc.runtime import self_check
+
+    made = torch.Generator().manual_seed(0)
+    rows = torch.zeros(3, 300, dtype=torch.int32)
+    rows[1:, :290] = (torch.randperm(580, generator=made) + 1).view(2, 290)
+    rows = rows.to(device)
+    # A long window, which overlaps itself as it moves, and a short one.
+    trials = [
+        Compression(
+            row=row, slot=0, prompt_length=5, generated=285, window=window, begin=40, end=end, keep=0, event=1,
+            catch_up=False,
+        )
+        for row, window, end in ((1, 200, 290), (2, 3, 65))
+    ]  # fmt: skip
+    made_up = [self_check.random_layer(layers[0], 581, made) for _ in range(2)]
+    right, found = ([self_check.copy(layer) for layer in made_up] for _ in range(2))
+    _in_pytorch(right, rows)(trials)
+    _in_one_launch(found, rows)(trials)
+    return self_check.difference(right, found, device)
+
+
+def _in_pytorch(layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> Move:
     def move(compressions: Sequence[Compression]) -> None:
-        none = torch.zeros(1, 0, dtype=torch.int64, device=device)
+        none = torch.zeros(1, 0, dtype=torch.int64, device=req_to_token.device)
         for c in compressions:
             slots = req_to_token[c.row, c.begin : c.end].long()
             for layer in layers:
                 compaction.move_kept(layer.buffers, slots, none, c.candidates)
 
-    return MovePath("reference", len(layers), move)
+    return move
 
 
 def _in_one_launch(layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> Move:

@@ -51,7 +51,7 @@ def make_path(
         if config.scoring not in ("auto", "reference"):
             raise ConfigError(f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'")
         if policy is None:
-            return move_path(layers, req_to_token)
+            return move_path(config.scoring, layers, req_to_token)
         return ReferencePath(config, layers, ring, req_to_token, reduce)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":

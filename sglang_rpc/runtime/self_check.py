@@ -60,24 +60,30 @@ def _trial(config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, seed: 
         event=1,
         catch_up=False,
     )
-    own_layers = [_random_layer(layers[0], end + 1, made) for _ in range(2)]
+    own_layers = [random_layer(layers[0], end + 1, made) for _ in range(2)]
     results = []
     for path_class in (ReferencePath, TritonPath):
-        copies = [_copy(layer) for layer in own_layers]
+        copies = [copy(layer) for layer in own_layers]
         path_class(config, copies, own_ring, req_to_token.to(device), None).compress([c])
         results.append(copies)
-    for reference, kernels in zip(*results, strict=True):
-        for name, right, found in (
+    reference, kernels = results
+    return difference(reference, kernels, device)
+
+
+def difference(right: Sequence[KVLayer], found: Sequence[KVLayer], device: torch.device) -> str | None:
+    """What of `found` is not what `right` is, byte for byte, as a part of a sentence; None if nothing is."""
+    for reference, kernels in zip(right, found, strict=True):
+        for name, theirs, ours in (
             ("keys", reference.keys, kernels.keys),
             ("values", reference.values, kernels.values),
         ):
-            wrong = (right.view(torch.uint8) != found.view(torch.uint8)).flatten(1).any(1)
+            wrong = (theirs.view(torch.uint8) != ours.view(torch.uint8)).flatten(1).any(1)
             if bool(wrong.any()):
                 return f"in a trial on {device} they left {int(wrong.sum())} of {wrong.numel()} entries of {name} wrong"
     return None
 
 
-def _random_layer(like: KVLayer, slots: int, made: torch.Generator) -> KVLayer:
+def random_layer(like: KVLayer, slots: int, made: torch.Generator) -> KVLayer:
     def buffer(of: torch.Tensor) -> torch.Tensor:
         random = torch.randn(slots, *of.shape[1:], generator=made)
         # FP8 is stored as bytes.
@@ -87,7 +93,7 @@ def _random_layer(like: KVLayer, slots: int, made: torch.Generator) -> KVLayer:
     return _of(like, buffer(like.keys), buffer)
 
 
-def _copy(layer: KVLayer) -> KVLayer:
+def copy(layer: KVLayer) -> KVLayer:
     return _of(layer, layer.keys.clone(), torch.clone)
 
 

@@ -28,6 +28,7 @@ import re
 import tempfile
 import threading
 import zlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 #: Kept sets that may wait for the writer; on a GPU this is pinned host memory.
 PENDING_BYTES = 2**27
+#: Token ids that may wait for it, eight bytes each.
+PENDING_IDS = 2**24
 #: Lines that may wait for it.
 PENDING_LINES = 2**14
 
@@ -58,7 +61,7 @@ def check_folder(folder: str) -> None:
     """Make it if it is not there. Raises ConfigError if no file can be written in it."""
     try:
         path = Path(folder).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # users' texts will stand there
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b" ")
     except (OSError, RuntimeError) as error:  # RuntimeError: of a `~` whose home is not known
@@ -88,21 +91,25 @@ class RequestTrace:
         told, self._told = self._told, upto
         return {
             "think": None if self._gate is None else [self._gate.start, self._gate.end],
-            "output": list(output_ids[told:upto]),
+            "output": array("q", output_ids[told:upto]),
         }
 
 
 class Tracer:
     """Of one server process. Its methods are the scheduler's thread's, and neither wait nor raise."""
 
-    def __init__(self, folder: str, server: Mapping[str, Any], markers: ThinkMarkers | None):
-        """`server`: what the first line of every file says beside what is the request's own."""
+    def __init__(self, folder: str, server: Mapping[str, Any], markers: ThinkMarkers | None, device: torch.device):
+        """
+        Args:
+            server: what the first line of every file says beside what is the request's own.
+            device: where the KV cache is.
+        """
         self._folder = Path(folder).expanduser()
         self._server = dict(server)
         self._markers = markers
         self._numbers = itertools.count(1)
         self._seen: dict[int, _Kept] = {}  # of each row, from `witness` until `compressed`
-        self._writer = _Writer()
+        self._writer = _Writer(device)
 
     def witness(self, compressions: Sequence[Compression], kept: torch.Tensor) -> None:
         """A types.Witness."""
@@ -147,7 +154,7 @@ class Tracer:
             "began": f"{now:%Y-%m-%dT%H:%M:%SZ}",
             **self._server,
             "options": asdict(state.options),
-            "prompt": list(prompt),
+            "prompt": array("q", prompt),
         }
         self._writer.put(_Line(self._folder / name, first, begins=True))
         return RequestTrace(self._writer, self._folder / name, gate)
@@ -202,24 +209,36 @@ class _Line:
     kept: _Kept | None = None
     begins: bool = False  #: the file
 
+    @property
+    def ids(self) -> int:
+        """How many token ids it holds."""
+        return sum(len(field) for field in self.fields.values() if isinstance(field, array))
+
     def write(self) -> None:
-        fields = self.fields
+        fields = {name: list(v) if isinstance(v, array) else v for name, v in self.fields.items()}
         if fields["kind"] == "compression":
             fields = {**fields, "kept": None if self.kept is None else self.kept.pack()}
-        with self.path.open("xb" if self.begins else "ab") as file:
+        with open(self.path, "xb" if self.begins else "ab", opener=_private) as file:
             file.write(json.dumps(fields).encode() + b"\n")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class _Writer:
     """A thread that writes lines in the order they come. After the first failure it writes no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        """`device`: of the kept sets, whose events the thread waits for."""
         self.stopped = False
+        self._device = device
         self._lines: queue.Queue[_Line] = queue.Queue(PENDING_LINES)
-        self._reserved = 0
+        self._reserved = 0  # bytes of kept sets
+        self._ids = 0  # of lines
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._behind = False
+        threading.Thread(target=self._run, name="rpc-trace", daemon=True).start()
 
     def reserve(self, size: int) -> bool:
         """Whether kept sets of `size` bytes may wait; if so they count until their line has been written."""
@@ -236,9 +255,12 @@ class _Writer:
     def put(self, line: _Line) -> None:
         if self.stopped:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="rpc-trace", daemon=True)
-            self._thread.start()
+        with self._lock:
+            self._ids += line.ids
+            full = self._ids > PENDING_IDS
+        if full:
+            self.stop(f"more than {PENDING_IDS} token ids wait to be written")
+            return
         try:
             self._lines.put_nowait(line)
         except queue.Full:
@@ -254,6 +276,8 @@ class _Writer:
         self._lines.join()
 
     def _run(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # a thread begins on the first one, which may be another server's
         while True:
             line = self._lines.get()
             try:
@@ -261,8 +285,8 @@ class _Writer:
                     line.write()
             except Exception as error:  # whatever it is, it must not keep the server from serving
                 self.stop(f"{type(error).__name__}: {error}")
-            if line.kept is not None:
-                with self._lock:
-                    self._reserved -= line.kept.size
+            with self._lock:
+                self._ids -= line.ids
+                self._reserved -= 0 if line.kept is None else line.kept.size
             self._lines.task_done()
             del line  # the kept sets, while it waits for the next

@@ -124,11 +124,12 @@ def unresumable(runtime: Any, req: Any) -> bool:
     state, generated = req.rpc, len(req.output_ids)
     if state is None or state.backup is not None or generated == 0:
         return False
-    if not state.active and state.totals.compressions == 0:
+    by_tokens = state.thoughts is not None  # nobody knows what it will hold; SGLang's clip stands
+    if (by_tokens or not state.active) and state.totals.compressions == 0:
         return False  # SGLang's own limits hold for it
     room = room_behind(runtime.scheduler, len(req.origin_input_ids) + generated)
     params = req.sampling_params
-    if state.active:
+    if state.active and not by_tokens:
         plan = state.plan(generated, max(0, params.max_new_tokens - generated), ends=True)
         return Forecast([plan], runtime.page_size).peak > room
     params.max_new_tokens = min(params.max_new_tokens, generated + max(room, 1))

@@ -168,7 +168,7 @@ def _tracer(scheduler: Any, config: RPCConfig, compressor: Compressor, group: An
         "layers": len(compressor.layers),
         "heads": compressor.layers[0].keys.shape[1] if config.aggregation == "group" else 1,
     }
-    tracer = Tracer(config.trace, server, compressor.markers)
+    tracer = Tracer(config.trace, server, compressor.markers, compressor.ring.buffer.device)
     compressor.show_kept(tracer.witness)
     return tracer
 

@@ -7,6 +7,7 @@ import torch
 
 from sglang_rpc.memory import compaction
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
+from sglang_rpc.runtime import move_path
 from sglang_rpc.types import KVLayer
 from tests.kernels.cases import DEVICE, Case, case
 
@@ -106,3 +107,10 @@ def test_different_heads_are_refused():
     made, other = case([(20, 4)], layers=1), case([(20, 4)], layers=1, kv_heads=1)
     with pytest.raises(ValueError, match="same KV heads"):
         SliceTable([*made.layers, *other.layers])
+
+
+def test_the_mover_of_whole_stretches_agrees_with_pytorch_and_a_wrong_one_is_seen(monkeypatch):
+    made = case([(30, 3), (60, 4)], page=16, seed=3)
+    assert move_path.failure(made.layers, DEVICE) is None
+    monkeypatch.setattr(move_path, "_in_one_launch", lambda layers, rows: lambda compressions: None)
+    assert "they left" in move_path.failure(made.layers, DEVICE)

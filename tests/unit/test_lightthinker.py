@@ -13,12 +13,14 @@ from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.policy.lightthinker import Gists, Thought, Thoughts
 from sglang_rpc.runtime.admission import Plan
+from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
-from sglang_rpc.seams import scheduling
+from sglang_rpc.seams import resume, scheduling
 from sglang_rpc.seams.settings import _refuse_gists
 from tests.unit.decode_loop import LAYERS, WORD, Loop
 
 GISTS = Gists((91, 92, 93), resume=99)
+CONFIG = RPCConfig(policy="lightthinker", gist_tokens=(91, 92, 93), scope="all")
 
 
 def read(output, gists=GISTS, start=0):
@@ -256,3 +258,17 @@ def test_gist_tokens_are_texts_or_ids(value):
 def test_gist_tokens_come_as_json_has_them():
     found = RPCConfig.parse('{"policy": "lightthinker", "gist_tokens": ["<o>", 7], "gist_resume": 9}')
     assert found.gist_tokens == ("<o>", 7) and RPCConfig.parse(found.to_json()) == found
+
+
+@pytest.mark.parametrize("page", [1, 16, 64])
+@pytest.mark.parametrize("evicted", [0, 1])
+def test_a_request_that_fits_the_pool_by_sglangs_clip_can_be_prefilled_again(page, evicted):
+    prompt, pool = 100, 4096
+    state = RequestState(RequestOptions.from_custom_params(None, CONFIG, can_gate=False), thoughts=Thoughts(GISTS))
+    state.totals.compressions = evicted
+    params = SimpleNamespace(max_new_tokens=pool - 2 - prompt)
+    req = SimpleNamespace(rpc=state, output_ids=[0] * 99, origin_input_ids=[0] * prompt, sampling_params=params)
+    runtime = SimpleNamespace(scheduler=SimpleNamespace(page_size=page, max_total_num_tokens=pool), page_size=page)
+    assert not resume.unresumable(runtime, req)
+    req.output_ids = [0] * pool  # what it had evicted does not fit beside the rest any more
+    assert resume.unresumable(runtime, req) is (evicted == 1)

@@ -70,7 +70,7 @@ def test_requests_compressed_together_have_a_file_each(tmp_path):
 
 
 def test_a_compression_that_keeps_no_candidate(tmp_path):
-    tracer = Tracer(str(tmp_path), {"layers": 3, "heads": 1, "config": {}}, None)
+    tracer = Tracer(str(tmp_path), {"layers": 3, "heads": 1, "config": {}}, None, torch.device("cpu"))
     options = RequestOptions.from_custom_params(None, config(), can_gate=False)
     c = Compression(
         row=1, slot=0, prompt_length=2, generated=9, window=3, begin=4, end=11, keep=0, event=1, catch_up=False
@@ -413,3 +413,27 @@ def test_every_cut_is_read_or_refused(tmp_path, good):
         if trace.compressions:
             assert len(holdings.compose(trace).stages) == len(trace.compressions) + 1
     assert seen == {0, 1, 2}
+
+
+def test_a_text_is_its_owners_alone(tmp_path):
+    traced = Traced(tmp_path / "new", config())
+    request = traced.loop.add()
+    traced.loop.run(30)
+    traced.finish(request)
+    (file,) = traced.files()
+    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_texts_that_wait_for_a_slow_disk_are_bounded_too(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(recorder, "PENDING_IDS", 50)
+    gate = threading.Event()
+    write = recorder._Line.write
+    monkeypatch.setattr(recorder._Line, "write", lambda line: (gate.wait(30), write(line)))
+    traced = Traced(tmp_path, config())
+    request = traced.loop.add(prompt=7)
+    with caplog.at_level(logging.ERROR):
+        traced.loop.run(90)
+    gate.set()
+    traced.tracer.flush()
+    assert "more than 50 token ids wait" in caplog.text and caplog.text.count("--rpc-trace stops") == 1
+    assert len(request.done) == 5  # serving went on

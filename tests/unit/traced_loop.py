@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from eval.trace_view import holdings, reader
 from sglang_rpc.config import RPCConfig
@@ -29,7 +30,7 @@ class Traced:
         heads = self.loop.layers[0].keys.shape[1] if config.aggregation == "group" else 1
         server = {"model": "a model", "layers": LAYERS, "heads": heads, "config": config.as_dict()}
         check_folder(str(folder))
-        self.folder, self.tracer = folder, Tracer(str(folder), server, compressor.markers)
+        self.folder, self.tracer = folder, Tracer(str(folder), server, compressor.markers, torch.device("cpu"))
         compressor.show_kept(self.tracer.witness)
         self.rids: dict[int, str] = {}
         #: What the pool held behind each compression, by request: [layer][head][positions].
