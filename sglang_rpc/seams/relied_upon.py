@@ -293,6 +293,7 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         "a request's tokens and state; a plain class, so that it takes `rpc`",
         (
             "finished",
+            "finished_reason",
             "input_embeds",
             "is_retracted",
             "kv",
@@ -306,6 +307,7 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
         ),
     ),
     # ---- requests and what a user sees
+    ReliedUpon("sglang.srt.managers.schedule_batch.BaseFinishReason.to_json", "why a request ended, as a trace has it"),
     ReliedUpon(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager",
         "the arguments that carry the configuration",
@@ -368,8 +370,8 @@ RELIED_UPON: tuple[ReliedUpon, ...] = (
     ReliedUpon("sglang.srt.distributed.parallel_state.get_attn_tp_group", "the group whose ranks share the heads"),
     ReliedUpon(
         "sglang.srt.distributed.parallel_state.GroupCoordinator",
-        "its size",
-        ("world_size",),
+        "its size, and which of its ranks this is",
+        ("rank_in_group", "world_size"),
     ),
     ReliedUpon(
         "sglang.srt.distributed.parallel_state.GroupCoordinator.all_reduce",
