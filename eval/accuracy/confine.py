@@ -4,7 +4,7 @@
 
 limits    CPU seconds, address space, size of a file, open files (setrlimit; nobody but root may raise them again)
 root      its capabilities are dropped, so that root is a user like any other
-Landlock  files: reads only what Python is made of and FOLDER; creates, writes and removes in FOLDER alone
+Landlock  files: reads only what Python is made of and FOLDER; creates and writes in FOLDER alone, and removes nothing
 seccomp   system calls: a list of those that a computation needs. No process is ever made (threads are), so nothing can
           outlive this one; no sockets, no signals to others, no execution of programs
 
@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
 
 # Landlock: linux/landlock.h. The system calls have the same numbers on every architecture.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-WRITE_FILE, READ_FILE, READ_DIR, REMOVE_FILE, MAKE_REG, TRUNCATE = (1 << bit for bit in (1, 2, 3, 5, 8, 14))
+WRITE_FILE, READ_FILE, READ_DIR, MAKE_REG, TRUNCATE = (1 << bit for bit in (1, 2, 3, 8, 14))
 #: Bits that each version knows: all of what a right can be asked for is asked for, and so denied unless given.
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 NET_RIGHTS, SCOPES = 3, 3  # from version 4: bind and connect; from 6: abstract sockets and signals
@@ -35,7 +35,7 @@ LE, EQ, MASKED_EQ = 3, 4, 7
 SYSTEM_CALLS = """
     read write readv writev pread64 pwrite64 preadv pwritev lseek close close_range dup dup2 dup3 pipe pipe2
     stat lstat fstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat getdents64 getcwd
-    chdir fchdir umask unlink unlinkat rename renameat renameat2 ftruncate fallocate fsync fdatasync flock
+    chdir fchdir umask ftruncate fsync fdatasync flock
     sendfile copy_file_range select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait
     eventfd2 mmap mprotect munmap mremap madvise brk membarrier
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack pause
@@ -44,7 +44,9 @@ SYSTEM_CALLS = """
     getrlimit getrusage sysinfo uname getcpu getrandom sched_yield sched_getaffinity sched_getscheduler sched_getparam
     futex futex_waitv set_robust_list get_robust_list rseq arch_prctl set_tid_address restart_syscall exit exit_group
 """
-O_ACCESS_OR_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
+#: Bits of an `open` that are looked at: with O_TMPFILE's own set, no rule matches. A file without a name, like one that
+#: has been removed, would not be counted among the folder's.
+O_ACCESS_OR_TRUNCATE = os.O_ACCMODE | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 CLONE_THREAD = 0x00010000
 FCNTL_LAST_HARMLESS = 7  # the next ones choose whom signals go to
 #: Calls allowed for some arguments: (number of the argument, comparison, value[, value behind a mask]).
@@ -128,7 +130,7 @@ def restrict_files(folder: str) -> None:
     for path in (*python, "/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/zero"):
         allow(path, READ_FILE | READ_DIR)
     allow("/dev/null", READ_FILE | WRITE_FILE)
-    allow(folder, READ_FILE | READ_DIR | WRITE_FILE | REMOVE_FILE | MAKE_REG | TRUNCATE)
+    allow(folder, READ_FILE | READ_DIR | WRITE_FILE | MAKE_REG | TRUNCATE)
     _must(libc.syscall(RESTRICT_SELF, ruleset, 0), "Landlock")
     os.close(ruleset)
 

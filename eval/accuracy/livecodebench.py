@@ -49,7 +49,7 @@ MODULES = (
 IMPORTS = "\n".join(
     [f"from {name} import *" for name in (*MODULES.split(), "json", "builtins", "typing")]
     + [f"import {name}" for name in (*MODULES.split(), "json")]
-    + ["sys.setrecursionlimit(50000)", ""]
+    + ["sys.setrecursionlimit(50000)", "sys.set_int_max_str_digits(50000)", ""]
 )
 #: Runs the solution as it stands; of a function, as a module that is not the main one.
 RUN = """
@@ -101,9 +101,19 @@ def problems(rows: Sequence[Row], name: str) -> tuple[list[Problem], bool]:
 
 def code(text: str) -> str | None:
     """The last fenced block, of Python or of no named language; None without one, or if it is empty."""
-    blocks = re.findall(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", text, re.DOTALL | re.MULTILINE)
-    found = [body for language, body in blocks if language.lower() in ("", "python", "python3", "py")]
-    return found[-1] if found and found[-1].strip() else None
+    last, begun, language = None, None, ""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):  # once over: a model in a loop may open thousands of blocks
+        fence = line.strip()
+        if not fence.startswith("```"):
+            continue
+        if begun is None:
+            begun, language = number + 1, fence.strip("`").strip().split(" ")[0].lower()
+        elif not fence.strip("`").strip():
+            if re.fullmatch(r"|py\w*", language):
+                last = "\n".join(lines[begun:number]) + "\n"
+            begun = None
+    return last if last is not None and last.strip() else None
 
 
 def judge(problem: Problem, answer: str) -> Verdict:

@@ -8,6 +8,7 @@ the program is not run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,8 @@ CONFINE = Path(__file__).with_name("confine.py")
 START_SECONDS = 60.0
 #: Between two looks at what no kernel limit counts: elapsed time, threads, the folder's size.
 LOOK_SECONDS = 0.01
+#: In its folder.
+MOST_FILES = 256
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,12 @@ def run(program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
             process.kill()  # all there is of it: it could make no other
             process.wait()
         seconds = time.monotonic() - began
+        full = os.fstat(out.fileno()).st_size >= limits.files
         stdout, stderr = _text(out, limits.files), _text(err, limits.files)
     if not confined:
         why = stderr.strip().splitlines()[-1:] or [f"the process ended with {process.returncode}"]
         raise EvalError(f"code of models cannot be run safely here, so it is not run: {why[0]}; use another machine")
-    if ended == "exit" and len(stdout) >= limits.files:
+    if ended == "exit" and full:
         ended = "output"
     return Outcome(ended, process.returncode, stdout, stderr, round(seconds, 3))
 
@@ -136,8 +140,11 @@ def _watch(process: subprocess.Popen[bytes], folder: str, limits: Limits, began:
             if len(os.listdir(f"/proc/{process.pid}/task")) > limits.threads:
                 return "threads"
             with os.scandir(folder) as found:
-                if sum(entry.stat(follow_symlinks=False).st_size for entry in found) > limits.files:
-                    return "files"
+                stats = [entry.stat(follow_symlinks=False) for entry in itertools.islice(found, MOST_FILES + 1)]
+            # A file may take more than its length, or less.
+            taken = sum(max(stat.st_size, 512 * stat.st_blocks) for stat in stats)
+            if taken > limits.files or len(stats) > MOST_FILES:
+                return "files"
         except OSError:
             continue  # something ended between two calls
 

@@ -30,6 +30,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 
 MODULE = "sglang_rpc.launch_server"
+POLICIES = ("rpc", "random", "streaming", "tova", "h2o", "snapkv", "rkv")  #: that take P, R and c
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _claim(options: argparse.Namespace) -> None:
     """Begin the directory, or find that it is this comparison's. Raises EvalError."""
+    unknown = [policy for policy in options.policies if policy not in POLICIES]
+    if unknown:
+        raise EvalError(f"--policies must be of {', '.join(POLICIES)} (full KV is always there), got {unknown[0]!r}")
     for arm in arms(["rpc"], options.intervals, options.window, options.ratios):
         try:
             RPCConfig(interval=arm.interval, window=arm.window, ratio=arm.ratio)

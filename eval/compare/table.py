@@ -23,6 +23,8 @@ COLUMNS = (
     *("held_share", "peak_share", "held_bytes", "peak_bytes", "tok_s"),
 )
 Z = 1.96  #: of a 95 % interval
+#: What arms must have in common, of their configuration.
+JUDGED_BY = ("model_sha", "grader_sha", "data_sha256", "measure", "graders")
 
 Samples = dict[Arm, list[dict[str, Any]]]
 
@@ -40,9 +42,11 @@ def complete(every: Sequence[Arm], out: Path, problems: Sequence[str], samples: 
         if len(rows) == len(problems) * samples:
             found[arm] = rows
             config, _ = read(out / f"{arm.name}.jsonl")
-            judges[arm.name] = {name: (config or {}).get(name) for name in ("model_sha", "grader_sha")}
-    if len({tuple(judge.values()) for judge in judges.values()}) > 1:
-        raise EvalError(f"the arms in {out} are of different models or graders ({judges}); choose another --out")
+            judges[arm.name] = {name: (config or {}).get(name) for name in JUDGED_BY}
+    if len({json.dumps(judge, sort_keys=True) for judge in judges.values()}) > 1:
+        raise EvalError(
+            f"the arms in {out} are of different models, problems or graders ({judges}); choose another --out"
+        )
     return found
 
 

@@ -146,7 +146,7 @@ def test_samples_of_another_model_are_not_compared(measured):
     every, out = measured
     path = out / f"{every[1].name}.jsonl"
     path.write_text(path.read_text().replace('"config": {}', '"config": {"model_sha": "other"}'))
-    with pytest.raises(EvalError, match="different models or graders"):
+    with pytest.raises(EvalError, match="different models, problems or graders"):
         table.complete(every, out, ["a", "b", "c"], 1)
 
 
