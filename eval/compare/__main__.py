@@ -28,9 +28,9 @@ from eval.compare.arms import FULL, Arm, arms
 from eval.compare.plots import plot
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.policy.table import POLICIES
 
 MODULE = "sglang_rpc.launch_server"
-POLICIES = ("rpc", "random", "streaming", "tova", "h2o", "snapkv", "rkv")  #: that take P, R and c
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             except (EvalError, BenchError) as error:
                 failed.append(f"{policy}: {error}")
         found = table.complete(every, options.out, _problems(options), options.samples)
-        rows = table.summary(found, options.concurrency, _entry_bytes(options))
+        rows = table.summary(found, table.at_once(found, options.out), _entry_bytes(options))
     except (EvalError, BenchError, OSError) as error:
         failed.append(str(error))
     except KeyboardInterrupt:

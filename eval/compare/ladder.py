@@ -36,6 +36,8 @@ def load(directory: Path) -> Comparison:
     task = json.loads((directory / "comparison.json").read_text())["task"]
     with (directory / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
+    if len({(row["policy"], row["ratio"]) for row in rows}) < len(rows):
+        raise ValueError(f"{directory / 'summary.csv'} has several intervals, of which a table can show one")
     if not any(row["policy"] == FULL for row in rows):
         raise ValueError(f"{directory / 'summary.csv'} has no row of the full KV cache")
     return Comparison(task, rows)

@@ -15,13 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.bench.presets import TIGHT
 from eval.compare.arms import FULL
 
 NOT_RUN = "not run here"
 MODELS = {"7B": "DeepSeek-R1-Distill-Qwen-7B", "QwQ": "QwQ-32B"}
 SHAPES = {"7B": "qwen-7b", "QwQ": "qwq-32b"}  #: of eval.bench: the same sizes, made-up weights
 TASKS = ("aime24", "livecodebench", "ifeval")
-WINDOW, RATIO = 32, 4
+WINDOW, RATIO, INTERVALS = 32, 4, (1024, 4096)
+
+METHOD, SPEEDS_OF = ("interval", "window", "ratio"), [1024, WINDOW, RATIO]
 
 #: pass@1 in percent; 8 samples a problem, temperature 0.6, top-p 0.95, 32K tokens. In the order of TASKS, 7B then QwQ.
 ACCURACY: dict[tuple[str, int | None], tuple[float | None, ...]] = {
@@ -56,7 +59,9 @@ class Row:
 
 def rows(results: Sequence[Path]) -> list[Row]:
     """Every number of the paper's, in its order."""
-    measured, speeds = dict(_measured(results)), dict(_speeds(results))
+    # The largest interval last: of a policy that the paper names none for, it counts.
+    measured = {key: value for _, key, value in sorted(_measured(results), key=lambda each: each[0])}
+    speeds = dict(_speeds(results))
     found = []
     for m, model in enumerate(MODELS):
         for (policy, interval), values in ACCURACY.items():
@@ -74,26 +79,28 @@ def rows(results: Sequence[Path]) -> list[Row]:
     return found
 
 
-def _measured(results: Sequence[Path]) -> Iterator[tuple[tuple[str, str, str, int | None], tuple[str, str]]]:
-    """(model, task, policy, P) -> accuracy, from directories of eval.compare. P of policies without one in the paper
-    is left out: of several intervals the largest counts, as the paper gives them the same budget."""
+def _measured(results: Sequence[Path]) -> Iterator[tuple[int, tuple[str, str, str, int | None], tuple[str, str]]]:
+    """P, (model, task, policy, P where the paper names one), accuracy; from directories of eval.compare."""
     for directory in results:
         if not (directory / "comparison.json").exists() or not (directory / "summary.csv").exists():
             continue
         said = json.loads((directory / "comparison.json").read_text())
-        model = next((name for name, full in MODELS.items() if full in str(said["model_path"])), None)
+        model = next((name for name, full in MODELS.items() if full == Path(said["model_path"]).name), None)
         task = said["task"].partition(":")[0]
         if model is None or task not in TASKS:
             continue
+        if json.loads((directory / "conditions.json").read_text())["all"].get("measure") != "pass@1":
+            continue
         with (directory / "summary.csv").open() as file:
-            arms = sorted(csv.DictReader(file), key=lambda arm: int(arm["interval"]))
+            arms = list(csv.DictReader(file))
         for arm in arms:
-            full = arm["policy"] == FULL
-            if not full and (int(arm["window"]), float(arm["ratio"])) != (WINDOW, RATIO):
+            interval = int(arm["interval"])
+            as_paper = interval in INTERVALS and (int(arm["window"]), float(arm["ratio"])) == (WINDOW, RATIO)
+            if arm["policy"] != FULL and not as_paper:
                 continue
-            interval = int(arm["interval"]) if (arm["policy"], int(arm["interval"])) in ACCURACY else None
+            named = interval if (arm["policy"], interval) in ACCURACY else None
             value = f"{100 * float(arm['accuracy']):.1f} +- {100 * float(arm['error']):.1f}"
-            yield (model, task, arm["policy"], interval), (value, str(directory))
+            yield interval, (model, task, arm["policy"], named), (value, str(directory))
 
 
 def _speeds(results: Sequence[Path]) -> Iterator[tuple[tuple[str, int], tuple[str, str]]]:
@@ -109,7 +116,9 @@ def _speeds(results: Sequence[Path]) -> Iterator[tuple[tuple[str, int], tuple[st
             for length in {int(run["output_tokens"]) for run in mine}:
                 speeds: dict[str, list[float]] = {}
                 for run in mine:
-                    if int(run["output_tokens"]) == length and float(run["pool_fraction"]) < 1:
+                    as_paper = run["arm"] != "rpc" or [float(run[f"rpc_{name}"]) for name in METHOD] == SPEEDS_OF
+                    tight = round(float(run["pool_fraction"]), 2) == TIGHT
+                    if as_paper and tight and int(run["output_tokens"]) == length:
                         speeds.setdefault(run["arm"], []).append(float(run["tok_s"]))
                 if "stock" in speeds and "rpc" in speeds:
                     stock, rpc = (sum(speeds[arm]) / len(speeds[arm]) for arm in ("stock", "rpc"))

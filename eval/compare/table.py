@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,15 +50,27 @@ def complete(every: Sequence[Arm], out: Path, problems: Sequence[str], samples: 
     return found
 
 
-def summary(found: Samples, concurrency: int, entry_bytes: int | None) -> list[dict[str, Any]]:
+def at_once(found: Samples, out: Path) -> dict[Arm, int]:
+    """How many samples of each arm were asked for at once, when its file was begun."""
+    return {arm: min(len(rows), _said(arm, out)["concurrency"]) for arm, rows in found.items()}
+
+
+def _said(arm: Arm, out: Path) -> dict[str, Any]:
+    """Of the first line of its file, what is there beside the configuration."""
+    with (out / f"{arm.name}.jsonl").open(encoding="utf-8") as file:
+        said: dict[str, Any] = json.loads(file.readline())["said"]
+    return said
+
+
+def summary(found: Samples, concurrency: Mapping[Arm, int], entry_bytes: int | None) -> list[dict[str, Any]]:
     """A row an arm.
 
     Args:
-        concurrency: samples that were asked for at once.
+        concurrency: samples of an arm that were asked for at once.
         entry_bytes: of one token's KV in all layers; None where that is not known.
     """
     full = shares(next((rows for arm, rows in found.items() if arm.policy == FULL), []))
-    return [_row(arm, rows, full, concurrency, entry_bytes) for arm, rows in found.items()]
+    return [_row(arm, rows, full, concurrency[arm], entry_bytes) for arm, rows in found.items()]
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -155,9 +167,8 @@ def write_conditions(found: Samples, out: Path) -> None:
     """`conditions.json`: configuration, commit, versions and machine of every arm; what all share stands once."""
     each = {}
     for arm in found:
-        with (out / f"{arm.name}.jsonl").open(encoding="utf-8") as file:
-            first = json.loads(file.readline())
-        each[arm.name] = {**first.get("said", {}), **first["config"]}
+        config, _ = read(out / f"{arm.name}.jsonl")
+        each[arm.name] = {**_said(arm, out), **(config or {})}
     shared = {
         name: value
         for name, value in next(iter(each.values()), {}).items()

@@ -34,7 +34,10 @@ def measured(tmp_path):
         "random": {"a": [0], "b": [0], "c": [0]},
     }
     for arm in every:
-        lines = [{"config": {}, "said": {"commit": "1"}}, *rows(solved[arm.policy], None if arm.policy == FULL else 40)]
+        lines = [
+            {"config": {}, "said": {"commit": "1", "concurrency": 2}},
+            *rows(solved[arm.policy], None if arm.policy == FULL else 40),
+        ]
         (tmp_path / f"{arm.name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return every, tmp_path
 
@@ -49,19 +52,19 @@ def test_full_is_measured_once_and_first():
 
 def test_differences_are_taken_problem_by_problem(measured):
     found = table.complete(*measured, ["a", "b", "c"], 1)
-    full, rpc, chance = table.summary(found, concurrency=8, entry_bytes=1000)
+    full, rpc, chance = table.summary(found, table.at_once(found, measured[1]), entry_bytes=1000)
     assert (full["accuracy"], full["to_full"], full["held_share"]) == (1.0, 0.0, 1.0)
     assert rpc["accuracy"] == pytest.approx(2 / 3) and rpc["to_full"] == pytest.approx(-1 / 3)
     assert rpc["to_full_error"] == pytest.approx(math.sqrt((1 / 3) / 3))  # of 0, 0, -1
     assert rpc["to_full_high"] - rpc["to_full"] == pytest.approx(1.96 / 3)
-    assert (rpc["held_share"], rpc["peak_share"], rpc["tok_s"]) == (pytest.approx(0.4), pytest.approx(0.4), 400.0)
+    assert (rpc["held_share"], rpc["peak_share"], rpc["tok_s"]) == (pytest.approx(0.4), pytest.approx(0.4), 100.0)
     assert (full["held_bytes"], rpc["held_bytes"], rpc["peak_bytes"]) == (100_000, 40_000, 40_000)
     assert (chance["accuracy"], chance["to_full_error"]) == (0.0, 0.0)
 
 
 def test_the_table_the_file_and_the_plot(measured, tmp_path):
     samples = table.complete(*measured, ["a", "b", "c"], 1)
-    found = table.summary(samples, 8, None)
+    found = table.summary(samples, table.at_once(samples, measured[1]), None)
     table.write(found, tmp_path / "summary.csv")
     read = list(csv.DictReader((tmp_path / "summary.csv").open()))
     assert [row["arm"] for row in read] == ["full", "rpc-P64-R32-c4", "random-P64-R32-c4"] and read[1][
@@ -78,7 +81,7 @@ def test_the_table_the_file_and_the_plot(measured, tmp_path):
     path.write_text(path.read_text().replace('"config": {}', '"config": {"rpc": 1}'))
     table.write_conditions(samples, tmp_path)
     said = json.loads((tmp_path / "conditions.json").read_text())
-    assert said["all"] == {"commit": "1"} and said["arms"]["full"] == {"rpc": 1}
+    assert said["all"] == {"commit": "1", "concurrency": 2} and said["arms"]["full"] == {"rpc": 1}
 
 
 def test_the_peak_is_what_stood_before_the_last_due_compression():
@@ -131,7 +134,8 @@ def test_what_is_there_is_not_measured_again(measured, options):
 def test_arms_that_lack_a_problem_are_left_out(measured):
     every, out = measured
     assert table.complete(every, out, ["a", "b", "c", "d"], 1) == {}
-    assert [row["problems"] for row in table.summary(table.complete(every, out, ["a", "b"], 1), 8, None)] == [2, 2, 2]
+    found = table.complete(every, out, ["a", "b"], 1)
+    assert [row["problems"] for row in table.summary(found, table.at_once(found, out), None)] == [2, 2, 2]
 
 
 def test_another_comparison_is_refused(options):
@@ -156,12 +160,22 @@ def test_samples_of_another_model_are_not_compared(measured):
         (["--ratios", "1"], "ratio must be a number above 1"),
         (["--intervals", "4", "--ratios", "8"], "at most the interval"),
         (["--server-flags", "'"], "--server-flags can't be read"),
+        (["--policies", "rpc,foo"], "got 'foo'"),
+        (["--policies", "full,rpc"], "got 'full'"),
     ],
 )
 def test_what_is_sure_to_fail_is_refused_before_a_server_starts(tmp_path, flags, named):
     given = compare._parser().parse_args(["--model-path", "m", "--out", str(tmp_path), *flags])
     with pytest.raises(EvalError, match=named):
         compare._claim(given)
+
+
+def test_arms_over_other_problems_are_not_paired(measured):
+    every, out = measured
+    path = out / f"{every[1].name}.jsonl"
+    path.write_text(path.read_text().replace('"config": {}', '"config": {"data_sha256": "other"}'))
+    with pytest.raises(EvalError, match="different models, problems or graders"):
+        table.complete(every, out, ["a", "b", "c"], 1)
 
 
 @pytest.mark.parametrize("flag", ["--problems", "--samples", "--concurrency", "--window"])

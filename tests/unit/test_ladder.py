@@ -44,7 +44,7 @@ def test_the_table(two, tmp_path, capsys):
     assert all((tmp_path / "out" / f"ladder.{suffix}").stat().st_size > 5000 for suffix in ("png", "svg"))
 
 
-@pytest.mark.parametrize("damage", ["no summary", "no full", "no policy"])
+@pytest.mark.parametrize("damage", ["no summary", "no full", "no policy", "two intervals"])
 def test_what_is_no_comparison_is_refused(two, tmp_path, capsys, damage):
     path = two[0] / "summary.csv"
     lines = path.read_text().splitlines()
@@ -52,6 +52,8 @@ def test_what_is_no_comparison_is_refused(two, tmp_path, capsys, damage):
         path.unlink()
     elif damage == "no full":
         path.write_text("\n".join([lines[0], *lines[2:]]))
+    elif damage == "two intervals":
+        path.write_text("\n".join([*lines, lines[2]]))
     else:
         path.write_text("\n".join(lines[:2]))
     assert ladder.main(["--results", str(two[0]), "--out", str(tmp_path / "out")]) == 1

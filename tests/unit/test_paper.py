@@ -6,8 +6,9 @@ import json
 from eval.compare import paper
 
 
-def comparison(path, model, task, arms):
+def comparison(path, model, task, arms, measure="pass@1"):
     path.mkdir()
+    (path / "conditions.json").write_text(json.dumps({"all": {"measure": measure}}))
     (path / "comparison.json").write_text(json.dumps({"model_path": f"models/{model}", "task": task}))
     with (path / "summary.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["policy", "interval", "window", "ratio", "accuracy", "error"])
@@ -40,7 +41,7 @@ def test_what_was_run_stands_beside_the_papers_number(tmp_path):
         "aime24",
         [
             *(arm("full", 4096, 0.55), arm("rpc", 4096, 0.53), arm("rpc", 1024, 0.5), arm("h2o", 1024, 0.4)),
-            *(arm("tova", 1024, 0.9, ratio=8), arm("rpc", 2048, 0.99)),
+            *(arm("tova", 1024, 0.9, ratio=8), arm("rpc", 2048, 0.99), arm("h2o", 64, 0.7), arm("h2o", 512, 0.8)),
         ],
     )
     other = comparison(tmp_path / "other", "something-else", "aime24", [arm("full", 64, 0.1)])
@@ -58,10 +59,13 @@ def test_speeds_are_of_the_tight_pool_in_pairs(tmp_path):
     path.mkdir()
     with (path / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["arm", "model", "output_tokens", "pool_fraction", "tok_s"])
-        writer.writerows([["stock", "shape:qwen-7b", 8192, 0.25, 100], ["stock", "shape:qwen-7b", 8192, 0.25, 200]])
-        writer.writerows([["rpc", "shape:qwen-7b", 8192, 0.25, 300], ["rpc", "shape:qwen-7b", 8192, 1.25, 9999]])
-        writer.writerows([["stock", "shape:qwq-32b", 8192, 0.25, 100]])
+        method = [f"rpc_{name}" for name in paper.METHOD]
+        writer.writerow(["arm", "model", "output_tokens", "pool_fraction", "tok_s", *method])
+        stock = ["stock", "shape:qwen-7b", 8192, 0.25]
+        writer.writerows([[*stock, 100, "", "", ""], [*stock, 200, "", "", ""]])
+        for fraction, speed, *asked in ((0.252, 300, 1024, 32, 4), (1.25, 9999, 1024, 32, 4), (0.25, 9999, 64, 32, 8)):
+            writer.writerow(["rpc", "shape:qwen-7b", 8192, fraction, speed, *asked])
+        writer.writerow(["stock", "shape:qwq-32b", 8192, 0.25, 100, "", "", ""])
     found = paper.rows([path])
     assert by_setting(found)["8192 tokens out"] == ("1.09x (653 -> 709)", "2.00x (150 -> 300)")
     assert by_setting(found)["16384 tokens out"][1] == paper.NOT_RUN
@@ -71,3 +75,17 @@ def test_speeds_are_of_the_tight_pool_in_pairs(tmp_path):
 def test_a_directory_that_is_not_there(tmp_path, capsys):
     assert paper.main(["--results", str(tmp_path / "none"), "--out", str(tmp_path)]) == 1
     assert "is none" in capsys.readouterr().err
+
+
+def test_what_is_not_the_papers_setting_is_not_run(tmp_path):
+    full = [arm("full", 4096, 0.9)]
+    preview = comparison(tmp_path / "a", "QwQ-32B-Preview", "aime24", full)
+    samples = comparison(tmp_path / "b", "QwQ-32B", "livecodebench", full, measure="public-sample rate")
+    assert {ours for _, ours in by_setting(paper.rows([preview, samples]), "QwQ-32B").values()} == {paper.NOT_RUN}
+
+
+def test_of_several_directories_the_largest_interval_counts(tmp_path):
+    large = comparison(tmp_path / "a", "QwQ-32B", "aime24", [arm("tova", 4096, 0.5)])
+    small = comparison(tmp_path / "b", "QwQ-32B", "aime24", [arm("tova", 1024, 0.7)])
+    for order in ([large, small], [small, large]):
+        assert by_setting(paper.rows(order), "QwQ-32B")["aime24, tova"][1] == "50.0 +- 3.1"
