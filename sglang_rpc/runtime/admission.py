@@ -34,6 +34,7 @@ class Plan:
     interval: int = 1
     window: int = 0
     budget_step: int = 1
+    prompt: int = 0  #: entries in front of the generated region, in the same pages
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -78,9 +79,10 @@ class Forecast:
         """Slots above what is held now: int64 [plans, stretches]; negative where a plan holds less, or has ended."""
         if not plans:
             return np.zeros((1, STRETCHES), dtype=np.int64)
-        highest = highest_held(plans, self._begin, self._end)
-        change = highest - np.array([[plan.held] for plan in plans])
-        growth: np.ndarray = -(-change // self._page) * self._page  # d entries more take at most ceil(d / page) pages
+        prompt = np.array([[plan.prompt] for plan in plans])
+        now = prompt + np.array([[plan.held] for plan in plans])
+        then = prompt + highest_held(plans, self._begin, self._end)
+        growth: np.ndarray = (-(-then // self._page) + -now // self._page) * self._page  # ceil(then) - ceil(now)
         return growth
 
 

@@ -105,19 +105,23 @@ class RequestState:
         keep = budget.early_kept(region, self.events, options.interval, options.window, ratio)
         return region - self.evicted - options.window - max(1, keep)
 
-    def plan(self, generated: int, tokens: int, ends: bool) -> Plan:
-        """What the request will hold while it generates `tokens` more behind `generated` logical entries.
+    def plan(self, generated: int, tokens: int, ends: bool, prompt: int) -> Plan:
+        """What the request will hold while it generates `tokens` more behind `generated` logical entries and a prompt
+        of `prompt`.
 
         How long it thinks is not known: of scope `think` it is taken to think until it ends, and, before its first
         thought, to begin at once. Nobody knows either when a thought has its gists: none is taken to be evicted.
         """
+        return self._plan(generated, tokens, ends, prompt, recording=self.slot is not None)
+
+    def _plan(self, generated: int, tokens: int, ends: bool, prompt: int, recording: bool) -> Plan:
         held = generated - self.evicted
         if not self.active or self.thoughts is not None:
-            return Plan(held, generated, tokens, ends)
+            return Plan(held, generated, tokens, ends, prompt=prompt)
         options = self.options
         start = generated if self.start is None else self.start
         due = start + budget.next_due(self.events, options.interval, options.window)
-        recorded_from = generated if self.slot is None else self.slot_since
+        recorded_from = self.slot_since if recording else generated
         return Plan(
             held,
             generated,
@@ -128,15 +132,16 @@ class RequestState:
             interval=options.interval,
             window=options.window,
             budget_step=options.budget_step,
+            prompt=prompt,
         )
 
-    def plan_restored(self, generated: int, tokens: int, ends: bool) -> Plan:
+    def plan_restored(self, generated: int, tokens: int, ends: bool, prompt: int) -> Plan:
         """`plan` of a request that waits to come back, as it will be with its backup."""
         assert self.to_restore is not None
-        now = self.live()
+        now, recording = self.live(), self.backup is not None and self.backup.queries is not None
         self.restore(self.to_restore)
         try:
-            return self.plan(generated, tokens, ends)
+            return self._plan(generated, tokens, ends, prompt, recording)
         finally:
             self.restore(now)
 

@@ -22,9 +22,10 @@ def adder_that_knows(adder_class: type, scheduler: Any) -> type:
 
 def plan_of(req: Any, generated: int, tokens: int, ends: bool) -> Plan:
     """The plan of a request with `generated` logical entries behind its prompt that may generate `tokens` more."""
+    prompt = len(req.origin_input_ids)
     if req.rpc is None:
-        return Plan(generated, generated, tokens, ends)
-    return req.rpc.plan(generated, tokens, ends)
+        return Plan(generated, generated, tokens, ends, prompt=prompt)
+    return req.rpc.plan(generated, tokens, ends, prompt)
 
 
 def _adder_class(base: type, runtime: Any) -> type:
@@ -60,9 +61,10 @@ def _adder_class(base: type, runtime: Any) -> type:
         def _add_restored(self, req: Any, *args: Any, **kwargs: Any) -> Any:
             """A retracted request whose KV waits on the host: bring it back, then have its newest token prefilled."""
             plan = self._restored(req)
-            cost = self._forecast.peak_with(plan) - self._forecast.peak
+            asks = self._asks(self._forecast.peak_with(plan) - self._forecast.peak)
             with self._lock_node(req.last_node):
-                if resume.slots_needed(runtime, req) + cost + 2 * self.page_size + 1 >= self.rem_total_tokens:
+                # What SGLang will ask for its newest token, once it is restored.
+                if resume.slots_needed(runtime, req) + 1 + asks + self.page_size >= self.rem_total_tokens:
                     return AddReqResult.NO_TOKEN
                 matched = req.prefix_len
                 if not resume.restore(runtime, req):
@@ -85,7 +87,7 @@ def _adder_class(base: type, runtime: Any) -> type:
 
         def _select_prefill_admission(self, req: Any, *, total_tokens: int, **kwargs: Any) -> Any:
             # SGLang counts no more than CLIP_MAX_NEW_TOKENS of what is to come.
-            beyond = max(0, self._cost - CLIP_MAX_NEW_TOKENS)
+            beyond = max(0, self._asks(self._cost) - CLIP_MAX_NEW_TOKENS)
             return super()._select_prefill_admission(req, total_tokens=total_tokens + beyond, **kwargs)
 
         def preempt_to_schedule(self, req: Any) -> bool:
@@ -100,6 +102,10 @@ def _adder_class(base: type, runtime: Any) -> type:
                 self.memory_budget.total_offset += self._forecast.peak - before
             return preempted
 
+        def _asks(self, cost: int) -> int:
+            """`cost` without what rounding to pages may have added: SGLang adds a page of its own for that."""
+            return max(0, cost - (self.page_size - 1))
+
         @contextlib.contextmanager
         def _costing_what_it_adds(self, req: Any, plan: Plan) -> Iterator[None]:
             """Inside, the request asks for as many new tokens as it raises the peak by, and SGLang's arithmetic holds.
@@ -109,7 +115,7 @@ def _adder_class(base: type, runtime: Any) -> type:
             self._cost = self._forecast.peak_with(plan) - self._forecast.peak
             params = req.sampling_params
             asked = params.max_new_tokens, params.ignore_eos
-            params.max_new_tokens, params.ignore_eos = len(req.output_ids) + self._cost, False
+            params.max_new_tokens, params.ignore_eos = len(req.output_ids) + self._asks(self._cost), False
             try:
                 yield
             finally:
@@ -137,8 +143,8 @@ def _adder_class(base: type, runtime: Any) -> type:
             return plan_of(req, len(req.output_ids), *self._to_come(req, 1.0))  # its prefill covers the output it has
 
         def _restored(self, req: Any) -> Plan:
-            tokens, ends = self._to_come(req, 1.0)
-            return req.rpc.plan_restored(len(req.output_ids) - 1, tokens + 1, ends)
+            generated, prompt = len(req.output_ids), len(req.origin_input_ids)  # its prefill covers the newest token
+            return req.rpc.plan_restored(generated, *self._to_come(req, 1.0), prompt)
 
         def _to_come(self, req: Any, ratio: float) -> tuple[int, bool]:
             """Tokens to plan for and whether it ends there: a fixed length, or as far ahead as SGLang reserves."""

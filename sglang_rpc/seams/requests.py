@@ -54,9 +54,12 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
 
 
 def room_behind(scheduler: Any, prompt: int) -> int:
-    """KV entries that the empty pool has behind a prompt of `prompt` tokens; the margins are the PrefillAdder's."""
+    """KV entries that the empty pool has behind a prompt of `prompt` tokens; the margins are the PrefillAdder's.
+
+    The same pages whatever the prompt's length: retracted, what the request has generated is part of its prompt.
+    """
     page = scheduler.page_size
-    return scheduler.max_total_num_tokens - -(-prompt // page) * page - page - 1
+    return (scheduler.max_total_num_tokens - page - 1) // page * page - prompt
 
 
 def _fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int | None, at_least: int) -> None:

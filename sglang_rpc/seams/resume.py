@@ -117,23 +117,39 @@ def forget_on_pause(scheduler: Any, recv_req: Any) -> None:
 
 
 def unresumable(runtime: Any, req: Any) -> bool:
-    """Whether a retracted request without a backup has outgrown the pool, so that its tokens can't be prefilled again.
+    """Whether a retracted request has outgrown the pool, so that it can neither be restored nor prefilled again.
 
-    One that still fits, and will not be compressed any more, is limited to what the pool then has room for.
+    A backup that the empty pool has no room to go on from is dropped. A request that still fits, and will not be
+    compressed any more, is limited to what the pool then has room for.
     """
     state, generated = req.rpc, len(req.output_ids)
-    if state is None or state.backup is not None or generated == 0:
+    if state is None or generated == 0:
         return False
+    if state.backup is not None:
+        if _goes_on(runtime, req):
+            return False
+        forget(runtime, req)
     by_tokens = state.thoughts is not None  # nobody knows what it will hold; SGLang's clip stands
     if (by_tokens or not state.active) and state.totals.compressions == 0:
         return False  # SGLang's own limits hold for it
     room = room_behind(runtime.scheduler, len(req.origin_input_ids) + generated)
     params = req.sampling_params
     if state.active and not by_tokens:
-        plan = state.plan(generated, max(0, params.max_new_tokens - generated), ends=True)
+        prompt = len(req.origin_input_ids)
+        plan = state.plan(generated, max(0, params.max_new_tokens - generated), ends=True, prompt=prompt)
         return Forecast([plan], runtime.page_size).peak > room
     params.max_new_tokens = min(params.max_new_tokens, generated + max(room, 1))
     return room < 1
+
+
+def _goes_on(runtime: Any, req: Any) -> bool:
+    """Whether `req`, restored into the empty pool, has room until its end: one that has yet to record a window for a
+    compression that is due may not."""
+    state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
+    if not state.active or state.thoughts is not None:
+        return True  # limited by what its tokens would hold
+    plan = state.plan_restored(generated, max(0, req.sampling_params.max_new_tokens - generated), True, prompt)
+    return Forecast([plan], runtime.page_size).peak <= room_behind(runtime.scheduler, prompt + plan.held)
 
 
 def queue_if_resumable(original: Callable, scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:

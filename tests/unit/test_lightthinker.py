@@ -214,7 +214,7 @@ def test_nothing_is_planned_on_and_nothing_given_up_early(loop):
     request = loop.add(output=OUTPUT)
     loop.run(12)
     state = request.state
-    assert state.plan(12, 100, True) == Plan(5, 12, 100, True) and state.early_gain(12, 16) == 0
+    assert state.plan(12, 100, True, 0) == Plan(5, 12, 100, True) and state.early_gain(12, 16) == 0
     assert loop.give_way(request, 64) is None
 
 

@@ -204,8 +204,8 @@ BUDGET = {"interval": 64, "window": 8, "budget_step": 16}
 
 def test_the_plan_of_a_new_request():
     new = state(scope="all")
-    assert new.plan(0, 500, True) == Plan(0, 0, 500, True, compresses_at=72, start=0, **BUDGET)
-    assert new.plan(10, 500, False) == Plan(10, 10, 500, False, compresses_at=72, start=0, **BUDGET)
+    assert new.plan(0, 500, True, 0) == Plan(0, 0, 500, True, compresses_at=72, start=0, **BUDGET)
+    assert new.plan(10, 500, False, 0) == Plan(10, 10, 500, False, compresses_at=72, start=0, **BUDGET)
 
 
 @pytest.mark.parametrize(
@@ -226,16 +226,16 @@ def test_the_plan_of_a_running_request(generated, slot_since, compresses_at):
     used.events, used.evicted = 1, 48
     if slot_since is not None:
         used.slot, used.slot_since = 2, slot_since
-    plan = used.plan(generated, 70, True)
+    plan = used.plan(generated, 70, True, 0)
     assert plan == Plan(generated - 48, generated, 70, True, compresses_at=compresses_at, start=0, **BUDGET)
 
 
 def test_the_plan_of_a_thought_counts_from_its_start():
     late = gated([], [WORD] * 30 + [START])
-    assert late.plan(40, 100, False) == Plan(40, 40, 100, False, compresses_at=31 + 72, start=31, **BUDGET)
+    assert late.plan(40, 100, False, 0) == Plan(40, 40, 100, False, compresses_at=31 + 72, start=31, **BUDGET)
     # Before its first thought, it is taken to begin at once.
     mute = gated([], [WORD] * 30)
-    assert mute.plan(30, 100, False) == Plan(30, 30, 100, False, compresses_at=30 + 72, start=30, **BUDGET)
+    assert mute.plan(30, 100, False, 0) == Plan(30, 30, 100, False, compresses_at=30 + 72, start=30, **BUDGET)
 
 
 def test_what_is_not_compressed_is_planned_at_full_length():
@@ -244,7 +244,7 @@ def test_what_is_not_compressed_is_planned_at_full_length():
     refused = state(scope="all")
     refused.refused = "a reason"
     for request_state, held in ((closed, 52), (refused, 100), (state(enabled=False), 100)):
-        plan = request_state.plan(100, 70, True)
+        plan = request_state.plan(100, 70, True, 0)
         assert plan == Plan(held, 100, 70, True) and plan.compresses_at == NEVER
 
 
@@ -252,12 +252,12 @@ def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored():
     used = state(scope="all")
     used.events, used.evicted, used.slot_since, used.wake_at = 2, 96, 130, 500
     used.to_restore = used.live()
-    before = used.plan(150, 70, False)
+    before = used.plan(150, 70, False, 0)
     assert before == Plan(54, 150, 70, False, compresses_at=200, start=0, **BUDGET)
     used.reset()
-    assert used.plan(150, 70, False) == Plan(150, 150, 70, False, compresses_at=158, start=0, **BUDGET)
+    assert used.plan(150, 70, False, 0) == Plan(150, 150, 70, False, compresses_at=158, start=0, **BUDGET)
     now = used.live()
-    assert used.plan_restored(150, 70, False) == before
+    assert used.plan_restored(150, 70, False, 0) == before
     assert used.live() == now  # asked, not done
 
 
@@ -266,11 +266,11 @@ def test_asking_for_the_plan_of_a_restored_request_changes_nothing_even_if_it_fa
     used.to_restore, now = Live(2, 96, 130, 500), used.live()
     monkeypatch.setattr(budget, "next_due", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        used.plan_restored(150, 70, False)
+        used.plan_restored(150, 70, False, 0)
     assert used.live() == now
     used.to_restore = None
     with pytest.raises(AssertionError):
-        used.plan_restored(150, 70, False)
+        used.plan_restored(150, 70, False, 0)
 
 
 def test_who_was_due_is_not_told_that_it_ended_before():
