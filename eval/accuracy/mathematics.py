@@ -21,6 +21,11 @@ from eval.accuracy.verdict import Problem, Verdict
 PROMPT = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 #: Spaces that group digits: 18\,000, 18 000, 18~000.
 GROUPED = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\s)+(?=\d{3}(?!\d))")
+#: A unit in plain words behind a number, which math-verify takes for a product of letters; words that change it stay.
+UNIT = re.compile(
+    r"(?<=[\d}])\s+(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b|(?:or|and|to|plus|minus|times|over|mod)\b)"
+    r"[A-Za-z]{2,}[A-Za-z\s.-]*$"
+)
 
 
 def boxed(text: str) -> str | None:
@@ -49,7 +54,7 @@ def judge(problem: Problem, answer: str) -> Verdict:
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    tidy = GROUPED.sub("", answer.strip().rstrip("\\. "))
+    tidy = UNIT.sub("", GROUPED.sub("", answer.strip().rstrip("\\. ")))
     latex = [math_verify.LatexExtractionConfig()]
     gold = math_verify.parse(f"${problem.expected}$", latex, parsing_timeout=None)
     found = math_verify.parse(f"\\boxed{{{tidy}}}", latex, parsing_timeout=None)
@@ -101,8 +106,9 @@ def _number(row: Row) -> str:
     value = row.one_of("answer", "expected_answer")
     text = str(value).rpartition("####")[2].strip().replace(",", "")
     try:
-        if not Decimal(text).is_finite():
+        number = Decimal(text)
+        if not number.is_finite():
             raise InvalidOperation
     except InvalidOperation:
         raise row.error(f"answer must end in `#### NUMBER`, or be a number, got {str(value)[-60:]!r}") from None
-    return text
+    return f"{number:f}"  # 1e3 is 1000

@@ -7,13 +7,12 @@ ratio) and `ladder.png`, `ladder.svg` (a panel a task).
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.compare import written
 from eval.compare.arms import FULL
 from eval.compare.plots import STYLES
 
@@ -33,9 +32,7 @@ class Comparison:
 
 def load(directory: Path) -> Comparison:
     """Raises OSError or ValueError if eval.compare has not written a whole table there."""
-    task = json.loads((directory / "comparison.json").read_text())["task"]
-    with (directory / "summary.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    task, rows = written.said(directory)["task"], written.summary(directory)
     if len({(row["policy"], row["ratio"]) for row in rows}) < len(rows):
         raise ValueError(f"{directory / 'summary.csv'} has several intervals, of which a table can show one")
     if not any(row["policy"] == FULL for row in rows):

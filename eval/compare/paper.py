@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.bench.presets import TIGHT
+from eval.compare import written
 from eval.compare.arms import FULL
 
 NOT_RUN = "not run here"
@@ -84,16 +84,14 @@ def _measured(results: Sequence[Path]) -> Iterator[tuple[int, tuple[str, str, st
     for directory in results:
         if not (directory / "comparison.json").exists() or not (directory / "summary.csv").exists():
             continue
-        said = json.loads((directory / "comparison.json").read_text())
+        said = written.said(directory)
         model = next((name for name, full in MODELS.items() if full == Path(said["model_path"]).name), None)
         task = said["task"].partition(":")[0]
         if model is None or task not in TASKS:
             continue
-        if json.loads((directory / "conditions.json").read_text())["all"].get("measure") != "pass@1":
+        if written.said(directory, "conditions.json")["all"].get("measure") != "pass@1":
             continue
-        with (directory / "summary.csv").open() as file:
-            arms = list(csv.DictReader(file))
-        for arm in arms:
+        for arm in written.summary(directory):
             interval = int(arm["interval"])
             as_paper = interval in INTERVALS and (int(arm["window"]), float(arm["ratio"])) == (WINDOW, RATIO)
             if arm["policy"] != FULL and not as_paper:
@@ -145,7 +143,11 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         print(f"eval.compare.paper: --results needs directories, and {missing[0]} is none", file=sys.stderr)
         return 1
-    found = rows(options.results)
+    try:
+        found = rows(options.results)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"eval.compare.paper: --results needs what eval.compare and eval.bench wrote: {error}", file=sys.stderr)
+        return 1
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "paper.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

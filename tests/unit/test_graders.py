@@ -100,6 +100,11 @@ def test_the_last_box_is_the_answer(text, found):
         ("72", "7 2", False),
         ("204", "204, 205", False),
         ("72", r"72 \text{ or } 73", False),
+        ("18000", "18000 dollars", True),
+        ("18000", r"\$18,000 US dollars.", True),
+        ("18000", "18 thousand dollars", False),
+        ("72", "72 or x", False),
+        ("72", "72 hours and 5 minutes", False),
         ("72", "x", False),
         ("72", "seventy-two", False),
         ("72", r"\frac{", False),
@@ -148,9 +153,14 @@ def test_a_wrong_field_is_named_with_its_line(values, named):
 
 def test_rows_of_gsm8k():
     found = mathematics.gsm8k(
-        [row(question="Q", answer="She has 1 + 2.\n#### 18,000"), row(question="Q", answer=-3)], "g"
+        [
+            row(question="Q", answer="She has 1 + 2.\n#### 18,000"),
+            row(question="Q", answer=-3),
+            row(question="Q", answer="#### 1e3"),
+        ],
+        "g",
     )
-    assert [problem.expected for problem in found] == ["18000", "-3"]
+    assert [problem.expected for problem in found] == ["18000", "-3", "1000"]
     for wrong in ("#### many", "no number", "#### ", "nan", "inf"):
         with pytest.raises(EvalError, match="must end in `#### NUMBER`"):
             mathematics.gsm8k([row(question="Q", answer=wrong)], "g")

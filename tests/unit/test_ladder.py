@@ -44,18 +44,34 @@ def test_the_table(two, tmp_path, capsys):
     assert all((tmp_path / "out" / f"ladder.{suffix}").stat().st_size > 5000 for suffix in ("png", "svg"))
 
 
-@pytest.mark.parametrize("damage", ["no summary", "no full", "no policy", "two intervals"])
-def test_what_is_no_comparison_is_refused(two, tmp_path, capsys, damage):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("no summary", "No such file"),
+        ("no full", "no row of the full KV cache"),
+        ("no policy", "no policy was measured"),
+        ("two intervals", "several intervals"),
+        ("cut short", "row 5 is not whole"),
+        ("no number", "error of row 5 is 'x'"),
+        ("no object", "comparison.json is damaged"),
+        ("no text", "comparison.json is damaged"),
+    ],
+)
+def test_what_is_no_comparison_is_refused(two, tmp_path, capsys, damage, reason):
     path = two[0] / "summary.csv"
     lines = path.read_text().splitlines()
+    kept = {
+        "no full": [lines[0], *lines[2:]],
+        "no policy": lines[:2],
+        "two intervals": [*lines, lines[2]],
+        "cut short": [*lines[:-1], lines[-1].rpartition(",")[0]],
+        "no number": [*lines[:-1], lines[-1].replace("0.02", "x")],
+    }
+    path.write_text("\n".join([*kept.get(damage, lines), ""]))
     if damage == "no summary":
         path.unlink()
-    elif damage == "no full":
-        path.write_text("\n".join([lines[0], *lines[2:]]))
-    elif damage == "two intervals":
-        path.write_text("\n".join([*lines, lines[2]]))
-    else:
-        path.write_text("\n".join(lines[:2]))
+    if damage in ("no object", "no text"):
+        (two[0] / "comparison.json").write_text({"no object": "[]", "no text": "{"}[damage])
     assert ladder.main(["--results", str(two[0]), "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and ("--results" in told)
+    assert told.count("\n") == 1 and "--results" in told and reason in told
