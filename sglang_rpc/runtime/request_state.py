@@ -57,6 +57,8 @@ class RequestState:
     armed: bool = False  #: the slot was taken ahead of time, in case memory runs out
     wake_at: int = 0  #: physical length of the row, prompt included, at which to look again
 
+    fitted_for: tuple[int | None, bool] | None = None  #: (start, active) for which its limit was found, once known
+
     compacted_in: int = -1  #: the scheduling step in which its row was last compacted
     trace: Any = None  #: once compressed, if that is to be written down: its file (runtime.trace.RequestTrace)
 

@@ -61,10 +61,9 @@ def _adder_class(base: type, runtime: Any) -> type:
         def _add_restored(self, req: Any, *args: Any, **kwargs: Any) -> Any:
             """A retracted request whose KV waits on the host: bring it back, then have its newest token prefilled."""
             plan = self._restored(req)
-            asks = self._asks(self._forecast.peak_with(plan) - self._forecast.peak)
+            cost = self._forecast.peak_with(plan) - self._forecast.peak
             with self._lock_node(req.last_node):
-                # What SGLang will ask for its newest token, once it is restored.
-                if resume.slots_needed(runtime, req) + 1 + asks + self.page_size >= self.rem_total_tokens:
+                if self._pages(req.rpc.backup.tokens + 1) - req.prefix_len + cost + 1 >= self.rem_total_tokens:
                     return AddReqResult.NO_TOKEN
                 matched = req.prefix_len
                 if not resume.restore(runtime, req):
@@ -86,9 +85,16 @@ def _adder_class(base: type, runtime: Any) -> type:
             return unfinished
 
         def _select_prefill_admission(self, req: Any, *, total_tokens: int, **kwargs: Any) -> Any:
-            # SGLang counts no more than CLIP_MAX_NEW_TOKENS of what is to come.
-            beyond = max(0, self._asks(self._cost) - CLIP_MAX_NEW_TOKENS)
-            return super()._select_prefill_admission(req, total_tokens=total_tokens + beyond, **kwargs)
+            # SGLang asks for the tokens, no more than CLIP_MAX_NEW_TOKENS of those to come, and a page for rounding.
+            # Asked for here: the pages it takes, of which its cost is already counted in whole ones, and a slot.
+            now, prefix = len(req.full_untruncated_fill_ids), req.prefix_len
+            asked = now - prefix + min(max(0, self._cost), CLIP_MAX_NEW_TOKENS) + self.per_req_token_overhead
+            needed = self._pages(now) - self._pages(prefix) + self._cost + 1
+            return super()._select_prefill_admission(req, total_tokens=total_tokens - asked + needed, **kwargs)
+
+        def _pages(self, entries: int) -> int:
+            """Slots of the pages that so many entries lie in."""
+            return int(self.ceil_paged_tokens(entries))
 
         def preempt_to_schedule(self, req: Any) -> bool:
             if resume.result_in_flight(runtime, self.running_batch.reqs):
@@ -102,10 +108,6 @@ def _adder_class(base: type, runtime: Any) -> type:
                 self.memory_budget.total_offset += self._forecast.peak - before
             return preempted
 
-        def _asks(self, cost: int) -> int:
-            """`cost` without what rounding to pages may have added: SGLang adds a page of its own for that."""
-            return max(0, cost - (self.page_size - 1))
-
         @contextlib.contextmanager
         def _costing_what_it_adds(self, req: Any, plan: Plan) -> Iterator[None]:
             """Inside, the request asks for as many new tokens as it raises the peak by, and SGLang's arithmetic holds.
@@ -115,7 +117,7 @@ def _adder_class(base: type, runtime: Any) -> type:
             self._cost = self._forecast.peak_with(plan) - self._forecast.peak
             params = req.sampling_params
             asked = params.max_new_tokens, params.ignore_eos
-            params.max_new_tokens, params.ignore_eos = len(req.output_ids) + self._asks(self._cost), False
+            params.max_new_tokens, params.ignore_eos = len(req.output_ids) + self._cost, False
             try:
                 yield
             finally:

@@ -9,6 +9,8 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.runtime.pressure import by_worth, factors, slots_freed
 from sglang_rpc.seams import rows
 from sglang_rpc.seams.compaction import carry_out
+from sglang_rpc.seams.limits import refit
+from sglang_rpc.seams.resume import refuse_to_lose_result
 
 #: Steps of warning beyond the R that it takes to record a window.
 MARGIN = 4
@@ -77,15 +79,21 @@ def compress_before_retracting(enough: bool, batch: Any, selected_indices: list[
     If not, and the scheduler is about to retract, compress those whose window is recorded, those that free most first;
     all of them at their own ratio before any at a higher one. The retraction's own questions, about a selection of
     the batch, are left alone.
+
+    Raises ResultInFlight if that is not enough, and a retraction now would throw away what can't be computed again.
     """
     runtime = getattr(batch.req_to_token_pool, "rpc", None)
-    if enough or runtime is None or selected_indices is not None or runtime.config.pressure == "off":
+    if runtime is None or selected_indices is not None:
         return None
-    for factor in factors(runtime.config.ratio, _highest(runtime.config)):
-        _give_way(runtime, batch, factor)
-        if _fits(batch):
-            return True
-    return None
+    if not enough and runtime.config.pressure != "off":
+        for factor in factors(runtime.config.ratio, _highest(runtime.config)):
+            _give_way(runtime, batch, factor)
+            enough = _fits(batch)
+            if enough:
+                break
+    if runtime.result_awaited is not None and (runtime.result_awaited or not enough):
+        refuse_to_lose_result(runtime, batch)
+    return enough or None
 
 
 def _fits(batch: Any) -> bool:
@@ -105,6 +113,7 @@ def _give_way(runtime: Any, batch: Any, factor: float) -> None:
             c = runtime.compressor.early(
                 req.rpc, req.kv.req_pool_idx, req.origin_input_ids, rows.generated(req), req.output_ids, ratio
             )
+            refit(runtime.scheduler, req, rows.generated(req))  # it has read on, and may have seen the thinking end
             if c is not None:
                 found[c.row] = index, req, c
     chosen = []

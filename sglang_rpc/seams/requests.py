@@ -7,9 +7,9 @@ from typing import Any
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.runtime.admission import longest, refuse_unfit
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.seams import refusals
+from sglang_rpc.seams.limits import fit_to_pool, refuse_prompt
 from sglang_rpc.seams.settings import config_of
 
 
@@ -44,50 +44,12 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
         state = RequestState(options, refused=None if refusal is None else refusal.sentence)
         runtime.compressor.open_gate(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
-            _fit_to_pool(scheduler, req, options, asked, at_least)
+            fit_to_pool(scheduler, req, options, asked, at_least)
+            state.fitted_for = None if state.start is None else (state.start, True)
+        refuse_prompt(scheduler, req)
     except ConfigError as error:
         req.rpc = None
         req.set_finish_with_abort(str(error))
         return None
     req.rpc = state
     return None
-
-
-def room_behind(scheduler: Any, prompt: int) -> int:
-    """KV entries that the empty pool has behind a prompt of `prompt` tokens; the margins are the PrefillAdder's.
-
-    The same pages whatever the prompt's length: retracted, what the request has generated is part of its prompt.
-    """
-    page = scheduler.page_size
-    return (scheduler.max_total_num_tokens - page - 1) // page * page - prompt
-
-
-def _fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int | None, at_least: int) -> None:
-    """Set the most tokens `req` may generate; raises ConfigError if it asked for more than can ever fit."""
-    prompt = len(req.origin_input_ids)
-    if prompt >= scheduler.max_req_input_len or req.to_finish is not None:
-        return  # SGLang refuses it itself
-    room = room_behind(scheduler, prompt)
-    limit = scheduler.model_config.context_len - prompt - 2
-    if scheduler.max_new_tokens_limit:
-        limit = min(limit, scheduler.max_new_tokens_limit)
-    if asked is None:
-        tokens = longest(limit, room, options)
-    else:
-        tokens = min(asked, limit)
-        refuse_unfit(tokens, prompt, room, scheduler.max_total_num_tokens, options)
-    params = req.sampling_params
-    params.max_new_tokens = max(0, tokens)
-    params.min_new_tokens = min(at_least, params.max_new_tokens)
-
-
-def clip_answer(scheduler: Any, req: Any) -> None:
-    """The thinking has ended, and what follows is not compressed: let it be no longer than the pool has room for.
-
-    Until then the request was taken to think to its end. Without this an answer that outgrows the pool alone would be
-    aborted, with it it ends by length.
-    """
-    room = scheduler.max_total_num_tokens - req.kv.kv_allocated_len - 2 * scheduler.page_size - 1
-    params = req.sampling_params
-    params.max_new_tokens = min(params.max_new_tokens, len(req.output_ids) + max(1, room))
-    params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)

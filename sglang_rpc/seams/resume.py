@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from sglang_rpc.runtime.admission import Forecast
-from sglang_rpc.seams.requests import room_behind
+from sglang_rpc.seams import limits
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +29,33 @@ def result_in_flight(runtime: Any, reqs: Any) -> bool:
     return any(req.rpc is not None and req.rpc.compacted_in == runtime.step for req in reqs)
 
 
+class ResultInFlight(Exception):
+    """A retraction has to wait: in the next step the result is there."""
+
+
+def refuse_to_lose_result(runtime: Any, batch: Any) -> None:
+    """Raises ResultInFlight if a retraction might take a request of `batch` whose result can't be computed again."""
+    if result_in_flight(runtime, batch.reqs):
+        raise ResultInFlight
+
+
 def wait_for_result(original: Callable, scheduler: Any, batch: Any) -> Any:
     """AROUND Scheduler.update_running_batch: launch nothing in this step if it would retract a request whose result
-    cannot be computed again; in the next step the result is there."""
+    can't be computed again. Nothing has been done until then but that ended requests have left the batch."""
     from sglang.srt.managers import scheduler as module
 
     runtime = getattr(scheduler, "rpc", None)
-    if runtime is not None and result_in_flight(runtime, batch.reqs):
-        testing = module.TEST_RETRACT and scheduler.forward_ct % module.TEST_RETRACT_INTERVAL == 0
-        if testing or not batch.check_decode_mem():
-            batch.filter_batch()
-            return None
-    return original(scheduler, batch)
+    if runtime is None or not getattr(scheduler, "result_queue", None):
+        return original(scheduler, batch)
+    testing = bool(module.TEST_RETRACT and scheduler.forward_ct % module.TEST_RETRACT_INTERVAL == 0)
+    runtime.result_awaited = testing
+    try:
+        return original(scheduler, batch)
+    except ResultInFlight:
+        batch.batch_is_full = False
+        return None
+    finally:
+        runtime.result_awaited = None
 
 
 def back_up(original: Callable, *, req: Any, req_to_token_pool: Any, offload_kv: bool = True, **kwargs: Any) -> bool:
@@ -119,37 +133,22 @@ def forget_on_pause(scheduler: Any, recv_req: Any) -> None:
 def unresumable(runtime: Any, req: Any) -> bool:
     """Whether a retracted request has outgrown the pool, so that it can neither be restored nor prefilled again.
 
-    A backup that the empty pool has no room to go on from is dropped. A request that still fits, and will not be
-    compressed any more, is limited to what the pool then has room for.
+    One that can, but not to the length it may have, is limited to what the empty pool has room for; a length that is
+    known (`ignore_eos`) is not.
     """
-    state, generated = req.rpc, len(req.output_ids)
+    state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
     if state is None or generated == 0:
         return False
-    if state.backup is not None:
-        if _goes_on(runtime, req):
-            return False
+    plan = state.plan if state.backup is None else state.plan_restored
+    wanted = max(0, req.sampling_params.max_new_tokens - generated)
+    tokens = limits.most(runtime.scheduler, wanted, lambda n: plan(generated, n, True, prompt))
+    if tokens >= wanted:
+        return False
+    if tokens < 1 or req.sampling_params.ignore_eos:
         forget(runtime, req)
-    by_tokens = state.thoughts is not None  # nobody knows what it will hold; SGLang's clip stands
-    if (by_tokens or not state.active) and state.totals.compressions == 0:
-        return False  # SGLang's own limits hold for it
-    room = room_behind(runtime.scheduler, len(req.origin_input_ids) + generated)
-    params = req.sampling_params
-    if state.active and not by_tokens:
-        prompt = len(req.origin_input_ids)
-        plan = state.plan(generated, max(0, params.max_new_tokens - generated), ends=True, prompt=prompt)
-        return Forecast([plan], runtime.page_size).peak > room
-    params.max_new_tokens = min(params.max_new_tokens, generated + max(room, 1))
-    return room < 1
-
-
-def _goes_on(runtime: Any, req: Any) -> bool:
-    """Whether `req`, restored into the empty pool, has room until its end: one that has yet to record a window for a
-    compression that is due may not."""
-    state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
-    if not state.active or state.thoughts is not None:
-        return True  # limited by what its tokens would hold
-    plan = state.plan_restored(generated, max(0, req.sampling_params.max_new_tokens - generated), True, prompt)
-    return Forecast([plan], runtime.page_size).peak <= room_behind(runtime.scheduler, prompt + plan.held)
+        return True
+    limits.lower(req, tokens)
+    return False
 
 
 def queue_if_resumable(original: Callable, scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
@@ -165,8 +164,8 @@ def _ended_as_unresumable(scheduler: Any, req: Any) -> bool:
     from sglang.srt.managers.scheduler import _make_abort_req
 
     message = (
-        f"Retracted after {len(req.output_ids)} tokens, and longer than the KV pool of "
-        f"{scheduler.max_total_num_tokens} slots without the compression it had. Retry later."
+        f"Retracted after {len(req.output_ids)} tokens, and to go on it would need more than the "
+        f"{scheduler.max_total_num_tokens} slots of the KV pool. Retry later."
     )
     reason = {"type": "abort", "status_code": 503, "message": message}
     scheduler._release_aborted_request(req)
@@ -189,6 +188,7 @@ def restore(runtime: Any, req: Any) -> bool:
     """
     scheduler, state = runtime.scheduler, req.rpc
     backup, matched = state.backup, req.prefix_len
+    assert matched <= len(req.origin_input_ids), "what it generated comes from its backup"
     needed, entries = slots_needed(runtime, req), backup.tokens
     pool, allocator = scheduler.req_to_token_pool, scheduler.token_to_kv_pool_allocator
     if pool.available_size() == 0 or (backup.queries is not None and not runtime.ring.free):

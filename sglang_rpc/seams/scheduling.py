@@ -18,10 +18,10 @@ from sglang_rpc.runtime.trace import Tracer
 from sglang_rpc.seams import pressure, refusals, rows
 from sglang_rpc.seams.compaction import carry_out
 from sglang_rpc.seams.layers import is_latent
+from sglang_rpc.seams.limits import refit
 from sglang_rpc.seams.markers import find_gists, find_markers
 from sglang_rpc.seams.metrics import Metrics
 from sglang_rpc.seams.process import ends_if_refused
-from sglang_rpc.seams.requests import clip_answer
 from sglang_rpc.seams.settings import config_of
 from sglang_rpc.types import Compression
 
@@ -64,6 +64,8 @@ class SchedulerRPC:
         self.adder_class: type | None = None
         self.watermarks = Watermarks(config.high_watermark, config.low_watermark)
         self.armed: list[RequestState] = []  # recorded ahead of time, in case memory runs out
+        #: While the scheduler may retract and the last result is on its way: whether it will in any case, as a test.
+        self.result_awaited: bool | None = None
         self._slots_reported = 0
         # The compaction stream must wait for the forward that still reads what is going to move.
         on_device = not str(scheduler.device).startswith("cpu")
@@ -138,25 +140,16 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
 def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
     if req is runtime.scheduler.chunked_req:
         return None  # its prefill goes on, behind the entries that are there
-    state = req.rpc
-    compression = runtime.compressor.look(
-        state, req.kv.req_pool_idx, req.origin_input_ids, rows.generated(req), req.output_ids
-    )
-    if state.gate is not None and state.gate.closed:
-        clip_answer(runtime.scheduler, req)
+    generated = rows.generated(req)
+    compression = runtime.compressor.look(req.rpc, req.kv.req_pool_idx, req.origin_input_ids, generated, req.output_ids)
+    if compression is None:
+        refit(runtime.scheduler, req, generated)
     return compression
 
 
 def _tracer(scheduler: Any, config: RPCConfig, compressor: Compressor, group: Any | None) -> Tracer | None:
     """What writes `--rpc-trace`; None if nothing does, or another rank, which keeps the same. Raises ConfigError."""
-    if config.trace is None:
-        return None
-    if group is not None and not compressor.reduces:
-        raise ConfigError(
-            "--rpc-trace does not work with --rpc-aggregation group on several tensor-parallel ranks (--tp-size): each "
-            "rank knows only what its own heads keep; use --rpc-aggregation all, or leave --rpc-trace out"
-        )
-    if group is not None and group.rank_in_group != 0:
+    if config.trace is None or (group is not None and group.rank_in_group != 0):
         return None
     args = scheduler.server_args
     server = {

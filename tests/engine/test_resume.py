@@ -4,6 +4,7 @@ every third step, whether or not memory is short."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -17,18 +18,33 @@ def golden(goldens) -> Golden:
     return Golden.load(goldens / "gqa_all_p64")
 
 
+@pytest.fixture(scope="module")
+def config(golden):
+    """Scope `all`, unless a request asks for `think`: it thinks from its first token to its 193rd, at the latest."""
+    return replace(golden.config, think_start=golden.prompt[-1], think_end=golden.output[192])
+
+
 def prompts(golden):
     """The golden prompt twice, and others that share its beginning."""
     return [golden.prompt, [*golden.prompt[:40], 5], [*golden.prompt[:33], 6], golden.prompt]
 
 
 @pytest.fixture(scope="module")
-def never_retracted(golden):
-    with engine(golden.path, golden.config) as running:
-        return [
-            result["output_ids"]
-            for result in running.generate(input_ids=prompts(golden), sampling_params=greedy(len(golden.output)))
-        ]
+def before(golden, config):
+    """Never retracted: the outputs of `prompts`, and of requests whose answers are not compressed."""
+    with engine(golden.path, config) as running:
+        every = running.generate(input_ids=prompts(golden), sampling_params=greedy(len(golden.output)))
+        answered = running.generate(**thinking(golden))
+        return [result["output_ids"] for result in every], [result["output_ids"] for result in answered]
+
+
+@pytest.fixture(scope="module")
+def never_retracted(before):
+    return before[0]
+
+
+def thinking(golden):
+    return dict(input_ids=[golden.prompt] * 3, sampling_params=greedy(280, {"scope": "think"}))
 
 
 SHAPES = {
@@ -46,10 +62,10 @@ BY_DEFAULT = ("default", "page_16")
     scope="module",
     params=[pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.long) for name in SHAPES],
 )
-def running(request, golden, never_retracted):  # one engine at a time: the end of one kills every child
+def running(request, golden, config, before):  # one engine at a time: the end of one kills every child
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SGLANG_TEST_RETRACT", "1")
-        with engine(golden.path, golden.config, **SHAPES[request.param]) as started:
+        with engine(golden.path, config, **SHAPES[request.param]) as started:
             yield started
 
 
@@ -73,6 +89,18 @@ def test_two_hundred_retractions_change_no_token(running, golden, never_retracte
             assert receipt["compressions"] == golden.compressions and receipt["catch_ups"] == 0
             assert receipt["restored"] >= receipt["retractions"] - 1  # before its first token there is nothing to keep
             retractions += receipt["retractions"]
+
+
+def test_an_answer_comes_back_behind_its_own_thoughts(running, golden, before):
+    """The tree holds the same text, uncompressed, beyond the prompt: none of it belongs into the restored row."""
+    running.generate(input_ids=golden.prompt, sampling_params=greedy(280, {"enabled": False}))
+    results = running.generate(**thinking(golden))
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert [result["output_ids"] for result in results] == before[1], receipts
+    assert sum(receipt["restored"] for receipt in receipts) > 40  # in a third of the steps: many of the answers
+    for receipt in receipts:
+        assert receipt["compressions"] >= 1
+        assert receipt["held"] > 2 * golden.config.interval  # the answer is whole
 
 
 def test_aborted_while_they_wait_to_come_back(running, golden):

@@ -266,9 +266,14 @@ def test_a_request_that_fits_the_pool_by_sglangs_clip_can_be_prefilled_again(pag
     prompt, pool = 100, 4096
     state = RequestState(RequestOptions.from_custom_params(None, CONFIG, can_gate=False), thoughts=Thoughts(GISTS))
     state.totals.compressions = evicted
-    params = SimpleNamespace(max_new_tokens=pool - 2 - prompt)
+    clip = pool - -(-prompt // page) * page - page - 1
+    params = SimpleNamespace(max_new_tokens=clip, ignore_eos=False)
     req = SimpleNamespace(rpc=state, output_ids=[0] * 99, origin_input_ids=[0] * prompt, sampling_params=params)
-    runtime = SimpleNamespace(scheduler=SimpleNamespace(page_size=page, max_total_num_tokens=pool), page_size=page)
-    assert not resume.unresumable(runtime, req)
-    req.output_ids = [0] * pool  # what it had evicted does not fit beside the rest any more
-    assert resume.unresumable(runtime, req) is (evicted == 1)
+    scheduler = SimpleNamespace(page_size=page, max_total_num_tokens=pool)
+    runtime = SimpleNamespace(scheduler=scheduler, page_size=page)
+    for generated in (1, 99, clip - 1):
+        req.output_ids = [0] * generated
+        assert not resume.unresumable(runtime, req) and params.max_new_tokens == clip
+    if evicted:  # and so longer than the pool, and with what it had evicted it does not fit any more
+        params.max_new_tokens, req.output_ids = pool + 9, [0] * pool
+        assert resume.unresumable(runtime, req)

@@ -187,6 +187,7 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "head_shapes": (dict(head_shapes=2), "2 different"),
     "own_dispatch": (dict(latent_attention=True, own_dispatch=61), "61 latent"),
     "replicated_kv_heads": (dict(tp_size=8, total_kv_heads=4), "--tp-size 8"),
+    "trace_of_split_heads": (dict(tp_size=2, total_kv_heads=4), "--rpc-trace"),
     "latent_on_rocm": (dict(latent_attention=True, rocm=True), "on ROCm"),
     "policy_on_latents": (dict(latent_attention=True), "--rpc-policy h2o"),
     "policy_on_split_heads": (dict(tp_size=8, total_kv_heads=4), "--rpc-policy rkv with --tp-size 8"),
@@ -400,11 +401,19 @@ def test_replicated_kv_heads_are_fine_when_all_heads_keep_the_same():
     refuse_model_runner(ServingFacts(tp_size=4, total_kv_heads=4), replace(CONFIG, aggregation="group"))
 
 
+def test_a_trace_of_what_every_rank_keeps_alike_is_fine():
+    for aggregation, tp_size in (("all", 2), ("group", 1)):
+        facts = ServingFacts(tp_size=tp_size, total_kv_heads=4)
+        refuse_model_runner(facts, replace(CONFIG, aggregation=aggregation, trace="traces"))
+
+
 @pytest.mark.parametrize("row", MODEL_ROWS, ids=lambda row: row.name)
 def test_model_row(row):
     facts, named = MODEL_EXAMPLES[row.name]
     policy = {"policy_on_latents": "h2o", "policy_on_split_heads": "rkv"}.get(row.name, "rpc")
-    config = replace(CONFIG, aggregation="group" if row.name == "replicated_kv_heads" else "all", policy=policy)
+    aggregation = "group" if row.name in ("replicated_kv_heads", "trace_of_split_heads") else "all"
+    trace = "traces" if row.name == "trace_of_split_heads" else None
+    config = replace(CONFIG, aggregation=aggregation, policy=policy, trace=trace)
     with pytest.raises(UnsupportedError) as caught:
         refuse_model_runner(ServingFacts(**facts), config)
     assert_one_sentence(str(caught.value), named)

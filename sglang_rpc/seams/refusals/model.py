@@ -133,6 +133,16 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "use --rpc-aggregation all",
     ),
     ModelRow(
+        "trace_of_split_heads",
+        lambda f, config: (
+            f"--rpc-trace with --rpc-aggregation group and --tp-size {f.tp_size}"
+            if config.trace is not None and config.aggregation == "group" and f.tp_size > 1 and not f.latent_attention
+            else None
+        ),
+        "each rank knows only what its own heads keep",
+        "use --rpc-aggregation all, or leave --rpc-trace out",
+    ),
+    ModelRow(
         "latent_on_rocm",
         _if(lambda f: f.latent_attention and f.rocm, "{model} on ROCm"),
         "SGLang's latent attention has ways of its own there, and RPC has not been read against them",

@@ -1,0 +1,110 @@
+"""How many tokens a request may generate: never more than the pool, empty but for it, has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_rpc.config import RequestOptions
+from sglang_rpc.errors import ConfigError
+from sglang_rpc.runtime.admission import Forecast, Plan, longest, refuse_unfit
+
+
+def room_behind(scheduler: Any, entries: int) -> int:
+    """KV entries that the empty pool has behind `entries`, in whole pages; 2 slots are the PrefillAdder's margin."""
+    page = scheduler.page_size
+    return (scheduler.max_total_num_tokens - 2) // page * page - entries
+
+
+def refuse_prompt(scheduler: Any, req: Any) -> None:
+    """Raises ConfigError for a prompt that leaves no room for a token: SGLang would have it wait for ever."""
+    prompt = len(req.origin_input_ids)
+    room = room_behind(scheduler, prompt)
+    if prompt < scheduler.max_req_input_len and room < (req.sampling_params.max_new_tokens > 0):
+        raise ConfigError(
+            f"the prompt of {prompt} tokens leaves no room for an answer in the KV pool of "
+            f"{scheduler.max_total_num_tokens} slots: shorten it to {prompt + room - 1}, or start the server with more "
+            "memory"
+        )
+
+
+def fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int | None, at_least: int) -> None:
+    """Set the most tokens a new `req` may generate; raises ConfigError if it asked for more than can ever fit."""
+    prompt = len(req.origin_input_ids)
+    if prompt >= scheduler.max_req_input_len or req.to_finish is not None:
+        return  # SGLang refuses it itself
+    room = room_behind(scheduler, prompt)
+    limit = scheduler.model_config.context_len - prompt - 2
+    if scheduler.max_new_tokens_limit:
+        limit = min(limit, scheduler.max_new_tokens_limit)
+    if asked is None:
+        tokens = max(1, longest(limit, room, options))  # of none, `refuse_prompt` speaks
+    else:
+        tokens = min(asked, limit)
+        refuse_unfit(tokens, prompt, room, scheduler.max_total_num_tokens, options)
+    params = req.sampling_params
+    params.max_new_tokens = max(0, tokens)
+    params.min_new_tokens = min(at_least, params.max_new_tokens)
+
+
+def refit(scheduler: Any, req: Any, generated: int) -> None:
+    """Its limit once more, when more is known of its thinking than on arrival, where it was taken to begin at once and
+    to last to the end: it begins only now, or has not yet, or has ended and what follows is not compressed.
+
+    Without this a request that outgrows the pool alone would be aborted; with it it ends by length.
+    """
+    state, params = req.rpc, req.sampling_params
+    known = state.start, state.active
+    if state.gate is None or not state.options.enabled or state.refused is not None or known == state.fitted_for:
+        return
+    output, answer = len(req.output_ids), _answer_room(scheduler, req)
+    if not state.active:
+        state.fitted_for = known
+        return _limit(req, output + max(1, answer))
+    prompt = len(req.origin_input_ids)
+    tokens = most(
+        scheduler, max(0, params.max_new_tokens - generated), lambda n: state.plan(generated, n, True, prompt)
+    )
+    _limit(req, max(output + 1, generated + tokens))
+    if state.start is not None:
+        state.fitted_for = known
+        return None
+    # From its first thought to its first compression it holds R + P more: the last look must come before that.
+    ahead = answer - state.options.interval - state.options.window
+    if ahead < 1:
+        return _limit(req, output + max(1, answer))
+    state.wake_at = min(state.wake_at, prompt + generated + ahead)
+    return None
+
+
+def most(scheduler: Any, want: int, plan: Callable[[int], Plan]) -> int:
+    """The largest n <= `want` such that `plan(n)`, of n tokens more, fits the empty pool; 0 if none does."""
+
+    def fits(tokens: int) -> bool:
+        planned = plan(tokens)
+        room = room_behind(scheduler, planned.prompt + planned.held)
+        return Forecast([planned], scheduler.page_size).peak <= room
+
+    if fits(want):
+        return want
+    low, high = 0, want
+    while high - low > 1:  # what is held at most never falls with the length
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def lower(req: Any, tokens: int) -> None:
+    """Let `req` generate no more than `tokens` beside those it has."""
+    _limit(req, len(req.output_ids) + tokens)
+
+
+def _answer_room(scheduler: Any, req: Any) -> int:
+    """Entries left for `req`, none of whose next ones are compressed. A step may be under way."""
+    return int(room_behind(scheduler, req.kv.kv_allocated_len)) - scheduler.page_size
+
+
+def _limit(req: Any, tokens: int) -> None:
+    params = req.sampling_params
+    params.max_new_tokens = min(params.max_new_tokens, tokens)
+    params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)

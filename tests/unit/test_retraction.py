@@ -1,0 +1,109 @@
+"""What a retraction may lose, and what the tree may give to one that comes back."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_rpc import cpu
+from sglang_rpc.seams import pressure, resume, tree
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """SGLang's scheduler module, which says whether retractions are tested."""
+    cpu.prepare()
+    from sglang.srt.managers import scheduler
+
+    monkeypatch.setattr(scheduler, "TEST_RETRACT", False)
+    monkeypatch.setattr(scheduler, "TEST_RETRACT_INTERVAL", 3)
+    return scheduler
+
+
+STEP = 5
+
+
+class Step:
+    """One step of a scheduler with one running request, last compacted in step `compacted_in`."""
+
+    def __init__(self, compacted_in: int, queue: list, setting: str = "off"):
+        request = SimpleNamespace(rpc=SimpleNamespace(compacted_in=compacted_in))
+        self.runtime = SimpleNamespace(
+            step=STEP, result_awaited=None, config=SimpleNamespace(pressure=setting, ratio=4)
+        )
+        self.scheduler = SimpleNamespace(rpc=self.runtime, result_queue=queue, forward_ct=6)
+        self.runtime.scheduler = self.scheduler
+        pool = SimpleNamespace(rpc=self.runtime)
+        self.batch = SimpleNamespace(reqs=[request], req_to_token_pool=pool, batch_is_full=True)
+
+    def run(self, fits: bool):
+        """What SGLang launches, or "retracted"."""
+
+        def update(_scheduler, batch):
+            answer = pressure.compress_before_retracting(fits, batch)
+            return "launched" if (fits if answer is None else answer) else "retracted"
+
+        result = resume.wait_for_result(update, self.scheduler, self.batch)
+        assert self.runtime.result_awaited is None
+        return result
+
+
+def test_compacted_in_this_step_with_its_result_under_way_it_waits(module):
+    step = Step(STEP, ["a result"])
+    assert step.run(fits=False) is None and step.batch.batch_is_full is False
+    step = Step(STEP, ["a result"])
+    assert step.run(fits=True) == "launched" and step.batch.batch_is_full is True
+
+
+@pytest.mark.parametrize(("compacted_in", "queue"), [(STEP - 1, ["a result"]), (STEP, [])])
+def test_otherwise_it_may_be_retracted(module, compacted_in, queue):
+    assert Step(compacted_in, queue).run(fits=False) == "retracted"
+
+
+def test_so_it_does_where_retractions_are_tested(module, monkeypatch):
+    monkeypatch.setattr(module, "TEST_RETRACT", True)
+    assert Step(STEP, ["a result"]).run(fits=True) is None
+    assert Step(STEP - 1, ["a result"]).run(fits=True) == "launched"
+    monkeypatch.setattr(module, "TEST_RETRACT_INTERVAL", 4)  # not in this step
+    assert Step(STEP, ["a result"]).run(fits=True) == "launched"
+
+
+def test_compressed_early_and_still_not_enough_it_waits(module, monkeypatch):
+    step = Step(STEP - 1, ["a result"], setting="early")
+
+    def give_way(_runtime, batch, _factor):
+        batch.reqs[0].rpc.compacted_in = STEP
+
+    monkeypatch.setattr(pressure, "_give_way", give_way)
+    monkeypatch.setattr(pressure, "_highest", lambda _config: 4)
+    monkeypatch.setattr(pressure, "_fits", lambda _batch: False)
+    assert step.run(fits=False) is None
+    monkeypatch.setattr(pressure, "_fits", lambda _batch: True)
+    assert step.run(fits=False) == "launched"
+
+
+def test_questions_that_are_not_about_this_step_do_not_wait(module):
+    step = Step(STEP, ["a result"])
+    assert pressure.compress_before_retracting(False, step.batch) is None  # before a mixed step
+    step.runtime.result_awaited = False
+    assert pressure.compress_before_retracting(False, step.batch, [0]) is None  # the retraction's own
+
+
+@pytest.mark.parametrize(
+    ("active", "backup", "generated", "longest"),
+    [
+        (True, None, 3, 10),
+        (True, "kept", 3, 10),
+        (False, "kept", 3, 10),  # its answer is not compressed, but what stands behind the prompt is
+        (False, None, 3, 25),
+        (True, None, 0, 25),
+    ],
+)
+def test_of_a_retracted_request_the_tree_gives_the_prompt(active, backup, generated, longest):
+    state = SimpleNamespace(active=active, backup=backup)
+    req = SimpleNamespace(rpc=state, origin_input_ids=[7] * 10, output_ids=[8] * generated)
+    assert tree.match_prompt_only(25, req) == longest
+    assert tree.match_prompt_only(5, req) == 5
+    req.rpc = None
+    assert tree.match_prompt_only(25, req) == 25
