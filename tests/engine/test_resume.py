@@ -44,7 +44,9 @@ def never_retracted(before):
 
 
 def thinking(golden):
-    return dict(input_ids=[golden.prompt] * 3, sampling_params=greedy(280, {"scope": "think"}))
+    """The second has the shorter prompt, and soon the longer output, so it is always the first that is retracted."""
+    params = [greedy(280, {"scope": "think"}), greedy(700)]
+    return dict(input_ids=[golden.prompt, [*golden.prompt[:15], 5]], sampling_params=params)
 
 
 SHAPES = {
@@ -95,12 +97,10 @@ def test_an_answer_comes_back_behind_its_own_thoughts(running, golden, before):
     """The tree holds the same text, uncompressed, beyond the prompt: none of it belongs into the restored row."""
     running.generate(input_ids=golden.prompt, sampling_params=greedy(280, {"enabled": False}))
     results = running.generate(**thinking(golden))
-    receipts = [result["meta_info"]["rpc"] for result in results]
-    assert [result["output_ids"] for result in results] == before[1], receipts
-    assert sum(receipt["restored"] for receipt in receipts) > 40  # in a third of the steps: many of the answers
-    for receipt in receipts:
-        assert receipt["compressions"] >= 1
-        assert receipt["held"] > 2 * golden.config.interval  # the answer is whole
+    receipt = results[0]["meta_info"]["rpc"]
+    assert [result["output_ids"] for result in results] == before[1], receipt
+    assert receipt["compressions"] >= 1 and receipt["held"] > 2 * golden.config.interval  # the answer is whole
+    assert receipt["restored"] > 250 / 3  # in every third step to its end
 
 
 def test_aborted_while_they_wait_to_come_back(running, golden):
