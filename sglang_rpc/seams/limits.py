@@ -57,6 +57,8 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     known = state.start, state.active
     if state.gate is None or not state.options.enabled or state.refused is not None or known == state.fitted_for:
         return
+    if state.active and state.thoughts is not None:
+        return  # nobody knows what it will hold, and SGLang's clip stands
     output, answer = len(req.output_ids), _answer_room(scheduler, req)
     if not state.active:
         state.fitted_for = known

@@ -134,17 +134,19 @@ def unresumable(runtime: Any, req: Any) -> bool:
     """Whether a retracted request has outgrown the pool, so that it can neither be restored nor prefilled again.
 
     One that can, but not to the length it may have, is limited to what the empty pool has room for; a length that is
-    known (`ignore_eos`) is not.
+    known (`ignore_eos`) is not, if it is known too what of it is compressed (scope `all`).
     """
     state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
     if state is None or generated == 0:
         return False
+    if state.gate is not None:
+        state.gate.advance(req.output_ids, generated)  # it may have begun to think since the last look
     plan = state.plan if state.backup is None else state.plan_restored
     wanted = max(0, req.sampling_params.max_new_tokens - generated)
     tokens = limits.most(runtime.scheduler, wanted, lambda n: plan(generated, n, True, prompt))
     if tokens >= wanted:
         return False
-    if tokens < 1 or req.sampling_params.ignore_eos:
+    if tokens < 1 or (req.sampling_params.ignore_eos and state.gate is None):
         forget(runtime, req)
         return True
     limits.lower(req, tokens)

@@ -295,6 +295,28 @@ def test_one_that_does_not_think_comes_back(page, backup, monkeypatch, forgetful
 
 
 @everywhere
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_what_it_thought_since_the_last_look_counts(page, ignore_eos, monkeypatch, forgetful):
+    for output in ([WORD, START, *[WORD] * 58], [WORD] * 40):
+        req, pool = gated(page, 24, output, thinks=False), Pool(page)
+        most, req.sampling_params.ignore_eos = req.sampling_params.max_new_tokens, ignore_eos
+        req.rpc.gate.advance(output, 1)
+        leave(pool, req, monkeypatch)
+        assert comes_back(pool, req)
+        lowered = most - req.sampling_params.max_new_tokens
+        assert lowered == 0 if START in output and page < 4 else 0 <= lowered <= 5 * GATED.interval
+
+
+def test_lightthinkers_limit_is_sglangs_while_it_thinks_or_may_yet():
+    for thinks in (True, False):
+        req = gated(1, 24, [WORD], thinks=thinks)
+        req.rpc.thoughts, req.rpc.fitted_for = Thoughts(Gists((3,))), None
+        most = req.sampling_params.max_new_tokens
+        look(1, req)
+        assert (req.sampling_params.max_new_tokens, req.rpc.wake_at) == (most, NEVER)
+
+
+@everywhere
 def test_one_that_never_thinks_ends_where_the_pool_does(page):
     output: list[int] = []
     req = gated(page, 24, output, thinks=False)
