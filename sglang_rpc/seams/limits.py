@@ -62,19 +62,19 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     output, answer = len(req.output_ids), _answer_room(scheduler, req)
     if not state.active:
         state.fitted_for = known
-        return _limit(req, output + max(1, answer))
+        return lower(req, output + max(1, answer))
     prompt = len(req.origin_input_ids)
     tokens = most(
         scheduler, max(0, params.max_new_tokens - generated), lambda n: state.plan(generated, n, True, prompt)
     )
-    _limit(req, max(output + 1, generated + tokens))
+    lower(req, max(output + 1, generated + tokens))
     if state.start is not None:
         state.fitted_for = known
         return None
     # From its first thought to its first compression it holds R + P more: the last look must come before that.
     ahead = answer - state.options.interval - state.options.window
     if ahead < 1:
-        return _limit(req, output + max(1, answer))
+        return lower(req, output + max(1, answer))
     state.wake_at = min(state.wake_at, prompt + generated + ahead)
     return None
 
@@ -96,17 +96,13 @@ def most(scheduler: Any, want: int, plan: Callable[[int], Plan]) -> int:
     return low
 
 
-def lower(req: Any, tokens: int) -> None:
-    """Let `req` generate no more than `tokens` beside those it has."""
-    _limit(req, len(req.output_ids) + tokens)
-
-
 def _answer_room(scheduler: Any, req: Any) -> int:
     """Entries left for `req`, none of whose next ones are compressed. A step may be under way."""
     return int(room_behind(scheduler, req.kv.kv_allocated_len)) - scheduler.page_size
 
 
-def _limit(req: Any, tokens: int) -> None:
+def lower(req: Any, tokens: int) -> None:
+    """Let `req` generate no more than `tokens` in all."""
     params = req.sampling_params
     params.max_new_tokens = min(params.max_new_tokens, tokens)
     params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)

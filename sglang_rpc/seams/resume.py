@@ -149,7 +149,7 @@ def unresumable(runtime: Any, req: Any) -> bool:
     if tokens < 1 or (req.sampling_params.ignore_eos and state.gate is None):
         forget(runtime, req)
         return True
-    limits.lower(req, tokens)
+    limits.lower(req, generated + tokens)
     return False
 
 

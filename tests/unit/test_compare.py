@@ -146,10 +146,11 @@ def test_another_comparison_is_refused(options):
         compare._claim(options)
 
 
-def test_samples_of_another_model_are_not_compared(measured):
+@pytest.mark.parametrize("other", ["model_sha", "data_sha256"])
+def test_samples_of_another_model_or_of_other_problems_are_not_compared(measured, other):
     every, out = measured
     path = out / f"{every[1].name}.jsonl"
-    path.write_text(path.read_text().replace('"config": {}', '"config": {"model_sha": "other"}'))
+    path.write_text(path.read_text().replace('"config": {}', f'"config": {{"{other}": "other"}}'))
     with pytest.raises(EvalError, match="different models, problems or graders"):
         table.complete(every, out, ["a", "b", "c"], 1)
 
@@ -168,14 +169,6 @@ def test_what_is_sure_to_fail_is_refused_before_a_server_starts(tmp_path, flags,
     given = compare._parser().parse_args(["--model-path", "m", "--out", str(tmp_path), *flags])
     with pytest.raises(EvalError, match=named):
         compare._claim(given)
-
-
-def test_arms_over_other_problems_are_not_paired(measured):
-    every, out = measured
-    path = out / f"{every[1].name}.jsonl"
-    path.write_text(path.read_text().replace('"config": {}', '"config": {"data_sha256": "other"}'))
-    with pytest.raises(EvalError, match="different models, problems or graders"):
-        table.complete(every, out, ["a", "b", "c"], 1)
 
 
 @pytest.mark.parametrize("flag", ["--problems", "--samples", "--concurrency", "--window"])
