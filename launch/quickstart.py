@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.reasoner import task
-from sglang_rpc import cpu
+from sglang_rpc.startup import cpu
 
 PROBLEMS = 8
 LEVEL = task.LADDER["near"]

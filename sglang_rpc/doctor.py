@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_rpc import __version__, cpu
+from sglang_rpc import __version__
+from sglang_rpc.contract import pins as pinned
+from sglang_rpc.contract.assumptions import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
+from sglang_rpc.contract.pins import Finding, Pins, State
+from sglang_rpc.contract.targets import CLI_SEAMS, LATENT_SEAMS, SEAMS
 from sglang_rpc.errors import RPCError
-from sglang_rpc.seams import pins as pinned
-from sglang_rpc.seams.pins import Finding, Pins, State
-from sglang_rpc.seams.relied_upon import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
-from sglang_rpc.seams.table import CLI_SEAMS, LATENT_SEAMS, SEAMS
+from sglang_rpc.startup import cpu
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 NEEDS: tuple[pinned.Need, ...] = (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS, *RELIED_UPON, *LATENT_RELIED_UPON)
@@ -113,7 +114,7 @@ def machine(version: str, pins: Pins) -> list[Fact]:
 
 
 def _sglang(version: str, pins: Pins) -> Fact:
-    from sglang_rpc.seams.install import ALLOW_VERSION_ENV, allowed_version
+    from sglang_rpc.hooks.install import ALLOW_VERSION_ENV, allowed_version
 
     if pinned.public(version) == pins.version:
         return Fact("SGLang", f"{version}, the version pinned")
@@ -178,7 +179,7 @@ def _flashinfer(used: bool) -> Fact:
 
 def _gpu_backends(capability: int, rocm: bool) -> list[str]:
     """Of the backends RPC is built for, those this GPU can run: `capability` is 90 for Hopper's 9.0."""
-    from sglang_rpc.seams.refusals import ATTENTION_BACKENDS
+    from sglang_rpc.contract.refusals import ATTENTION_BACKENDS
 
     usable: dict[str, Callable[[], bool]] = {
         # SGLang's FlashAttention 3 kernels: Ampere to Hopper. FlashInfer: Turing and later.

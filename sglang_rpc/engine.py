@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_rpc import cpu
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import UnsupportedError
+from sglang_rpc.startup import cpu
 
 # Before SGLang decides what it runs on: without an accelerator it needs the CPU stand-in.
 _ON_CPU = cpu.prepare()
@@ -28,9 +28,9 @@ class Engine(SGLangEngine):
     """
 
     def __init__(self, *, rpc: RPCConfig | dict[str, Any] | None = _DEFAULT, **kwargs: Any):
-        from sglang_rpc.seams.install import install
-        from sglang_rpc.seams.process import was_refused
-        from sglang_rpc.seams.settings import attach
+        from sglang_rpc.contract.settings import attach
+        from sglang_rpc.hooks.install import install
+        from sglang_rpc.startup.process import was_refused
 
         config = rpc if rpc is None or isinstance(rpc, RPCConfig) else RPCConfig.from_mapping(rpc)
         if config is not None:

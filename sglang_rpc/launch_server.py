@@ -6,8 +6,8 @@ import os
 import sys
 
 from sglang_rpc.config import CONFIG_ENV
-from sglang_rpc.cpu import command_line
 from sglang_rpc.errors import RPCError
+from sglang_rpc.startup.cpu import command_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,8 +20,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str]):
-    from sglang_rpc.seams.install import install
-    from sglang_rpc.seams.table import CLI_SEAMS
+    from sglang_rpc.contract.targets import CLI_SEAMS
+    from sglang_rpc.hooks.install import install
 
     # The plugin entry point must not switch on what --disable-rpc switches off; read_flags reads the variable itself.
     asked = os.environ.pop(CONFIG_ENV, None)
@@ -42,9 +42,9 @@ def _serve(server_args) -> None:
     from sglang.launch_server import run_server
     from sglang.srt.utils import kill_process_tree
 
-    from sglang_rpc.seams.install import install
-    from sglang_rpc.seams.process import was_refused
-    from sglang_rpc.seams.settings import config_of
+    from sglang_rpc.contract.settings import config_of
+    from sglang_rpc.hooks.install import install
+    from sglang_rpc.startup.process import was_refused
 
     if config_of(server_args) is not None:
         install()

@@ -109,8 +109,8 @@ class Scene:
 
 def parts(scene: Scene) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """Name, bytes that must move, and what to time."""
+    from sglang_rpc.backends.choose import make_path
     from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
-    from sglang_rpc.runtime.paths import make_path
     from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores
     from sglang_rpc.scoring.triton_select import select
 

@@ -9,7 +9,7 @@ import runpy
 import sys
 
 if __name__ == "__main__":
-    from sglang_rpc.cpu import command_line
+    from sglang_rpc.startup.cpu import command_line
 
     # In a user's shell it would switch RPC on through SGLang's plugin entry point.
     os.environ.pop("SGLANG_RPC_CONFIG", None)

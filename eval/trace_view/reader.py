@@ -1,4 +1,4 @@
-"""Trace files (`--rpc-trace DIR`), read and checked. The format is described in sglang_rpc/runtime/trace.py.
+"""Trace files (`--rpc-trace DIR`), read and checked. The format is described in sglang_rpc/trace/tracer.py.
 
     trace = read(Path("....jsonl"))
     trace.output, trace.compressions[0].kept      # ids; bool [layers * heads, candidates]

@@ -1,1 +1,1 @@
-"""When: per-request state, due dates, the think gate, receipts and the one orchestrator. No sglang."""
+"""When: per-request state, due dates, reasoning segments, admission arithmetic, memory pressure. No sglang."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
+from sglang_rpc.backends.choose import make_path
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import budget
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.policy.table import POLICIES
-from sglang_rpc.runtime.paths import make_path
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers
+from sglang_rpc.runtime.segment import ThinkGate, ThinkMarkers
 from sglang_rpc.types import NEVER, Compression, KVLayer, Witness
 
 

@@ -9,7 +9,7 @@ from sglang_rpc.config import RequestOptions
 from sglang_rpc.policy import budget
 from sglang_rpc.policy.lightthinker import Thoughts
 from sglang_rpc.runtime.admission import Plan
-from sglang_rpc.runtime.think_gate import ThinkGate
+from sglang_rpc.runtime.segment import ThinkGate
 
 
 @dataclass

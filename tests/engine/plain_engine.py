@@ -6,7 +6,7 @@ python -m tests.engine.plain_engine MODEL PROMPT_JSON TOKENS
 import json
 import sys
 
-from sglang_rpc import cpu
+from sglang_rpc.startup import cpu
 
 if __name__ == "__main__":
     cpu.prepare("cpu")  # no part of RPC: SGLang's stand-in for a machine without a GPU

@@ -2,7 +2,7 @@
 
 import runpy
 
-from sglang_rpc import cpu
+from sglang_rpc.startup import cpu
 
 if __name__ == "__main__":
     cpu.prepare("cpu")

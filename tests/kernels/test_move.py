@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglang_rpc.backends import move_backend as move_path
 from sglang_rpc.memory import compaction
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
-from sglang_rpc.runtime import move_path
 from sglang_rpc.types import KVLayer
 from tests.kernels.cases import DEVICE, Case, case
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglang_rpc.backends import choose as paths
+from sglang_rpc.backends import triton_backend as triton_path
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.runtime import paths, triton_path
 from sglang_rpc.scoring import triton_scores
 from tests.kernels.cases import DEVICE
 from tests.unit import decode_loop

@@ -17,7 +17,7 @@ from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.think_gate import ThinkMarkers
+from sglang_rpc.runtime.segment import ThinkMarkers
 from sglang_rpc.types import Compression, KVLayer
 
 torch.set_num_threads(1)  # more threads on these tiny tensors only wait for each other

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sglang_rpc import doctor
-from sglang_rpc.seams import pins
+from sglang_rpc.contract import pins
 
 SCRATCH = Path(sys.argv[1])
 said: dict[str, list] = {}
@@ -77,8 +77,8 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch  # noqa: E
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
 
-from sglang_rpc.seams.install import install, installed  # noqa: E402
-from sglang_rpc.seams.table import CLI_SEAMS, SEAMS  # noqa: E402
+from sglang_rpc.contract.targets import CLI_SEAMS, SEAMS  # noqa: E402
+from sglang_rpc.hooks.install import install, installed  # noqa: E402
 
 calls = []
 HookRegistry.register(

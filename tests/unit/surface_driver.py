@@ -9,8 +9,8 @@ import sys
 
 from sglang_rpc import launch_server
 from sglang_rpc.config import CONFIG_ENV
-from sglang_rpc.cpu import command_line
-from sglang_rpc.seams.settings import config_of
+from sglang_rpc.contract.settings import config_of
+from sglang_rpc.startup.cpu import command_line
 
 served = []
 launch_server._serve = served.append  # no server is started, whatever happens

@@ -13,15 +13,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sglang_rpc import cpu
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import admission, resume
+from sglang_rpc.hooks.limits import fit_to_pool, refit, refuse_prompt, room_behind
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.runtime.admission import Forecast, longest
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers, TokenMarker
-from sglang_rpc.seams import admission, resume
-from sglang_rpc.seams.limits import fit_to_pool, refit, refuse_prompt, room_behind
+from sglang_rpc.runtime.segment import ThinkGate, ThinkMarkers, TokenMarker
+from sglang_rpc.startup import cpu
 from sglang_rpc.types import NEVER
 
 POOL, CONTEXT = 320, 10_000

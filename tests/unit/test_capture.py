@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sglang_rpc.backends.choose import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract import settings
+from sglang_rpc.hooks import capture
 from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.runtime.paths import SCRATCH_BYTES
-from sglang_rpc.seams import capture, settings
 
 
 def configurator(config, device="cuda", draft=False):

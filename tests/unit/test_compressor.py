@@ -9,7 +9,7 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.host_backup import HostBackup
-from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from sglang_rpc.types import NEVER
 from tests.unit.decode_loop import POOL, WORD, Loop, Request
 

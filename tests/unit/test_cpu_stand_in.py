@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_rpc import cpu
-from sglang_rpc.cpu import command_line
 from sglang_rpc.errors import RPCError
+from sglang_rpc.startup import cpu
+from sglang_rpc.startup.cpu import command_line
 
 SET_BY_PREPARE = (
     "CUDA_VISIBLE_DEVICES",

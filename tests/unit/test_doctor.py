@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sglang_rpc import cpu, doctor
+from sglang_rpc import doctor
+from sglang_rpc.contract.assumptions import LATENT_RELIED_UPON, RELIED_UPON
+from sglang_rpc.contract.pins import Finding, State
+from sglang_rpc.contract.targets import CLI_SEAMS, LATENT_SEAMS, SEAMS
 from sglang_rpc.doctor import Fact
-from sglang_rpc.seams.pins import Finding, State
-from sglang_rpc.seams.relied_upon import LATENT_RELIED_UPON, RELIED_UPON
-from sglang_rpc.seams.table import CLI_SEAMS, LATENT_SEAMS, SEAMS
+from sglang_rpc.startup import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = sorted((ROOT / "patches").glob("sglang-*.json"))[-1]

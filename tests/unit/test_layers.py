@@ -1,6 +1,7 @@
 """The import rule, read from the source:
 
-types, config, errors  <-  policy | scoring | memory  <-  runtime  <-  seams  <-  launch_server, engine, doctor
+types, config, errors <- policy | scoring | memory <- backends <- runtime <- trace <- contract, hooks, startup
+                                                                  <- launch_server, engine, doctor
 """
 
 import ast
@@ -13,19 +14,20 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "sglang_rpc"
 BASE = {"types", "config", "errors"}
 MIDDLE = {"policy", "scoring", "memory"}
-BELOW_RUNTIME = BASE | MIDDLE
-BELOW_SEAMS = BELOW_RUNTIME | {"runtime"}
+BELOW_SGLANG = BASE | MIDDLE | {"backends", "runtime", "trace"}
+SGLANG = {"contract", "hooks", "startup"}
 
 #: first part of a module's name under sglang_rpc -> what it may import of sglang_rpc. Whatever is not listed is on top:
 #: it may import everything, and nothing listed may import it.
 MAY_IMPORT = {
     **{layer: BASE for layer in BASE},
     **{layer: BASE | {layer} for layer in MIDDLE},
-    "runtime": BELOW_SEAMS,
-    "cpu": {"errors", "cpu"},  # stands beside the layers: a machine's set-up
-    "seams": BELOW_SEAMS | {"seams", "cpu"},
+    "backends": BASE | MIDDLE | {"backends"},
+    "runtime": BASE | MIDDLE | {"backends", "runtime"},
+    "trace": BASE | {"runtime", "trace"},
+    **{layer: BELOW_SGLANG | SGLANG for layer in SGLANG},
 }
-MAY_IMPORT_SGLANG = {"seams", "launch_server", "engine", "doctor", "cpu"}
+MAY_IMPORT_SGLANG = {*SGLANG, "launch_server", "engine", "doctor"}
 #: layers, or modules -> packages that must not appear in them
 WITHOUT = {
     "policy": {"triton", "flashinfer", "numpy"},
@@ -98,11 +100,11 @@ def test_every_layer_is_there():
         ("sglang_rpc.memory.compaction", "from sglang_rpc import scoring"),
         ("sglang_rpc.memory.compaction", "from ..scoring import reference"),
         ("sglang_rpc.memory.compaction", "from .. import runtime"),
-        ("sglang_rpc.runtime.compressor", "def f():\n    from sglang_rpc.seams import settings"),
+        ("sglang_rpc.runtime.compressor", "def f():\n    from sglang_rpc.contract import settings"),
         ("sglang_rpc.runtime.compressor", "import sglang.srt.plugins"),
         ("sglang_rpc.scoring.reference", "if True:\n    from sglang import Engine"),
-        ("sglang_rpc.seams.cli", "from sglang_rpc.launch_server import main"),
-        ("sglang_rpc.seams.cli", "from sglang_rpc import engine"),
+        ("sglang_rpc.startup.flags", "from sglang_rpc.launch_server import main"),
+        ("sglang_rpc.startup.flags", "from sglang_rpc import engine"),
         ("sglang_rpc.new_module", "import sglang"),
         ("sglang_rpc", "from sglang import Engine"),
     ],
@@ -116,9 +118,9 @@ def test_a_broken_rule_is_seen(module, source):
     [
         ("sglang_rpc.policy.rpc", "import math\nfrom sglang_rpc.config import RPCConfig"),
         ("sglang_rpc.runtime.compressor", "import torch\nfrom sglang_rpc.memory.compaction import move_kept"),
-        ("sglang_rpc.seams.cli", "import sglang\nfrom sglang_rpc.runtime import compressor"),
-        ("sglang_rpc.seams.cli", "from .settings import attach"),
-        ("sglang_rpc.launch_server", "from sglang_rpc.seams import cli\nimport sglang"),
+        ("sglang_rpc.startup.flags", "import sglang\nfrom sglang_rpc.runtime import compressor"),
+        ("sglang_rpc.startup.flags", "from .settings import attach"),
+        ("sglang_rpc.launch_server", "from sglang_rpc.startup import flags\nimport sglang"),
         ("sglang_rpc.memory.compaction", "from sglang_rpc import types"),
     ],
 )

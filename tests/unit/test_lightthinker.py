@@ -9,14 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sglang_rpc.config import RequestOptions, RPCConfig
+from sglang_rpc.contract.settings import _refuse_gists
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import resume, scheduling
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.policy.lightthinker import Gists, Thought, Thoughts
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
-from sglang_rpc.seams import resume, scheduling
-from sglang_rpc.seams.settings import _refuse_gists
+from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from tests.unit.decode_loop import LAYERS, WORD, Loop
 
 GISTS = Gists((91, 92, 93), resume=99)

@@ -6,8 +6,8 @@ import pytest
 
 from sglang_rpc.config import MAX_TOKENS, RPCConfig
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import pressure
 from sglang_rpc.runtime.admission import Forecast, Plan
-from sglang_rpc.seams import pressure
 from tests.unit.decode_loop import Loop
 
 

@@ -17,12 +17,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang_rpc.contract import pins
+from sglang_rpc.contract.assumptions import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
+from sglang_rpc.contract.pins import State
+from sglang_rpc.contract.targets import AFTER, BEFORE, CLI_SEAMS, LATENT_SEAMS, SEAMS, Seam
 from sglang_rpc.errors import ConfigError, SeamError
-from sglang_rpc.seams import install as installer
-from sglang_rpc.seams import pins
-from sglang_rpc.seams.pins import State
-from sglang_rpc.seams.relied_upon import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
-from sglang_rpc.seams.table import AFTER, BEFORE, CLI_SEAMS, LATENT_SEAMS, SEAMS, Seam
+from sglang_rpc.hooks import install as installer
 
 ROOT = Path(__file__).resolve().parents[2]
 PATCHES = ROOT / "patches"
@@ -388,7 +388,7 @@ def test_the_pinned_version_is_the_required_one():
 def test_every_hook_takes_what_its_target_takes(hooked):
     """SGLang's calls reach a hook as they are: by position what can be, the rest by name."""
     module, _, name = hooked.hook.partition(":")
-    hook = getattr(importlib.import_module(f"sglang_rpc.seams.{module}"), name)
+    hook = getattr(importlib.import_module(f"sglang_rpc.{module}"), name)
     scope: dict = {}
     # A pinned signature is Python's own notation, with `...` for a default.
     exec(f"def target{project_pins().of(hooked.target).signature}: ...", scope)

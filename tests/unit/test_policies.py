@@ -10,15 +10,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from sglang_rpc.backends import choose as paths
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract import settings
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.policy import rkv
 from sglang_rpc.policy.base import Policy
 from sglang_rpc.policy.table import POLICIES
-from sglang_rpc.runtime import paths
 from sglang_rpc.scoring.accumulated import accumulate
-from sglang_rpc.seams import settings
 from sglang_rpc.types import KVLayer
 from tests.unit.decode_loop import Loop
 

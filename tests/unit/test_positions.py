@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sglang_rpc.hooks import positions
 from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.seams import positions
 
 EXTEND = SimpleNamespace(is_decode=lambda: False, is_extend=lambda: True)
 DECODE = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False)

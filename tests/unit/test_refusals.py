@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.errors import SeamError, UnsupportedError
-from sglang_rpc.seams import refusals
-from sglang_rpc.seams.refusals import (
+from sglang_rpc.contract import refusals
+from sglang_rpc.contract.refusals import (
     ATTENTION_BACKENDS,
     MODEL_ROWS,
     REQUEST_ROWS,
@@ -26,7 +25,8 @@ from sglang_rpc.seams.refusals import (
     refuse_request,
     refuse_server_args,
 )
-from sglang_rpc.seams.refusals.facts import DEEPSEEK
+from sglang_rpc.contract.refusals.facts import DEEPSEEK
+from sglang_rpc.errors import SeamError, UnsupportedError
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = Path(os.environ.get("SGLANG_RPC_GOLDENS", ROOT.parent / "shared" / "goldens"))
@@ -248,7 +248,7 @@ def test_every_row_has_an_example_and_a_name_of_its_own(rows, examples):
 
 def test_the_page_is_the_tables():
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
-    assert page == refusals.limits_page(), "run: python -m sglang_rpc.seams.refusals > docs/limits.md"
+    assert page == refusals.limits_page(), "run: python -m sglang_rpc.contract.refusals > docs/limits.md"
     for row in (*SERVER_ROWS, *MODEL_ROWS, *REQUEST_ROWS):
         assert f"`{row.name}`" in page
         assert row.why in page
@@ -304,7 +304,7 @@ def test_an_argument_that_is_gone_is_not_taken_for_off():
 @pytest.fixture(scope="module")
 def sglang_arguments():
     pytest.importorskip("sglang", reason="SGLang is not installed")
-    from sglang_rpc import cpu
+    from sglang_rpc.startup import cpu
 
     cpu.prepare()
     from sglang.srt.server_args import ServerArgs
@@ -315,7 +315,7 @@ def sglang_arguments():
 @pytest.fixture(scope="module")
 def resolved(sglang_arguments):
     """Real arguments, resolved as a launch on this machine would."""
-    from sglang_rpc import cpu
+    from sglang_rpc.startup import cpu
 
     model = GOLDENS / "gqa_all_p64"
     if not model.is_dir():

@@ -8,7 +8,7 @@ from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.policy import budget
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.request_state import Live, RequestState, Totals
-from sglang_rpc.runtime.think_gate import ThinkGate, ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.segment import ThinkGate, ThinkMarkers, TokenMarker
 from sglang_rpc.types import NEVER
 
 START, END, WORD = 900, 901, 1

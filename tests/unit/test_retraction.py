@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc import cpu
-from sglang_rpc.seams import pressure, resume, tree
+from sglang_rpc.hooks import pressure, resume, tree
+from sglang_rpc.startup import cpu
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ def test_the_version_is_the_installed_one():
 
 def test_the_plugin_is_registered_with_sglang():
     registered = {(e.name, e.value) for e in entry_points(group="sglang.srt.plugins")}
-    assert ("rpc", "sglang_rpc.seams.plugin:load") in registered
+    assert ("rpc", "sglang_rpc.startup.plugin:load") in registered
     (plugin,) = entry_points(group="sglang.srt.plugins", name="rpc")
     assert callable(plugin.load())
 

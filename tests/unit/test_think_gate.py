@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_rpc.runtime.think_gate import TextMarker, ThinkGate, ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.segment import TextMarker, ThinkGate, ThinkMarkers, TokenMarker
 
 
 class MergingTokenizer:

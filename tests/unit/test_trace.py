@@ -16,11 +16,11 @@ from eval.accuracy.errors import EvalError
 from eval.trace_view import holdings, reader
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import scheduling
 from sglang_rpc.memory.host_backup import HostBackup
-from sglang_rpc.runtime import trace as recorder
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.trace import Tracer, check_folder, pack
-from sglang_rpc.seams import scheduling
+from sglang_rpc.trace import tracer as recorder
+from sglang_rpc.trace.tracer import Tracer, check_folder, pack
 from sglang_rpc.types import Compression
 from tests.unit.decode_loop import LAYERS, WORD, Loop
 from tests.unit.traced_loop import END, MARKERS, START, Traced, config

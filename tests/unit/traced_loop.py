@@ -9,8 +9,8 @@ import torch
 
 from eval.trace_view import holdings, reader
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.runtime.think_gate import ThinkMarkers, TokenMarker
-from sglang_rpc.runtime.trace import Tracer, check_folder
+from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
+from sglang_rpc.trace.tracer import Tracer, check_folder
 from tests.unit.decode_loop import LAYERS, Loop, Request
 
 START, END = 900, 901

@@ -1,0 +1,1 @@
+"""Which implementation compresses: PyTorch or Triton, and its proof at start-up."""

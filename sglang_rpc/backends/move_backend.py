@@ -1,0 +1,105 @@
+"""Compression that drops whole stretches, for policy lightthinker: nothing is scored, what stands behind moves up."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sglang_rpc.memory import compaction
+from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Witness
+
+logger = logging.getLogger(__name__)
+
+#: Moves the windows of a batch of compressions to where their candidates begin, in all layers.
+Move = Callable[[Sequence[Compression]], None]
+
+
+class MovePath:
+    def __init__(self, name: str, layers: int, move: Move):
+        self.name = name
+        self.witness: Witness | None = None
+        self._move, self._layers = move, layers
+
+    def compress(self, compressions: Sequence[Compression]) -> None:
+        """On the current stream."""
+        if self.witness is not None:
+            self.witness(compressions, torch.empty(self._layers, len(compressions), 1, 0, dtype=torch.int32))
+        self._move(compressions)
+
+
+def move_path(scoring: str, layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> MovePath:
+    """In one launch where Triton can run and `scoring` is `auto`, else in PyTorch."""
+    on_gpu = req_to_token.device.type == "cuda"
+    if scoring == "auto" and on_gpu and importlib.util.find_spec("triton") is not None:
+        try:
+            wrong = failure(layers, req_to_token.device)
+            if wrong is None:
+                return MovePath("triton", len(layers), _in_one_launch(layers, req_to_token))
+        except Exception as error:  # whatever keeps a kernel from being compiled need not keep the server from starting
+            wrong = f"{type(error).__name__}: {error}"
+        logger.warning("RPC moves with PyTorch, which is slower, not with its kernel: %s", wrong)
+    return MovePath("reference", len(layers), _in_pytorch(layers, req_to_token))
+
+
+def failure(layers: Sequence[KVLayer], device: torch.device) -> str | None:
+    """What is wrong with the kernel, as a part of a sentence; None if nothing is. Waits for the device: for start-up.
+
+    It moves made-up entries of the model's own shape, and must leave what PyTorch leaves, byte for byte.
+
+    Raises ValueError if no kernel takes these layers.
+    """
+    from sglang_rpc.backends import self_check
+
+    made = torch.Generator().manual_seed(0)
+    rows = torch.zeros(3, 300, dtype=torch.int32)
+    rows[1:, :290] = (torch.randperm(580, generator=made) + 1).view(2, 290)
+    rows = rows.to(device)
+    # A long window, which overlaps itself as it moves, and a short one.
+    trials = [
+        Compression(
+            row=row, slot=0, prompt_length=5, generated=285, window=window, begin=40, end=end, keep=0, event=1,
+            catch_up=False,
+        )
+        for row, window, end in ((1, 200, 290), (2, 3, 65))
+    ]  # fmt: skip
+    made_up = [self_check.random_layer(layers[0], 581, made) for _ in range(2)]
+    right, found = ([self_check.copy(layer) for layer in made_up] for _ in range(2))
+    _in_pytorch(right, rows)(trials)
+    _in_one_launch(found, rows)(trials)
+    return self_check.difference(right, found, device)
+
+
+def _in_pytorch(layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> Move:
+    def move(compressions: Sequence[Compression]) -> None:
+        none = torch.zeros(1, 0, dtype=torch.int64, device=req_to_token.device)
+        for c in compressions:
+            slots = req_to_token[c.row, c.begin : c.end].long()
+            for layer in layers:
+                compaction.move_kept(layer.buffers, slots, none, c.candidates)
+
+    return move
+
+
+def _in_one_launch(layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> Move:
+    """Raises ValueError if the kernel does not take these layers."""
+    from sglang_rpc.memory import triton_compaction
+
+    slices = triton_compaction.SliceTable(layers)
+
+    def move(compressions: Sequence[Compression]) -> None:
+        batch = CompressionBatch.of(compressions, req_to_token.device)
+        none = torch.zeros(len(layers), len(compressions), 1, 1, dtype=torch.int32, device=req_to_token.device)
+        triton_compaction.move_kept(slices, req_to_token, batch, none)
+
+    # The kernel is compiled now, on row 0, which is no request's: its slots are the pool's padding.
+    move(
+        [
+            Compression(
+                row=0, slot=0, prompt_length=0, generated=2, window=1, begin=0, end=2, keep=0, event=1, catch_up=False
+            )
+        ]
+    )
+    return move

@@ -1,0 +1,106 @@
+"""Compression in Triton: six launches for all layers of all requests that are due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang_rpc.backends.choose import SCRATCH_BYTES
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
+from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, scratch_bytes
+from sglang_rpc.scoring.triton_select import select
+from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Witness
+
+if TYPE_CHECKING:
+    from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
+
+
+class TritonPath:
+    def __init__(
+        self,
+        config: RPCConfig,
+        layers: Sequence[KVLayer],
+        ring: QueryRing,
+        req_to_token: torch.Tensor,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None,
+    ):
+        """Arguments: see runtime.compressor.Compressor. Raises ValueError if no kernel takes these layers."""
+        self._config = config
+        self._keys = KeyTable(layers)
+        self._slices = SliceTable(layers)
+        self._ring = ring
+        self._req_to_token = req_to_token
+        self._reduce = reduce
+        self._group = config.aggregation == "group"
+        self._lse: FlashInferLSE | None = None
+        self.witness: Witness | None = None
+        self.name = "triton"
+        if config.scoring == "flashinfer":
+            from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
+
+            self._lse = FlashInferLSE(layers, ring.buffer)
+            self.name = "flashinfer"
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Compile the kernels now: the first compression would stop the server for seconds.
+
+        Row 0 is no request's yet, so its slots are the pool's padding; query slot 0 is the bin.
+        """
+        c = Compression(
+            row=0, slot=0, prompt_length=0, generated=3, window=1, begin=0, end=3, keep=1, event=1, catch_up=False
+        )
+        reduce, self._reduce = self._reduce, None
+        self._compress([c])
+        self._reduce = reduce
+
+    def compress(self, compressions: Sequence[Compression]) -> None:
+        """Score, select and move, on the current stream, without waiting for the device."""
+        for part in self._parts(compressions):
+            self._compress(part)
+
+    def _compress(self, compressions: Sequence[Compression]) -> None:
+        batch = CompressionBatch.of(compressions, self._req_to_token.device)
+        lse = None
+        if self._lse is not None:
+            lse = self._lse(compressions, self._req_to_token, selector=self._config.selector)
+        scores = candidate_scores(
+            self._keys,
+            self._ring.buffer,
+            self._req_to_token,
+            batch,
+            selector=self._config.selector,
+            group=self._group,
+            lse=lse,
+        )
+        if self._reduce is not None:
+            # One collective; every rank then selects from equal scores.
+            scores = self._reduce(scores.flatten()).view_as(scores)
+        kept = select(scores, batch, self._config.kernel_size, self._config.pooling)
+        if self.witness is not None:
+            self.witness(compressions, kept)
+        move_kept(self._slices, self._req_to_token, batch, kept)
+
+    def _parts(self, compressions: Sequence[Compression]) -> Iterator[list[Compression]]:
+        """Requests of like lengths together, as many as the scratch memory holds: arrays are as wide as the longest.
+
+        The order depends on host numbers that are equal on all ranks, so their collectives pair up.
+        """
+        part: list[Compression] = []
+        for c in sorted(compressions, key=lambda c: -c.candidates):
+            widest = part[0].candidates if part else c.candidates
+            if part and (len(part) + 1) * self._bytes(widest) > SCRATCH_BYTES:
+                yield part
+                part = []
+            part.append(c)
+        yield part
+
+    def _bytes(self, candidates: int) -> int:
+        """Scores and log-sum-exps; pooled scores; kept indices, at most as many; the sums over ranks."""
+        pooled = 4 * self._keys.count * candidates * (self._keys.kv_heads if self._group else 1)
+        others = (2 if self._reduce is None else 3) * pooled
+        return scratch_bytes(self._keys, self._ring.buffer, candidates, self._group) + others

@@ -1,0 +1,1 @@
+"""Does this SGLang, server, model and request fit: targets, assumptions, pins, refusals."""

@@ -1,0 +1,92 @@
+"""The RPC configuration on SGLang's server arguments. It travels with them into every process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract import refusals
+from sglang_rpc.errors import ConfigError, UnsupportedError
+from sglang_rpc.policy import lightthinker
+from sglang_rpc.policy.table import NAMES, accumulates
+from sglang_rpc.trace.tracer import check_folder
+
+_ATTRIBUTE = "_rpc_config"
+
+
+def config_of(server_args: Any) -> RPCConfig | None:
+    """The configuration attached to these arguments; None means RPC is off."""
+    return getattr(server_args, _ATTRIBUTE, None)
+
+
+def attach(server_args: Any, config: RPCConfig | None) -> None:
+    """Attach; None says explicitly that RPC is off, whatever the environment asks for."""
+    # An underscore name that is no field: the sealed record takes it and ships it to subprocesses.
+    setattr(server_args, _ATTRIBUTE, config)
+
+
+def attach_and_refuse(_result: Any, server_args: Any) -> None:
+    """AFTER ServerArgs.check_server_args. Raises UnsupportedError or ConfigError."""
+    if not hasattr(server_args, _ATTRIBUTE):
+        attach(server_args, RPCConfig.from_env())
+    config = config_of(server_args)
+    if config is not None:
+        refusals.refuse_server_args(server_args, config)
+        _refuse_text_without_tokenizer(server_args, config)
+        _refuse_policy(server_args, config)
+        if config.trace is not None:
+            check_folder(config.trace)
+
+
+def _refuse_text_without_tokenizer(server_args: Any, config: RPCConfig) -> None:
+    named = [("think-start", config.think_start), ("think-end", config.think_end)]
+    named += [*(("gist-tokens", token) for token in config.gist_tokens or ()), ("gist-resume", config.gist_resume)]
+    for name, marker in named:
+        if isinstance(marker, str) and server_args.skip_tokenizer_init:
+            raise UnsupportedError(
+                f"--rpc-{name} {marker!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
+                "give the token's id, or remove --skip-tokenizer-init"
+            )
+
+
+def _refuse_policy(server_args: Any, config: RPCConfig) -> None:
+    if config.policy not in NAMES:
+        raise ConfigError(f"policy must be one of {', '.join(NAMES)}, got {config.policy!r}")
+    _refuse_gists(config)
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    resolved = resolving_view(server_args)
+    graphs = resolved.cuda_graph_config
+    on_gpu = not str(resolved.device).startswith("cpu")
+    if accumulates(config.policy) and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):
+        raise UnsupportedError(
+            f"--rpc-policy {config.policy} does not work under CUDA graphs: it adds up the attention of every decode "
+            "step, which no graph records; add --cuda-graph-backend-decode disabled"
+        )
+
+
+#: What policy lightthinker, which keeps no budget and scores nothing, has no use for.
+_WITHOUT_BUDGET = (
+    *("interval", "window", "ratio", "kernel_size", "pooling", "aggregation", "selector", "policy_seed"),
+    *("query_slots", "when", "high_watermark", "low_watermark", "pressure", "max_ratio"),
+)
+
+
+def _refuse_gists(config: RPCConfig) -> None:
+    """Raises ConfigError where gist tokens and policy do not go together."""
+    if config.policy != lightthinker.NAME:
+        if config.gist_tokens is not None or config.gist_resume is not None:
+            raise ConfigError(
+                f"gist_tokens and gist_resume are policy {lightthinker.NAME}'s, and the policy is {config.policy}; "
+                f"leave them out, or use --rpc-policy {lightthinker.NAME}"
+            )
+        return
+    if config.gist_tokens is None:
+        raise ConfigError(f"policy {lightthinker.NAME} needs the model's gist tokens; name them with --rpc-gist-tokens")
+    usual = RPCConfig()
+    for name in _WITHOUT_BUDGET:
+        if getattr(config, name) != getattr(usual, name):
+            raise ConfigError(
+                f"policy {lightthinker.NAME} evicts a thought when its gist tokens are there, and so has no {name}; "
+                f"leave --rpc-{name.replace('_', '-')} out"
+            )

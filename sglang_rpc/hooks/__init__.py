@@ -1,0 +1,1 @@
+"""What happens in a scheduler or forward step. The only code that touches SGLang's objects."""

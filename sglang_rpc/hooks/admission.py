@@ -1,0 +1,158 @@
+"""Admission by what requests will really hold: a PrefillAdder that reserves the peak, not the length."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from sglang_rpc.hooks import resume
+from sglang_rpc.runtime.admission import Forecast, Plan
+
+
+def adder_that_knows(adder_class: type, scheduler: Any) -> type:
+    """AFTER Scheduler.get_prefill_adder_class, SGLang's own extension point."""
+    runtime = getattr(scheduler, "rpc", None)
+    if runtime is None:
+        return adder_class
+    if runtime.adder_class is None:
+        runtime.adder_class = _adder_class(adder_class, runtime)
+    return runtime.adder_class
+
+
+def plan_of(req: Any, generated: int, tokens: int, ends: bool) -> Plan:
+    """The plan of a request with `generated` logical entries behind its prompt that may generate `tokens` more."""
+    prompt = len(req.origin_input_ids)
+    if req.rpc is None:
+        return Plan(generated, generated, tokens, ends, prompt=prompt)
+    return req.rpc.plan(generated, tokens, ends, prompt)
+
+
+def _adder_class(base: type, runtime: Any) -> type:
+    from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
+
+    class PeakAdder(base):  # type: ignore[misc, valid-type]
+        """Where SGLang adds up tokens still to come, this adds up slots: `memory_budget.total_offset` holds the
+        forecast's peak instead of a sum of lengths, and a candidate costs what it raises that peak by."""
+
+        _forecast: Forecast | None = None
+        _cost = 0
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self._taken: list[Plan] = []
+            self._forecast = self._forecast_of_running()
+            self.memory_budget.total_offset += self._forecast.peak
+
+        def _get_running_request_total_token_offset(self, req: Any) -> int:
+            if self._forecast is None:  # the sum that SGLang makes while it builds the adder
+                return 0
+            return Forecast([self._running(req)], self.page_size).peak
+
+        def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+            if req.rpc is not None and req.rpc.backup is not None:
+                return self._add_restored(req, *args, **kwargs)
+            plan = self._waiting(req)
+            with self._costing_what_it_adds(req, plan):
+                result = super().add_one_req(req, *args, **kwargs)
+                self._book(req, plan, partly=self.new_chunked_req is req)
+            return result
+
+        def _add_restored(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+            """A retracted request whose KV waits on the host: bring it back, then have its newest token prefilled."""
+            plan = self._restored(req)
+            cost = self._forecast.peak_with(plan) - self._forecast.peak
+            with self._lock_node(req.last_node):
+                if self._pages(req.rpc.backup.tokens + 1) - req.prefix_len + cost + 1 >= self.rem_total_tokens:
+                    return AddReqResult.NO_TOKEN
+                matched = req.prefix_len
+                if not resume.restore(runtime, req):
+                    return AddReqResult.OTHER
+            with self._costing_what_it_adds(req, plan):
+                result = super().add_one_req(req, *args, **kwargs)
+                self._book(req, plan, partly=False)
+            if req in self.can_run_list:
+                resume.admitted(runtime, req)
+            else:
+                resume.undo_restore(runtime, req, matched)
+            return result
+
+        def add_chunked_req(self, req: Any) -> Any:
+            plan = self._waiting(req)
+            with self._costing_what_it_adds(req, plan):
+                unfinished = super().add_chunked_req(req)
+                self._book(req, plan, partly=unfinished is not None)
+            return unfinished
+
+        def _select_prefill_admission(self, req: Any, *, total_tokens: int, **kwargs: Any) -> Any:
+            # SGLang asks for the tokens, no more than CLIP_MAX_NEW_TOKENS of those to come, and a page for rounding.
+            # Asked for here: the pages it takes, of which its cost is already counted in whole ones, and a slot.
+            now, prefix = len(req.full_untruncated_fill_ids), req.prefix_len
+            asked = now - prefix + min(max(0, self._cost), CLIP_MAX_NEW_TOKENS) + self.per_req_token_overhead
+            needed = self._pages(now) - self._pages(prefix) + self._cost + 1
+            return super()._select_prefill_admission(req, total_tokens=total_tokens - asked + needed, **kwargs)
+
+        def _pages(self, entries: int) -> int:
+            """Slots of the pages that so many entries lie in."""
+            return int(self.ceil_paged_tokens(entries))
+
+        def preempt_to_schedule(self, req: Any) -> bool:
+            if resume.result_in_flight(runtime, self.running_batch.reqs):
+                return False  # in the next step
+            with self._costing_what_it_adds(req, self._waiting(req)):
+                offset = self.memory_budget.total_offset
+                preempted = super().preempt_to_schedule(req)
+                self.memory_budget.total_offset = offset
+            if preempted:
+                before, self._forecast = self._forecast.peak, self._forecast_of_running()
+                self.memory_budget.total_offset += self._forecast.peak - before
+            return preempted
+
+        @contextlib.contextmanager
+        def _costing_what_it_adds(self, req: Any, plan: Plan) -> Iterator[None]:
+            """Inside, the request asks for as many new tokens as it raises the peak by, and SGLang's arithmetic holds.
+
+            `ignore_eos` would lead to SGLang's own forecast, which credits a finishing request with its length.
+            """
+            self._cost = self._forecast.peak_with(plan) - self._forecast.peak
+            params = req.sampling_params
+            asked = params.max_new_tokens, params.ignore_eos
+            params.max_new_tokens, params.ignore_eos = len(req.output_ids) + self._cost, False
+            try:
+                yield
+            finally:
+                params.max_new_tokens, params.ignore_eos = asked
+
+        def _book(self, req: Any, plan: Plan, partly: bool) -> None:
+            """If `req` was taken: book what it costs instead of the clipped length that SGLang booked."""
+            if not self.can_run_list or self.can_run_list[-1] is not req:
+                return
+            booked = 0 if partly else min(req.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)
+            self.memory_budget.total_offset += self._cost - booked
+            self._taken.append(plan)
+            self._forecast.add(plan)
+
+        def _forecast_of_running(self) -> Forecast:
+            reqs = () if self.running_batch is None else self.running_batch.reqs
+            return Forecast([self._running(r) for r in reqs if r.kv.holds_kv] + self._taken, self.page_size)
+
+        def _running(self, req: Any) -> Plan:
+            evicted = 0 if req.rpc is None else req.rpc.evicted
+            generated = max(0, req.kv.kv_allocated_len - len(req.origin_input_ids) + evicted)
+            return plan_of(req, generated, *self._to_come(req, self.new_token_ratio))
+
+        def _waiting(self, req: Any) -> Plan:
+            return plan_of(req, len(req.output_ids), *self._to_come(req, 1.0))  # its prefill covers the output it has
+
+        def _restored(self, req: Any) -> Plan:
+            generated, prompt = len(req.output_ids), len(req.origin_input_ids)  # its prefill covers the newest token
+            return req.rpc.plan_restored(generated, *self._to_come(req, 1.0), prompt)
+
+        def _to_come(self, req: Any, ratio: float) -> tuple[int, bool]:
+            """Tokens to plan for and whether it ends there: a fixed length, or as far ahead as SGLang reserves."""
+            tokens = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
+            if req.sampling_params.ignore_eos:
+                return tokens, True
+            return int(min(tokens, CLIP_MAX_NEW_TOKENS) * ratio), False
+
+    return PeakAdder

@@ -1,0 +1,85 @@
+"""Positions are logical. `orig_seq_lens` already is: SGLang advances it by one a step and carries it through filter
+and merge, and compaction leaves it alone. So no table of evicted counts is needed, and none can be stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang_rpc.hooks.resume import restore_ids
+
+
+def make_logical(forward_batch: Any, cls: Any, batch: Any, model_runner: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ForwardBatch.init_new: rows that lost entries get the position of the token, not of the slot."""
+    ring = getattr(model_runner, "rpc_ring", None)
+    if ring is None:
+        return
+    ring.extend_step = ring.extend_rows = None
+    mode = forward_batch.forward_mode
+    if mode.is_decode():
+        if _any_compressed(batch.reqs):
+            # A new tensor: the old one may be shared.
+            forward_batch.positions = (forward_batch.orig_seq_lens - 1).to(forward_batch.positions.dtype)
+    elif mode.is_extend() and (ring.in_use or ring.every_step or _any_compressed(batch.reqs)):
+        _correct_extend(forward_batch, batch, ring)
+
+
+def _correct_extend(forward_batch: Any, batch: Any, ring: Any) -> None:
+    """Rows of one token may be decode rows of a mixed step or restored requests, compressed and being recorded.
+
+    A prompt's chunk of one token is neither. Other rows of one token behind their prompt own no query slot, and their
+    position comes out as it is.
+    """
+    tokens, rows, end = [], [], 0
+    for row, length in enumerate(batch.extend_lens):
+        end += length
+        req = batch.reqs[row]
+        if length == 1 and req.extend_end > len(req.origin_input_ids):
+            rows.append(row)
+            tokens.append(end - 1)
+            restore_ids(req)
+    if not rows:
+        return
+    device = forward_batch.positions.device
+    token, row = _to_device(tokens, torch.int64, device), _to_device(rows, torch.int64, device)
+    logical = forward_batch.orig_seq_lens[row]
+    forward_batch.positions = forward_batch.positions.index_copy(
+        0, token, (logical - 1).to(forward_batch.positions.dtype)
+    )
+    forward_batch.rpc_logical_lens = forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype))
+    if ring.every_step:
+        ring.extend_rows = token, row
+    if ring.in_use:
+        ring.extend_step = token, ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token])
+
+
+def count_logically(_result: Any, batch: Any) -> None:
+    """AFTER ScheduleBatch.prepare_for_extend: `orig_seq_lens`, which it sets to the row's length, is logical."""
+    evicted = [0 if req.rpc is None else req.rpc.evicted for req in batch.reqs]
+    if any(evicted):
+        lengths = batch.orig_seq_lens
+        batch.orig_seq_lens = lengths + _to_device(evicted, lengths.dtype, lengths.device)
+
+
+def _to_device(values: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    pinned = device.type == "cuda"  # or the copy would make the host wait
+    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)
+
+
+def _any_compressed(reqs: list[Any]) -> bool:
+    return any(req.rpc is not None and req.rpc.evicted for req in reqs)
+
+
+def sample_at_logical(original: Callable, model_runner: Any, logits_output: Any, forward_batch: Any) -> Any:
+    """AROUND ModelRunner.sample: for an extend it passes `seq_lens - 1` as the sampler's positions."""
+    logical = getattr(forward_batch, "rpc_logical_lens", None)
+    if logical is None:
+        return original(model_runner, logits_output, forward_batch)
+    physical = forward_batch.seq_lens
+    forward_batch.seq_lens = logical
+    try:
+        return original(model_runner, logits_output, forward_batch)
+    finally:
+        forward_batch.seq_lens = physical

@@ -1,0 +1,55 @@
+"""One request's options: checked at the door, attached where the scheduler takes it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_rpc.config import RequestOptions
+from sglang_rpc.contract import refusals
+from sglang_rpc.contract.settings import config_of
+from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks.limits import fit_to_pool, refuse_prompt
+from sglang_rpc.runtime.request_state import RequestState
+
+
+def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> None:
+    """BEFORE TokenizerManager._validate_one_request. Raises ValueError, which every endpoint turns into HTTP 400."""
+    config = config_of(tokenizer_manager.server_args)
+    sampling_params = getattr(obj, "sampling_params", None)
+    if config is None or not isinstance(sampling_params, dict):
+        return
+    # Whether think tokens are known is the scheduler's to say; it refuses there what passes here.
+    RequestOptions.from_custom_params(sampling_params.get("custom_params"), config)
+    refusal = refusals.refuse_request(obj)
+    if refusal is not None and refusal.severity is refusals.Severity.REJECT:
+        raise ConfigError(refusal.sentence)
+
+
+def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
+    """AROUND Scheduler.init_req_max_new_tokens: `req.rpc` holds RPC's state; SGLang's clip to what the pool holds
+    uncompressed gives way to what it holds. Wrong options, or more tokens than fit, end the request with 400."""
+    runtime = getattr(scheduler, "rpc", None)
+    if runtime is None:
+        return original(scheduler, req)
+    asked, at_least = req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens
+    original(scheduler, req)
+    try:
+        options = RequestOptions.from_custom_params(
+            req.sampling_params.custom_params, runtime.config, can_gate=runtime.compressor.markers is not None
+        )
+        refusal = refusals.refuse_request(req, options.asked and options.enabled)
+        if refusal is not None and refusal.severity is refusals.Severity.REJECT:
+            raise ConfigError(refusal.sentence)
+        state = RequestState(options, refused=None if refusal is None else refusal.sentence)
+        runtime.compressor.open_gate(state, req.origin_input_ids)
+        if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
+            fit_to_pool(scheduler, req, options, asked, at_least)
+            state.fitted_for = None if state.start is None else (state.start, True)
+        refuse_prompt(scheduler, req)
+    except ConfigError as error:
+        req.rpc = None
+        req.set_finish_with_abort(str(error))
+        return None
+    req.rpc = state
+    return None

@@ -1,1 +1,0 @@
-"""The only code that imports sglang: SGLang's calls -> runtime's. One file per concern; `table.py` lists every hook."""

@@ -1,0 +1,26 @@
+"""SGLang's plugin entry point (group `sglang.srt.plugins`). It does nothing unless `SGLANG_RPC_CONFIG` is set."""
+
+from __future__ import annotations
+
+import os
+
+from sglang_rpc.config import CONFIG_ENV, RPCConfig
+from sglang_rpc.errors import RPCError
+
+
+def load() -> None:
+    """Called by SGLang in every process.
+
+    Raises:
+        SystemExit: RPC was asked for and cannot be installed. (SGLang swallows every other exception here.)
+    """
+    # In child processes too: a program may run its whole server in one.
+    if not os.environ.get(CONFIG_ENV, "").strip():
+        return
+    try:
+        RPCConfig.from_env()
+        from sglang_rpc.hooks.install import install
+
+        install()
+    except RPCError as error:
+        raise SystemExit(f"sglang-rpc: {error}") from error

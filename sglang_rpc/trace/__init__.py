@@ -1,0 +1,1 @@
+"""What was kept, written down: selections -> files."""
