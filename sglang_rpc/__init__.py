@@ -1,10 +1,18 @@
 """Reasoning Path Compression inside SGLang: a server that forgets what a reasoning model no longer needs."""
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.errors import ConfigError, RPCError, SeamError, UnsupportedError
+from sglang_rpc.errors import ConfigError, IncompatibleSGLangError, RPCError, UnsupportedError
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Engine", "RPCConfig", "RPCError", "SeamError", "UnsupportedError", "__version__"]
+__all__ = [
+    "ConfigError",
+    "Engine",
+    "IncompatibleSGLangError",
+    "RPCConfig",
+    "RPCError",
+    "UnsupportedError",
+    "__version__",
+]
 
 
 def __getattr__(name: str):

@@ -53,8 +53,8 @@ class RPCConfig:
     think_start: str | int | None = None  #: text or token id that opens a think segment; None: the reasoning parser's
     think_end: str | int | None = None  #: text or token id that closes it; None: the reasoning parser's
     query_slots: int | None = None  #: requests whose last R queries can be held at once; None: sized from the KV pool
-    when: str = "always"  #: always: at every due date; pressure: only while the pool is pressed
-    high_watermark: float = 0.8  #: share of the pool in use at which it counts as pressed
+    when: str = "always"  #: always: at every due date; pressure: only while the pool is under memory pressure
+    high_watermark: float = 0.8  #: share of the pool in use at which it counts as under memory pressure
     low_watermark: float = 0.6  #: share at which it no longer does
     pressure: str = "early"  #: before retracting, compress earlier (early), or at a higher c too (ratio)
     max_ratio: float | None = None  #: the highest ratio that `pressure="ratio"` may use; None: four times the ratio
@@ -183,17 +183,17 @@ class RequestOptions:
         return int(self.interval / self.ratio)
 
     @classmethod
-    def from_custom_params(cls, custom_params: Any, server: RPCConfig, *, can_gate: bool = True) -> RequestOptions:
+    def from_custom_params(cls, custom_params: Any, server: RPCConfig, *, knows_markers: bool = True) -> RequestOptions:
         """Options of a request with these `custom_params` (None, or a mapping that may hold "rpc").
 
         Args:
             server: the server's configuration, the default of every field and the bound of `window`.
-            can_gate: whether think tokens are known, without which `scope: think` cannot be honoured.
+            knows_markers: whether think tokens are known, without which `scope: think` cannot be honoured.
 
         Raises:
             ConfigError: names the field, the value and what is allowed.
         """
-        default_scope = server.scope if can_gate else "all"
+        default_scope = server.scope if knows_markers else "all"
         if not isinstance(custom_params, Mapping) or "rpc" not in custom_params:
             return cls(True, server.interval, server.window, server.ratio, default_scope)
         given = custom_params["rpc"]
@@ -222,7 +222,7 @@ class RequestOptions:
         _integer(f"{where}window", window, 1, server.window, " (the server's --rpc-window)")
         _ratio(ratio, interval, where, "" if "ratio" in given else " (the server's: send a ratio with this interval)")
         _choice(f"{where}scope", scope, SCOPES)
-        if scope == "think" and not can_gate:
+        if scope == "think" and not knows_markers:
             raise ConfigError(
                 f"{where}scope 'think' needs think tokens, and this server knows none; "
                 "use 'all', or start it with --reasoning-parser or --rpc-think-end"

@@ -22,14 +22,14 @@ from typing import Any
 
 from sglang_rpc import __version__
 from sglang_rpc.contract import pins as pinned
-from sglang_rpc.contract.assumptions import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
+from sglang_rpc.contract.assumptions import ASSUMPTIONS, LATENT_ASSUMPTIONS, Assumption
 from sglang_rpc.contract.pins import Finding, Pins, State
-from sglang_rpc.contract.targets import CLI_SEAMS, LATENT_SEAMS, SEAMS
+from sglang_rpc.contract.targets import CLI_HOOKS, HOOKS, LATENT_HOOKS
 from sglang_rpc.errors import RPCError
 from sglang_rpc.startup import cpu
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-NEEDS: tuple[pinned.Need, ...] = (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS, *RELIED_UPON, *LATENT_RELIED_UPON)
+NEEDS: tuple[pinned.Need, ...] = (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS, *ASSUMPTIONS, *LATENT_ASSUMPTIONS)
 GROUP = "sglang.srt.plugins"
 
 
@@ -248,7 +248,7 @@ def report(facts: Sequence[Fact], findings: Sequence[Finding], path: Path) -> st
             lines.append(f"  {'':<8} {'':<15} -> {fact.advice}")
     lines += ["", f"What RPC needs of SGLang, compared with {path}"]
     # Of what is only relied upon, a person reads what differs; --json has all of it.
-    quiet = [f for f in findings if f.state is State.OK and isinstance(f.need, ReliedUpon)]
+    quiet = [f for f in findings if f.state is State.OK and isinstance(f.need, Assumption)]
     shown = [f for f in findings if f not in quiet]
     width = max((len(f.state.value) for f in findings), default=0)
     for finding in shown:
@@ -257,12 +257,12 @@ def report(facts: Sequence[Fact], findings: Sequence[Finding], path: Path) -> st
         if finding.state is not State.OK:
             lines.append(f"  {'':<{width}}  {'':<11}  -> {finding.detail}; needed: {finding.need.reason}")
     if quiet:
-        lines.append(f"  {State.OK.value:<{width}}  {pinned.RELIED_UPON:<11}  {len(quiet)} places (--json lists them)")
+        lines.append(f"  {State.OK.value:<{width}}  {pinned.ASSUMPTIONS:<11}  {len(quiet)} places (--json lists them)")
     return "\n".join([*lines, "", _verdict(facts, findings)])
 
 
 def _use(finding: Finding) -> str:
-    return pinned.RELIED_UPON if isinstance(finding.need, ReliedUpon) else finding.need.kind
+    return pinned.ASSUMPTIONS if isinstance(finding.need, Assumption) else finding.need.kind
 
 
 def _verdict(facts: Sequence[Fact], findings: Sequence[Finding]) -> str:

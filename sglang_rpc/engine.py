@@ -24,7 +24,7 @@ class Engine(SGLangEngine):
     `rpc`: the configuration, a dict of its fields, or None for SGLang as it is. Everything else is `sglang.Engine`'s.
     Without an accelerator, arguments that only work with one get their CPU counterpart unless given.
 
-    Raises ConfigError, UnsupportedError or SeamError, in one sentence, before a process is started.
+    Raises ConfigError, UnsupportedError or IncompatibleSGLangError, in one sentence, before a process is started.
     """
 
     def __init__(self, *, rpc: RPCConfig | dict[str, Any] | None = _DEFAULT, **kwargs: Any):

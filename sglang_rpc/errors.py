@@ -13,5 +13,5 @@ class UnsupportedError(RPCError, ValueError):
     """RPC cannot work together with a feature that is switched on."""
 
 
-class SeamError(RPCError):
+class IncompatibleSGLangError(RPCError):
     """A place in SGLang that RPC attaches to is missing or is not what this version was built for."""

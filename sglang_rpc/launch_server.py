@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str]):
-    from sglang_rpc.contract.targets import CLI_SEAMS
+    from sglang_rpc.contract.targets import CLI_HOOKS
     from sglang_rpc.hooks.install import install
 
     # The plugin entry point must not switch on what --disable-rpc switches off; read_flags reads the variable itself.
@@ -30,7 +30,7 @@ def _parse(argv: list[str]):
     load_plugins()
     if asked is not None:
         os.environ[CONFIG_ENV] = asked
-    install(CLI_SEAMS)
+    install(CLI_HOOKS)
     from sglang.srt.server_args import prepare_server_args
 
     server_args = prepare_server_args(argv)

@@ -47,7 +47,7 @@ class Compression:
     end: int  #: physical length of the row, prompt included
     keep: int  #: candidates that survive
     event: int  #: n, which compression of the request this is
-    catch_up: bool  #: after its due date
+    late: bool  #: after its due date
     early: bool = False  #: before its due date, to spare a retraction
     seed: int = 0  #: for a policy that draws lots: the same for the same text
 
@@ -108,4 +108,4 @@ class CompressionBatch:
 
 #: Is shown compressions that are carried out together, and int [layers, B, 1 or kv_heads, most_kept] on the device: the
 #: candidates that stay, ascending. What stands behind a compression's own `keep` is not set.
-Witness = Callable[[Sequence[Compression], torch.Tensor], None]
+Observer = Callable[[Sequence[Compression], torch.Tensor], None]

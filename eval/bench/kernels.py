@@ -97,7 +97,7 @@ class Scene:
                 end=end,
                 keep=max(1, candidates - config.interval + config.budget_step),
                 event=1,
-                catch_up=False,
+                late=False,
             )
             for index in range(batch)
         ]
@@ -109,7 +109,7 @@ class Scene:
 
 def parts(scene: Scene) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """Name, bytes that must move, and what to time."""
-    from sglang_rpc.backends.choose import make_path
+    from sglang_rpc.backends.choose import make_backend
     from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
     from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores
     from sglang_rpc.scoring.triton_select import select
@@ -136,7 +136,7 @@ def parts(scene: Scene) -> Iterator[tuple[str, int, Callable[[], object]]]:
     yield "move", scene.moved_bytes, lambda: move_kept(slices, rows, batch, kept)
     all_bytes = 2 * scene.keys_bytes + 6 * scene.score_bytes + scene.moved_bytes
     for name, scoring in (("total", "triton"), ("reference", "reference")):
-        path = make_path(RPCConfig(**{**asdict(config), "scoring": scoring}), scene.layers, ring, rows, None)
+        path = make_backend(RPCConfig(**{**asdict(config), "scoring": scoring}), scene.layers, ring, rows, None)
         yield name, all_bytes, lambda path=path: path.compress(scene.compressions)
 
 

@@ -19,7 +19,7 @@ from eval.bench.table import Row
 MEDIANS = (
     *("tok_s", "tok_s_full", "running_mean", "running_peak", "running_mean_full", "waiting_mean"),
     *("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "gap_max_s", "latency_p50_s", "latency_p99_s"),
-    *("retractions", "retracted_share", "compressed_share", "compressions_mean", "catch_ups", "held_mean"),
+    *("retractions", "retracted_share", "compressed_share", "compressions_mean", "late", "held_mean"),
     *("cached_tokens", "kv_tokens_mean", "kv_tokens_peak", "kv_bytes_mean", "kv_bytes_peak"),
     *("server_cpu_s", "client_cpu_s", "other_cpu_s"),
 )

@@ -68,7 +68,7 @@ def look_at_traces(options: argparse.Namespace) -> None:
     paths = texts.files(options.traces)
     rows = [row for path in paths for row in kept.choices(path)]
     summary = kept.summary(rows)
-    print(show_kept(summary))
+    print(observe(summary))
     options.out.mkdir(parents=True, exist_ok=True)
     write(rows, options.out / "kept.csv")
     write(summary, options.out / "kept_summary.csv")
@@ -77,7 +77,7 @@ def look_at_traces(options: argparse.Namespace) -> None:
         print(path)
 
 
-def show_kept(summary: Sequence[kept.Summary]) -> str:
+def observe(summary: Sequence[kept.Summary]) -> str:
     lines = [
         f"{summary[0].requests} requests; tokens before the last compression's window; mean +- standard error",
         f"{'tokens':<8} {'number':>7} {'n':>2} {'repeated':>18} {'to random':>19} {'entropy, bits':>18}",

@@ -92,7 +92,7 @@ def _stage(stage: Stage, index: int, trace: Trace, stages: int) -> dict[str, Any
     last = trace.receipt is not None and index == stages - 1
     name = "before the first compression" if index == 0 else "at the end" if last else f"after compression {index}"
     said = []
-    if c is not None and c.catch_up:
+    if c is not None and c.late:
         said.append("after its due date")
     if c is not None and c.early:
         said.append("before its due date, for want of memory")

@@ -40,7 +40,7 @@ class Compression:
     end: int  #: length of the row
     keep: int  #: candidates that survive
     window: int  #: the newest entries, always kept
-    catch_up: bool
+    late: bool
     early: bool
     kept: np.ndarray | None  #: bool [layers * heads, candidates]; None: the server left it out
 
@@ -174,7 +174,7 @@ def _compression(path: Path, number: int, field: Fields, sets: int, prompt: int,
     kept = None if packed is None else unpack(packed, sets, candidates)
     if packed is not None and (kept is None or not (kept.sum(1) == keep).all()):
         raise _wrong(path, number, f"does not keep {keep} of {candidates} candidates in each of {sets} sets")
-    flags = [field(name, lambda v: isinstance(v, bool)) for name in ("catch_up", "early")]
+    flags = [field(name, lambda v: isinstance(v, bool)) for name in ("late", "early")]
     return Compression(count("event"), generated, begin, end, keep, window, *flags, kept)
 
 

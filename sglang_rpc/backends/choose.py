@@ -9,13 +9,13 @@ from typing import Protocol
 
 import torch
 
-from sglang_rpc.backends.move_backend import move_path
-from sglang_rpc.backends.reference_backend import ReferencePath
+from sglang_rpc.backends.move_backend import move_backend
+from sglang_rpc.backends.reference_backend import ReferenceBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.table import POLICIES
-from sglang_rpc.types import Compression, KVLayer, Witness
+from sglang_rpc.types import Compression, KVLayer, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +26,21 @@ SCRATCH_BYTES = 2**27
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
-class CompressionPath(Protocol):
+class Backend(Protocol):
     name: str  #: as `--rpc-scoring` calls it
-    witness: Witness | None  #: is shown what each compression keeps
+    observer: Observer | None  #: is shown what each compression keeps
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """Score, select and move, on the current stream."""
 
 
-def make_path(
+def make_backend(
     config: RPCConfig,
     layers: Sequence[KVLayer],
     ring: QueryRing,
     req_to_token: torch.Tensor,
     reduce: Reduce | None,
-) -> CompressionPath:
+) -> Backend:
     """`config.scoring`, or with `auto` Triton where it can run.
 
     Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape.
@@ -51,11 +51,11 @@ def make_path(
         if config.scoring not in ("auto", "reference"):
             raise ConfigError(f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'")
         if policy is None:
-            return move_path(config.scoring, layers, req_to_token)
-        return ReferencePath(config, layers, ring, req_to_token, reduce)
+            return move_backend(config.scoring, layers, req_to_token)
+        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
-        return ReferencePath(config, layers, ring, req_to_token, reduce)
+        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
     for package in {"triton", wanted}:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"scoring '{wanted}' needs the package {package}; install it, or use 'auto'")
@@ -69,7 +69,7 @@ def make_path(
     try:
         wrong = self_check.failure(config, layers, ring)
         if wrong is None:
-            return triton_path.TritonPath(config, layers, ring, req_to_token, reduce)
+            return triton_path.TritonBackend(config, layers, ring, req_to_token, reduce)
     except ValueError as error:
         wrong = str(error)
     except Exception as error:  # whatever keeps kernels from being compiled here need not keep the server from starting
@@ -77,7 +77,7 @@ def make_path(
     if asked.scoring == wanted:
         raise ConfigError(f"scoring '{wanted}' cannot serve this model: {wrong}; use --rpc-scoring reference")
     logger.warning("RPC compresses with PyTorch, which is slower, not with its kernels: %s", wrong)
-    return ReferencePath(asked, layers, ring, req_to_token, reduce)
+    return ReferenceBackend(asked, layers, ring, req_to_token, reduce)
 
 
 def _best(device: torch.device) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sglang_rpc.memory import compaction
-from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Witness
+from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -17,31 +17,31 @@ logger = logging.getLogger(__name__)
 Move = Callable[[Sequence[Compression]], None]
 
 
-class MovePath:
+class MoveBackend:
     def __init__(self, name: str, layers: int, move: Move):
         self.name = name
-        self.witness: Witness | None = None
+        self.observer: Observer | None = None
         self._move, self._layers = move, layers
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """On the current stream."""
-        if self.witness is not None:
-            self.witness(compressions, torch.empty(self._layers, len(compressions), 1, 0, dtype=torch.int32))
+        if self.observer is not None:
+            self.observer(compressions, torch.empty(self._layers, len(compressions), 1, 0, dtype=torch.int32))
         self._move(compressions)
 
 
-def move_path(scoring: str, layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> MovePath:
+def move_backend(scoring: str, layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> MoveBackend:
     """In one launch where Triton can run and `scoring` is `auto`, else in PyTorch."""
     on_gpu = req_to_token.device.type == "cuda"
     if scoring == "auto" and on_gpu and importlib.util.find_spec("triton") is not None:
         try:
             wrong = failure(layers, req_to_token.device)
             if wrong is None:
-                return MovePath("triton", len(layers), _in_one_launch(layers, req_to_token))
+                return MoveBackend("triton", len(layers), _in_one_launch(layers, req_to_token))
         except Exception as error:  # whatever keeps a kernel from being compiled need not keep the server from starting
             wrong = f"{type(error).__name__}: {error}"
         logger.warning("RPC moves with PyTorch, which is slower, not with its kernel: %s", wrong)
-    return MovePath("reference", len(layers), _in_pytorch(layers, req_to_token))
+    return MoveBackend("reference", len(layers), _in_pytorch(layers, req_to_token))
 
 
 def failure(layers: Sequence[KVLayer], device: torch.device) -> str | None:
@@ -61,7 +61,7 @@ def failure(layers: Sequence[KVLayer], device: torch.device) -> str | None:
     trials = [
         Compression(
             row=row, slot=0, prompt_length=5, generated=285, window=window, begin=40, end=end, keep=0, event=1,
-            catch_up=False,
+            late=False,
         )
         for row, window, end in ((1, 200, 290), (2, 3, 65))
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def _in_one_launch(layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> Mov
     move(
         [
             Compression(
-                row=0, slot=0, prompt_length=0, generated=2, window=1, begin=0, end=2, keep=0, event=1, catch_up=False
+                row=0, slot=0, prompt_length=0, generated=2, window=1, begin=0, end=2, keep=0, event=1, late=False
             )
         ]
     )

@@ -13,10 +13,10 @@ from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.base import Layer
 from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.scoring import reference
-from sglang_rpc.types import Compression, KVLayer, Witness
+from sglang_rpc.types import Compression, KVLayer, Observer
 
 
-class ReferencePath:
+class ReferenceBackend:
     name = "reference"
 
     def __init__(
@@ -35,7 +35,7 @@ class ReferencePath:
         self._req_to_token = req_to_token
         self._reduce = reduce
         self._group = config.aggregation == "group"
-        self.witness: Witness | None = None
+        self.observer: Observer | None = None
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """Score, select and move, on the current stream."""
@@ -56,8 +56,8 @@ class ReferencePath:
             scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
         for c, own, score in zip(compressions, slots, scores, strict=True):
             kept = reference.select(score.flatten(0, 1), c.keep, *self._pooling()).view(*score.shape[:2], c.keep)
-            if self.witness is not None:
-                self.witness([c], kept[:, None])
+            if self.observer is not None:
+                self.observer([c], kept[:, None])
             for layer, layer_kept in zip(self._layers, kept, strict=True):
                 move_kept(layer.buffers, own, layer_kept, c.candidates)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from sglang_rpc.backends.reference_backend import ReferencePath
-from sglang_rpc.backends.triton_backend import TritonPath
+from sglang_rpc.backends.reference_backend import ReferenceBackend
+from sglang_rpc.backends.triton_backend import TritonBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.types import Compression, KVLayer
@@ -58,11 +58,11 @@ def _trial(config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, seed: 
         end=end,
         keep=KEEP,
         event=1,
-        catch_up=False,
+        late=False,
     )
     own_layers = [random_layer(layers[0], end + 1, made) for _ in range(2)]
     results = []
-    for path_class in (ReferencePath, TritonPath):
+    for path_class in (ReferenceBackend, TritonBackend):
         copies = [copy(layer) for layer in own_layers]
         path_class(config, copies, own_ring, req_to_token.to(device), None).compress([c])
         results.append(copies)

@@ -13,13 +13,13 @@ from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
-from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Witness
+from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Observer
 
 if TYPE_CHECKING:
     from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
 
 
-class TritonPath:
+class TritonBackend:
     def __init__(
         self,
         config: RPCConfig,
@@ -37,7 +37,7 @@ class TritonPath:
         self._reduce = reduce
         self._group = config.aggregation == "group"
         self._lse: FlashInferLSE | None = None
-        self.witness: Witness | None = None
+        self.observer: Observer | None = None
         self.name = "triton"
         if config.scoring == "flashinfer":
             from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
@@ -52,7 +52,7 @@ class TritonPath:
         Row 0 is no request's yet, so its slots are the pool's padding; query slot 0 is the bin.
         """
         c = Compression(
-            row=0, slot=0, prompt_length=0, generated=3, window=1, begin=0, end=3, keep=1, event=1, catch_up=False
+            row=0, slot=0, prompt_length=0, generated=3, window=1, begin=0, end=3, keep=1, event=1, late=False
         )
         reduce, self._reduce = self._reduce, None
         self._compress([c])
@@ -81,8 +81,8 @@ class TritonPath:
             # One collective; every rank then selects from equal scores.
             scores = self._reduce(scores.flatten()).view_as(scores)
         kept = select(scores, batch, self._config.kernel_size, self._config.pooling)
-        if self.witness is not None:
-            self.witness(compressions, kept)
+        if self.observer is not None:
+            self.observer(compressions, kept)
         move_kept(self._slices, self._req_to_token, batch, kept)
 
     def _parts(self, compressions: Sequence[Compression]) -> Iterator[list[Compression]]:

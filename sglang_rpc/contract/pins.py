@@ -28,12 +28,12 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from sglang_rpc.contract.assumptions import ReliedUpon
-from sglang_rpc.contract.targets import Seam
-from sglang_rpc.errors import SeamError
+from sglang_rpc.contract.assumptions import Assumption
+from sglang_rpc.contract.targets import Hook
+from sglang_rpc.errors import IncompatibleSGLangError
 
-Need = Seam | ReliedUpon
-RELIED_UPON = "relied upon"
+Need = Hook | Assumption
+ASSUMPTIONS = "relied upon"
 
 
 class State(Enum):
@@ -133,7 +133,7 @@ def take(version: str, needs: Iterable[Need]) -> Pins:
     """Pins of what is installed here.
 
     Raises:
-        SeamError: a target, or an attribute of one, does not exist.
+        IncompatibleSGLangError: a target, or an attribute of one, does not exist.
     """
     sources, pins, used = Sources(), [], set()
     for need in needs:
@@ -141,17 +141,17 @@ def take(version: str, needs: Iterable[Need]) -> Pins:
             now = find(need.target)
             fingerprint = sources.fingerprint(now, _attributes(need))
         except LookupError as error:
-            raise SeamError(f"{need.target} can't be pinned ({need.reason}): {error}") from error
+            raise IncompatibleSGLangError(f"{need.target} can't be pinned ({need.reason}): {error}") from error
         files = sources.files(now)
         used.update(files)
-        use = need.kind if isinstance(need, Seam) else RELIED_UPON
+        use = need.kind if isinstance(need, Hook) else ASSUMPTIONS
         signature = now.signature(_attributes(need))
         pins.append(Pin(need.target, use, now.kind, signature, fingerprint, files, need.reason))
     return Pins(version, {file: sources.digest(file) for file in sorted(used)}, tuple(pins))
 
 
 def _attributes(need: Need) -> tuple[str, ...]:
-    return need.attributes if isinstance(need, ReliedUpon) else ()
+    return need.attributes if isinstance(need, Assumption) else ()
 
 
 # ---- reading and writing ------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def load(version: str, folder: Path | None = None) -> Pins:
     """The pins of this version, else those of the newest one pinned: see `Pins.version`.
 
     Raises:
-        SeamError: there are none, or the file can't be read.
+        IncompatibleSGLangError: there are none, or the file can't be read.
     """
     folder = directory() if folder is None else folder
     path = path_of(version, folder)
@@ -188,7 +188,9 @@ def load(version: str, folder: Path | None = None) -> Pins:
         pins = tuple(Pin(**{**entry, "files": tuple(entry["files"])}) for entry in raw["pins"])
         return Pins(raw["sglang"], raw["files"], pins)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SeamError(f"the pins of SGLang can't be read from {path}: {error}; install sglang-rpc again") from error
+        raise IncompatibleSGLangError(
+            f"the pins of SGLang can't be read from {path}: {error}; install sglang-rpc again"
+        ) from error
 
 
 def _order(name: str) -> tuple[int, ...]:
@@ -196,13 +198,13 @@ def _order(name: str) -> tuple[int, ...]:
 
 
 def save(pins: Pins, folder: Path) -> Path:
-    """Write them where `load` looks; returns the file. Raises SeamError if it can't be written."""
+    """Write them where `load` looks; returns the file. Raises IncompatibleSGLangError if it can't be written."""
     content = {"sglang": public(pins.version), "files": dict(pins.files), "pins": [asdict(pin) for pin in pins.pins]}
     path = path_of(pins.version, folder)
     try:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise SeamError(f"the pins can't be written to {path}: {error}") from error
+        raise IncompatibleSGLangError(f"the pins can't be written to {path}: {error}") from error
     return path
 
 

@@ -10,10 +10,10 @@ import torch
 from sglang_rpc.backends.choose import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract import refusals
-from sglang_rpc.contract.assumptions import LATENT_RELIED_UPON
+from sglang_rpc.contract.assumptions import LATENT_ASSUMPTIONS
 from sglang_rpc.contract.layers import decoder_layers, kv_layer, latent_attentions, pool_bytes
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.targets import LATENT_SEAMS
+from sglang_rpc.contract.targets import LATENT_HOOKS
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.memory.query_ring import QueryRing
@@ -57,7 +57,7 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
     refusals.refuse_model_runner(refusals.gather_facts(model_runner), config)
     latent = latent_attentions(model_runner.model)
     if latent:
-        install(LATENT_SEAMS, relied_upon=LATENT_RELIED_UPON)
+        install(LATENT_HOOKS, assumptions=LATENT_ASSUMPTIONS)
     layers = decoder_layers(model_runner.model)
     shape = _ring_shape(config, layers, model_runner.dtype)
     rows = model_runner.req_to_token_pool.req_to_token.shape[0]

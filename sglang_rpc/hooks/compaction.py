@@ -13,7 +13,7 @@ from sglang_rpc.types import Compression
 logger = logging.getLogger(__name__)
 
 
-def carry_out(runtime: Any, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
+def apply_compressions(runtime: Any, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
     """Compress rows of `batch`, given by index, on the current stream, behind the forward pass in flight."""
     for index, req, c in due:
         # The two ways to corrupt memory. Neither can happen as long as the tree's clamps hold.
@@ -28,14 +28,14 @@ def carry_out(runtime: Any, batch: Any, due: list[tuple[int, Any, Compression]])
         if runtime.tracer is not None:
             runtime.tracer.compressed(req.rpc, c, req.rid, req.origin_input_ids, req.output_ids)
         freed = _free_tail(runtime, req, c)
-        runtime.compressor.settle(req.rpc, c, freed)
+        runtime.compressor.commit(req.rpc, c, freed)
         req.rpc.compacted_in = runtime.step
         runtime.metrics.compressed(c, freed)
         shorter[index] = c.evicted
         logger.debug(
             "RPC %s: compression %d at %d generated tokens, %d -> %d entries, %d slots freed%s",
             req.rid, c.event, c.generated, c.end - c.prompt_length, c.new_end - c.prompt_length, freed,
-            ", catching up" if c.catch_up else ", early" if c.early else "",
+            ", late" if c.late else ", early" if c.early else "",
         )  # fmt: skip
     # New tensors: forwards in flight and queued results hold the old ones.
     batch.seq_lens_cpu = batch.seq_lens_cpu - shorter

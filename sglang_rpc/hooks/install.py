@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from sglang_rpc.contract import pins as pinned
-from sglang_rpc.contract.assumptions import RELIED_UPON, ReliedUpon
+from sglang_rpc.contract.assumptions import ASSUMPTIONS, Assumption
 from sglang_rpc.contract.pins import Finding, Pins, State
-from sglang_rpc.contract.targets import CLI_SEAMS, SEAMS, Seam
-from sglang_rpc.errors import ConfigError, SeamError
+from sglang_rpc.contract.targets import CLI_HOOKS, HOOKS, Hook
+from sglang_rpc.errors import ConfigError, IncompatibleSGLangError
 
 logger = logging.getLogger(__name__)
 
@@ -28,27 +28,27 @@ ALLOW_VERSION_ENV = "SGLANG_RPC_ALLOW_VERSION"
 #: Set by the first process that warns of changed bodies; the processes it spawns inherit it and stay silent.
 _WARNED_ENV = "SGLANG_RPC_DRIFT_WARNED"
 
-_installed: set[Seam] = set()
+_installed: set[Hook] = set()
 
 
 def install(
-    seams: Iterable[Seam] = SEAMS, *, pins: Pins | None = None, relied_upon: Iterable[ReliedUpon] = RELIED_UPON
+    seams: Iterable[Hook] = HOOKS, *, pins: Pins | None = None, assumptions: Iterable[Assumption] = ASSUMPTIONS
 ) -> None:
     """Hook every seam, or none; those hooked before are left alone.
 
     Args:
         pins: what to compare with; None: what `patches/` holds for this SGLang.
-        relied_upon: what else to compare, unless all `seams` are of the command line.
+        assumptions: what else to compare, unless all `seams` are of the command line.
 
     Raises:
-        SeamError: a target is missing, or is not what was pinned, or this SGLang's version is not pinned; the
-            sentence names it.
+        IncompatibleSGLangError: a target is missing, or is not what was pinned, or this SGLang's version is not
+            pinned; the sentence names it.
         ConfigError: SGLANG_RPC_ALLOW_VERSION is neither 0 nor 1.
     """
     new = [seam for seam in seams if seam not in _installed]
     if not new:
         return
-    _check(new, pins, relied_upon)
+    _check(new, pins, assumptions)
     hooks = []
     for seam in new:
         module, _, function = seam.hook.partition(":")
@@ -59,17 +59,17 @@ def install(
         _installed.add(seam)
 
 
-def installed() -> frozenset[Seam]:
+def installed() -> frozenset[Hook]:
     """The seams hooked in this process."""
     return frozenset(_installed)
 
 
-def require_target(seam: Seam | ReliedUpon) -> None:
-    """Raises SeamError if the target does not exist."""
+def require_target(seam: Hook | Assumption) -> None:
+    """Raises IncompatibleSGLangError if the target does not exist."""
     try:
         pinned.find(seam.target)
     except LookupError as error:
-        raise SeamError(_sentence(Finding(seam, State.MISSING, str(error)))) from error
+        raise IncompatibleSGLangError(_sentence(Finding(seam, State.MISSING, str(error)))) from error
 
 
 def allowed_version(version: str, pins: Pins) -> bool:
@@ -84,24 +84,24 @@ def allowed_version(version: str, pins: Pins) -> bool:
     return pinned.public(version) == pins.version or allow == "1"
 
 
-def _check(new: list[Seam], pins: Pins | None, relied_upon: Iterable[ReliedUpon]) -> None:
+def _check(new: list[Hook], pins: Pins | None, assumptions: Iterable[Assumption]) -> None:
     import sglang
 
     pins = pinned.load(sglang.__version__) if pins is None else pins
     needs: list[pinned.Need] = list(new)
     # The command line's seams go on with --disable-rpc too, which must work in any SGLang.
-    if not set(new) <= set(CLI_SEAMS):
+    if not set(new) <= set(CLI_HOOKS):
         if not allowed_version(sglang.__version__, pins):
-            raise SeamError(
+            raise IncompatibleSGLangError(
                 f"SGLang {sglang.__version__} is installed, and RPC is proven on {pins.version}; "
                 f"install sglang=={pins.version}, set {ALLOW_VERSION_ENV}=1 to try it all the same, "
                 "or start with --disable-rpc"
             )
-        needs += relied_upon
+        needs += assumptions
     findings = pinned.compare(pins, needs)
     for finding in findings:
         if finding.state.breaks:
-            raise SeamError(_sentence(finding, pins.version))
+            raise IncompatibleSGLangError(_sentence(finding, pins.version))
     changed = [finding.need.target for finding in findings if finding.state is State.BODY]
     if changed and not os.environ.get(_WARNED_ENV):
         os.environ[_WARNED_ENV] = "1"
@@ -126,10 +126,10 @@ def _sentence(finding: Finding, version: str | None = None) -> str:
         return what
     install_it = f"install sglang=={version}" if version else "install the SGLang that RPC requires"
     # --disable-rpc is read by the very hooks that can't be put on.
-    return f"{what}; {install_it}" + ("" if need in CLI_SEAMS else ", or start with --disable-rpc")
+    return f"{what}; {install_it}" + ("" if need in CLI_HOOKS else ", or start with --disable-rpc")
 
 
-def _put_on(seam: Seam, hook: Any) -> None:
+def _put_on(seam: Hook, hook: Any) -> None:
     """Wrap what is there, which another plugin may have hooked before us.
 
     Not by `HookRegistry.register` and `apply_hooks`: those skip, in silence, a target that another plugin has hooked

@@ -55,7 +55,7 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     """
     state, params = req.rpc, req.sampling_params
     known = state.start, state.active
-    if state.gate is None or not state.options.enabled or state.refused is not None or known == state.fitted_for:
+    if state.segment is None or not state.options.enabled or state.refused is not None or known == state.fitted_for:
         return
     if state.active and state.thoughts is not None:
         return  # nobody knows what it will hold, and SGLang's clip stands
@@ -75,7 +75,7 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     ahead = answer - state.options.interval - state.options.window
     if ahead < 1:
         return lower(req, output + max(1, answer))
-    state.wake_at = min(state.wake_at, prompt + generated + ahead)
+    state.check_at = min(state.check_at, prompt + generated + ahead)
     return None
 
 

@@ -23,7 +23,7 @@ class Metrics:
         self._compressions = counter("sglang:rpc_compressions", "Compressions carried out.", names)
         self._evicted = counter("sglang:rpc_evicted_tokens", "KV entries evicted by compressions.", names)
         self._freed = counter("sglang:rpc_freed_slots", "KV slots given back to the pool by compressions.", names)
-        self._catch_ups = counter("sglang:rpc_catch_ups", "Compressions away from their due date.", names)
+        self._late = counter("sglang:rpc_late_compressions", "Compressions away from their due date.", names)
         self._in_use = gauge(
             "sglang:rpc_query_slots_in_use",
             "Requests whose queries are being held for a compression.",
@@ -34,12 +34,14 @@ class Metrics:
             "sglang:rpc_early_compressions", "Compressions before their due date, to spare a retraction.", names
         )
         self._pressed = gauge(
-            "sglang:rpc_pressed",
+            "sglang:rpc_memory_pressure",
             "Whether the pool is between its watermarks and full, with --rpc-when pressure.",
             names,
             multiprocess_mode="mostrecent",
         )
-        self._crossings = counter("sglang:rpc_pressure_crossings", "Times the pool has become pressed.", names)
+        self._crossings = counter(
+            "sglang:rpc_pressure_crossings", "Times the pool has become under memory pressure.", names
+        )
         self._backup_bytes = gauge(
             "sglang:rpc_host_backup_bytes",
             "Host memory that holds the KV of retracted requests.",
@@ -65,17 +67,17 @@ class Metrics:
         self._compressions.labels(**self._labels).inc()
         self._evicted.labels(**self._labels).inc(compression.evicted)
         self._freed.labels(**self._labels).inc(slots_freed)
-        self._catch_ups.labels(**self._labels).inc(compression.catch_up)
+        self._late.labels(**self._labels).inc(compression.late)
         self._early.labels(**self._labels).inc(compression.early)
 
     def slots_in_use(self, count: int) -> None:
         if self._labels is not None:
             self._in_use.labels(**self._labels).set(count)
 
-    def pressed(self, pressed: bool) -> None:
+    def under_pressure(self, under_pressure: bool) -> None:
         if self._labels is not None:
-            self._pressed.labels(**self._labels).set(pressed)
-            self._crossings.labels(**self._labels).inc(pressed)
+            self._pressed.labels(**self._labels).set(under_pressure)
+            self._crossings.labels(**self._labels).inc(under_pressure)
 
     def backups(self, used: int, counters: Counters) -> None:
         """`used`: bytes; `counters`: since the server started."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.hooks import rows
-from sglang_rpc.hooks.compaction import carry_out
+from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
 from sglang_rpc.hooks.resume import refuse_to_lose_result
-from sglang_rpc.runtime.pressure import by_worth, factors, slots_freed
+from sglang_rpc.runtime.pressure import by_slots_per_entry, factors, slots_freed
 
 #: Steps of warning beyond the R that it takes to record a window.
 MARGIN = 4
@@ -22,34 +22,34 @@ def free_slots(scheduler: Any) -> int:
 
 
 def watch(runtime: Any, batches: list[Any]) -> None:
-    """Once a step, before due compressions are looked for: wake every row if the pool has become pressed or no longer
-    is, and have windows recorded if the pool may run out before one would be complete."""
+    """Once a step, before due compressions are looked for: wake every row if memory pressure has
+    begun or ended, and have windows recorded if the pool may run out before one would be complete."""
     free = free_slots(runtime.scheduler)
     if runtime.config.when == "pressure":
         _update_watermarks(runtime, free, batches)
     if runtime.config.pressure != "off":
         if free < sum(len(batch.reqs) for batch in batches) * (runtime.config.window + MARGIN):
-            runtime.armed = [state for state in runtime.armed if state.armed]
+            runtime.pre_recording = [state for state in runtime.pre_recording if state.pre_recording]
             # Not whose prefill goes on, in chunks: their queries are recorded only once they decode.
             chunked = runtime.scheduler.chunked_req
-            _arm(runtime, [req for req in rows.decoding(batches) if req is not chunked])
-        elif runtime.armed:
-            for state in runtime.armed:
-                runtime.compressor.disarm(state)
-            runtime.armed.clear()
+            _pre_record(runtime, [req for req in rows.decoding(batches) if req is not chunked])
+        elif runtime.pre_recording:
+            for state in runtime.pre_recording:
+                runtime.compressor.stop_pre_recording(state)
+            runtime.pre_recording.clear()
 
 
 def _update_watermarks(runtime: Any, free: int, batches: list[Any]) -> None:
     usage = 1 - free / runtime.scheduler.max_total_num_tokens
     if not runtime.watermarks.update(usage):
         return
-    runtime.compressor.pressed = runtime.watermarks.pressed
-    runtime.metrics.pressed(runtime.watermarks.pressed)
+    runtime.compressor.under_pressure = runtime.watermarks.under_pressure
+    runtime.metrics.under_pressure(runtime.watermarks.under_pressure)
     for req in rows.decoding(batches):
-        req.rpc.wake_at = 0
+        req.rpc.check_at = 0
 
 
-def _arm(runtime: Any, reqs: Sequence[Any]) -> None:
+def _pre_record(runtime: Any, reqs: Sequence[Any]) -> None:
     """Record the windows of the requests that would free most, until they could feed every request for a while."""
     wanted = 2 * len(reqs) * (runtime.config.window + MARGIN)
     spare = (runtime.ring.slots + 1) // 2  # the others are for those that are due
@@ -60,11 +60,11 @@ def _arm(runtime: Any, reqs: Sequence[Any]) -> None:
         if wanted <= 0 or gain <= 0:
             break
         if state.slot is None:
-            if len(runtime.armed) >= spare or not runtime.compressor.arm(
+            if len(runtime.pre_recording) >= spare or not runtime.compressor.pre_record(
                 state, req.kv.req_pool_idx, rows.generated(req)
             ):
                 break
-            runtime.armed.append(state)
+            runtime.pre_recording.append(state)
         wanted -= gain
 
 
@@ -87,7 +87,7 @@ def compress_before_retracting(enough: bool, batch: Any, selected_indices: list[
         return None
     if not enough and runtime.config.pressure != "off":
         for factor in factors(runtime.config.ratio, _highest(runtime.config)):
-            _give_way(runtime, batch, factor)
+            _evict_early(runtime, batch, factor)
             enough = _fits(batch)
             if enough:
                 break
@@ -103,7 +103,7 @@ def _fits(batch: Any) -> bool:
     )
 
 
-def _give_way(runtime: Any, batch: Any, factor: float) -> None:
+def _evict_early(runtime: Any, batch: Any, factor: float) -> None:
     """Compress requests of `batch` at `factor` times their own ratio, until its next step fits or none is left."""
     needed = batch.new_tokens_required_next_decode() - free_slots(runtime.scheduler)
     found = {}
@@ -117,11 +117,11 @@ def _give_way(runtime: Any, batch: Any, factor: float) -> None:
             if c is not None:
                 found[c.row] = index, req, c
     chosen = []
-    for c in by_worth([c for _, _, c in found.values()], runtime.page_size):
+    for c in by_slots_per_entry([c for _, _, c in found.values()], runtime.page_size):
         if needed <= 0:
             break
         chosen.append(found[c.row])
         needed -= slots_freed(c, runtime.page_size)
     if chosen:
-        carry_out(runtime, batch, chosen)
+        apply_compressions(runtime, batch, chosen)
         runtime.report_slots()

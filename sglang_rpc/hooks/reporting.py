@@ -69,7 +69,7 @@ def add_server_info(result: Any, controller: Any, recv_req: Any) -> None:
         "query_slots_in_use": runtime.ring.in_use,
         "query_ring_bytes": runtime.ring.nbytes,
         "host_backup_bytes": runtime.backups.used,
-        "pressed": runtime.watermarks.pressed,
+        "memory_pressure": runtime.watermarks.under_pressure,
         "pressure_crossings": runtime.watermarks.crossings,
         **asdict(runtime.compressor.counters),
     }

@@ -36,13 +36,13 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
     original(scheduler, req)
     try:
         options = RequestOptions.from_custom_params(
-            req.sampling_params.custom_params, runtime.config, can_gate=runtime.compressor.markers is not None
+            req.sampling_params.custom_params, runtime.config, knows_markers=runtime.compressor.markers is not None
         )
         refusal = refusals.refuse_request(req, options.asked and options.enabled)
         if refusal is not None and refusal.severity is refusals.Severity.REJECT:
             raise ConfigError(refusal.sentence)
         state = RequestState(options, refused=None if refusal is None else refusal.sentence)
-        runtime.compressor.open_gate(state, req.origin_input_ids)
+        runtime.compressor.track_segment(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
             fit_to_pool(scheduler, req, options, asked, at_least)
             state.fitted_for = None if state.start is None else (state.start, True)

@@ -91,7 +91,7 @@ def _save(runtime: Any, req: Any) -> Any:
         return None  # SGLang wants the prompt's log probabilities again, and so its prefill
     runtime.fence()
     row = runtime.scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :entries].long()
-    queries = None if state.slot is None or state.armed else runtime.ring.buffer[:, state.slot]
+    queries = None if state.slot is None or state.pre_recording else runtime.ring.buffer[:, state.slot]
     backup = runtime.backups.save(row, prompt, (req.extra_key, tuple(req.origin_input_ids)), queries)
     if backup is None:
         runtime.compressor.counters.backups_refused += 1
@@ -139,14 +139,14 @@ def unresumable(runtime: Any, req: Any) -> bool:
     state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
     if state is None or generated == 0:
         return False
-    if state.gate is not None:
-        state.gate.advance(req.output_ids, generated)  # it may have begun to think since the last look
+    if state.segment is not None:
+        state.segment.advance(req.output_ids, generated)  # it may have begun to think since the last look
     plan = state.plan if state.backup is None else state.plan_restored
     wanted = max(0, req.sampling_params.max_new_tokens - generated)
     tokens = limits.most(runtime.scheduler, wanted, lambda n: plan(generated, n, True, prompt))
     if tokens >= wanted:
         return False
-    if tokens < 1 or (req.sampling_params.ignore_eos and state.gate is None):
+    if tokens < 1 or (req.sampling_params.ignore_eos and state.segment is None):
         forget(runtime, req)
         return True
     limits.lower(req, generated + tokens)

@@ -15,13 +15,13 @@ def decode_batches(running_batch: Any, last_batch: Any) -> list[Any]:
     return [running_batch, last_batch]
 
 
-def awake(batch: Any) -> list[tuple[int, Any]]:
+def rows_to_check(batch: Any) -> list[tuple[int, Any]]:
     """The rows, by index, whose length has reached the one at which to look again."""
     return [
         (i, req)
         for i, req in enumerate(batch.reqs)
         # The comparison first: it is all that most rows cost in most steps.
-        if req.rpc is not None and req.kv.kv_committed_len >= req.rpc.wake_at and _decodes(req)
+        if req.rpc is not None and req.kv.kv_committed_len >= req.rpc.check_at and _decodes(req)
     ]
 
 

@@ -14,7 +14,7 @@ from sglang_rpc.contract.layers import is_latent
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks import pressure, rows
-from sglang_rpc.hooks.compaction import carry_out
+from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
 from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
@@ -64,7 +64,7 @@ class SchedulerRPC:
         self.step = 0  #: scheduling steps so far
         self.adder_class: type | None = None
         self.watermarks = Watermarks(config.high_watermark, config.low_watermark)
-        self.armed: list[RequestState] = []  # recorded ahead of time, in case memory runs out
+        self.pre_recording: list[RequestState] = []  # recorded ahead of time, in case memory runs out
         #: While the scheduler may retract and the last result is on its way: whether it will in any case, as a test.
         self.result_awaited: bool | None = None
         self._slots_reported = 0
@@ -110,11 +110,11 @@ def install_compressor(_result: Any, scheduler: Any) -> None:
     )
 
 
-def let_go_of_row(req_to_token_pool: Any, req: Any) -> None:
+def release_row(req_to_token_pool: Any, req: Any) -> None:
     """BEFORE ReqToTokenPool.free."""
     runtime = getattr(req_to_token_pool, "rpc", None)
     if runtime is not None and req.rpc is not None:
-        runtime.compressor.let_go(req.rpc)
+        runtime.compressor.release_slot(req.rpc)
         runtime.report_slots()
 
 
@@ -132,17 +132,17 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     pressure.watch(runtime, batches)
     for batch in batches:
         # Again where something was done: of a row rebuilt from its tokens more than one thought may have its gists.
-        while due := [(i, req, c) for i, req in rows.awake(batch) if (c := _look(runtime, req)) is not None]:
-            carry_out(runtime, batch, due)
+        while due := [(i, req, c) for i, req in rows.rows_to_check(batch) if (c := _poll(runtime, req)) is not None]:
+            apply_compressions(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.report_slots()
 
 
-def _look(runtime: SchedulerRPC, req: Any) -> Compression | None:
+def _poll(runtime: SchedulerRPC, req: Any) -> Compression | None:
     if req is runtime.scheduler.chunked_req:
         return None  # its prefill goes on, behind the entries that are there
     generated = rows.generated(req)
-    compression = runtime.compressor.look(req.rpc, req.kv.req_pool_idx, req.origin_input_ids, generated, req.output_ids)
+    compression = runtime.compressor.poll(req.rpc, req.kv.req_pool_idx, req.origin_input_ids, generated, req.output_ids)
     if compression is None:
         refit(runtime.scheduler, req, generated)
     return compression
@@ -163,7 +163,7 @@ def _tracer(scheduler: Any, config: RPCConfig, compressor: Compressor, group: An
         "heads": compressor.layers[0].keys.shape[1] if config.aggregation == "group" else 1,
     }
     tracer = Tracer(config.trace, server, compressor.markers, compressor.ring.buffer.device)
-    compressor.show_kept(tracer.witness)
+    compressor.observe(tracer.observer)
     return tracer
 
 

@@ -58,7 +58,7 @@ class Thoughts:
         self._seen = max(self._seen, upto)
 
     @property
-    def next_look(self) -> int:
+    def next_check(self) -> int:
         """The fewest generated tokens at which one more thought can have its gists."""
         return self._seen + len(self._gists.ids) - self._matched
 

@@ -18,7 +18,7 @@ from sglang_rpc.policy import budget
 from sglang_rpc.types import NEVER
 
 #: Stretches that the time ahead is cut into; each counts as high as its highest moment.
-STRETCHES = 64
+BUCKETS = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Forecast:
             page: entries are counted in pages of this many slots.
         """
         horizon = max((plan.remaining for plan in plans if plan.ends), default=0)
-        inner = np.linspace(0, horizon, STRETCHES).astype(np.int64)
+        inner = np.linspace(0, horizon, BUCKETS).astype(np.int64)
         self._begin = inner
         self._end = np.append(inner[1:], NEVER)
         self._page = page
@@ -78,7 +78,7 @@ class Forecast:
     def _growth(self, plans: Sequence[Plan]) -> np.ndarray:
         """Slots above what is held now: int64 [plans, stretches]; negative where a plan holds less, or has ended."""
         if not plans:
-            return np.zeros((1, STRETCHES), dtype=np.int64)
+            return np.zeros((1, BUCKETS), dtype=np.int64)
         prompt = np.array([[plan.prompt] for plan in plans])
         now = prompt + np.array([[plan.held] for plan in plans])
         then = prompt + highest_held(plans, self._begin, self._end)

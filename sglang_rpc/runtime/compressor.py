@@ -1,6 +1,6 @@
 """The orchestrator: decides, step by step, which requests are compressed, and carries it out.
 
-`look` is host arithmetic on one request; `compress` is device work on all requests that are due. Neither waits for
+`poll` is host arithmetic on one request; `compress` is device work on all requests that are due. Neither waits for
 the device, and neither knows SGLang: the seams hand in lengths, tensors and one collective.
 """
 
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
-from sglang_rpc.backends.choose import make_path
+from sglang_rpc.backends.choose import make_backend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import budget
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.segment import ThinkGate, ThinkMarkers
-from sglang_rpc.types import NEVER, Compression, KVLayer, Witness
+from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers
+from sglang_rpc.types import NEVER, Compression, KVLayer, Observer
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Counters:
     compressions: int = 0
     evicted: int = 0  #: KV entries
     slots_freed: int = 0
-    catch_ups: int = 0
+    late: int = 0
     early: int = 0
     slot_waits: int = 0  #: steps in which a compression was put off because no query slot was free
     requests_compressed: int = 0
@@ -66,23 +66,25 @@ class Compressor:
         self.ring = ring
         self.markers = markers
         self.gists = gists
-        self.pressed = config.when == "always"  #: whether due dates are kept: always, or while the pool is pressed
+        self.under_pressure = (
+            config.when == "always"
+        )  #: whether due dates are kept: always, or while the pool is under memory pressure
         self.counters = Counters()
         self.reduces = reduce is not None
-        self._path = make_path(config, layers, ring, req_to_token, reduce)
+        self._path = make_backend(config, layers, ring, req_to_token, reduce)
 
-    def open_gate(self, state: RequestState, prompt: Sequence[int]) -> None:
+    def track_segment(self, state: RequestState, prompt: Sequence[int]) -> None:
         """Read the prompt for think markers, once, if the request's scope asks for it; begin to look for gists."""
-        if state.options.scope == "think" and state.gate is None:
+        if state.options.scope == "think" and state.segment is None:
             assert self.markers is not None, "scope think needs think markers"
-            state.gate = ThinkGate(self.markers, prompt)
+            state.segment = SegmentTracker(self.markers, prompt)
         if self.gists is not None and state.thoughts is None:
             state.thoughts = Thoughts(self.gists)
 
-    def look(
+    def poll(
         self, state: RequestState, row: int, prompt: Sequence[int], generated: int, output_ids: Sequence[int]
     ) -> Compression | None:
-        """The compression that is due now, if one is. Call when the row's length reaches `state.wake_at`.
+        """The compression that is due now, if one is. Call when the row's length reaches `state.check_at`.
 
         Args:
             row: the request's row.
@@ -92,25 +94,25 @@ class Compressor:
                 point whether or not scheduling overlaps with the forward pass.
         """
         if not state.active:
-            self.let_go(state)
-            state.wake_at = NEVER
+            self.release_slot(state)
+            state.check_at = NEVER
             return None
-        self.open_gate(state, prompt)
-        if state.gate is not None:
-            state.gate.advance(output_ids, generated)
-        if not self.pressed:
-            self.let_go(state)
-            state.dormant = True
-            state.wake_at = NEVER  # until the pool is pressed
+        self.track_segment(state, prompt)
+        if state.segment is not None:
+            state.segment.advance(output_ids, generated)
+        if not self.under_pressure:
+            self.release_slot(state)
+            state.deferred = True
+            state.check_at = NEVER  # until the pool is under memory pressure
             return None
         if state.thoughts is not None:
             return self._oldest_thought(state, state.thoughts, row, len(prompt), generated, output_ids)
-        look_at = self._next_look(state, row, generated)
-        if look_at > generated:
-            state.wake_at = min(NEVER, len(prompt) + look_at - state.evicted)
+        check_at_length = self._next_check(state, row, generated)
+        if check_at_length > generated:
+            state.check_at = min(NEVER, len(prompt) + check_at_length - state.evicted)
             return None
         compression = self._decide(state, row, len(prompt), generated, self._seed(prompt, output_ids, generated))
-        # A catch-up dropped more than its share; at the next date there may be fewer candidates than the budget holds.
+        # A late compression dropped more than its share: the next date may find fewer candidates than its budget.
         if compression.keep >= compression.candidates:
             self._after_due(state, len(prompt), generated)
             return None
@@ -125,14 +127,14 @@ class Compressor:
         generated: int,
         output_ids: Sequence[int],
     ) -> Compression | None:
-        """`look` of policy lightthinker: the oldest thought in the row that has its gists. Nothing of it is kept; all
+        """`poll` of policy lightthinker: the oldest thought in the row that has its gists. Nothing of it is kept; all
         that stands behind it is the window."""
         if state.start is None:
-            state.wake_at = prompt_length + generated + 1
+            state.check_at = prompt_length + generated + 1
             return None
         thoughts.advance(output_ids, generated, state.start)
         if state.events == len(thoughts.done):
-            state.wake_at = prompt_length + thoughts.next_look - state.evicted
+            state.check_at = prompt_length + thoughts.next_check - state.evicted
             return None
         thought = thoughts.done[state.events]
         state.events += 1
@@ -146,24 +148,24 @@ class Compressor:
             end=prompt_length + generated - state.evicted,
             keep=0,
             event=state.events,
-            catch_up=generated != thought.complete,
+            late=generated != thought.complete,
         )
 
-    def arm(self, state: RequestState, row: int, generated: int) -> bool:
+    def pre_record(self, state: RequestState, row: int, generated: int) -> bool:
         """Begin to record a request's queries ahead of time; False if no query slot is free."""
         if state.slot is None:
             state.slot = self.ring.acquire(row)
             if state.slot is None:
                 return False
             state.slot_since = generated
-            state.armed = True
+            state.pre_recording = True
         return True
 
-    def disarm(self, state: RequestState) -> None:
-        """Stop recording for a request that was armed, unless its due date needs it by now."""
-        if state.armed:
-            self.let_go(state)
-            state.wake_at = 0
+    def stop_pre_recording(self, state: RequestState) -> None:
+        """Stop recording for a request that was pre_recording, unless its due date needs it by now."""
+        if state.pre_recording:
+            self.release_slot(state)
+            state.check_at = 0
 
     def early(
         self,
@@ -174,14 +176,14 @@ class Compressor:
         output_ids: Sequence[int],
         ratio: float,
     ) -> Compression | None:
-        """A compression before the due date, at `ratio`, with `look`'s other arguments.
+        """A compression before the due date, at `ratio`, with `poll`'s other arguments.
 
         None if its window is not recorded, or it would evict less than a window. Whether it is carried out is the
-        caller's choice: nothing has changed until `settle`.
+        caller's choice: nothing has changed until `commit`.
         """
         options = state.options
-        if state.gate is not None:
-            state.gate.advance(output_ids, generated)
+        if state.segment is not None:
+            state.segment.advance(output_ids, generated)
         gain = state.early_gain(generated, ratio)
         if gain < options.window or state.slot is None or generated < state.slot_since + options.window:
             return None
@@ -190,18 +192,18 @@ class Compressor:
         seed = self._seed(prompt, output_ids, generated)
         return self._compression(state, row, len(prompt), generated, keep, early=True, seed=seed)
 
-    def _next_look(self, state: RequestState, row: int, generated: int) -> int:
+    def _next_check(self, state: RequestState, row: int, generated: int) -> int:
         """The logical length at which something is to be done; not above `generated` if a compression is due now."""
         options = state.options
         if not state.active:
-            self.let_go(state)
+            self.release_slot(state)
             return NEVER
         if state.start is None:
             return generated + options.interval  # no start yet, so no due date before that
         due = state.due()
         if generated < due - options.window:
             return due - options.window
-        state.armed = False  # from here on the slot is the due date's
+        state.pre_recording = False  # from here on the slot is the due date's
         if state.slot is None:
             state.slot = self.ring.acquire(row)
             if state.slot is None:
@@ -220,10 +222,10 @@ class Compressor:
     def _decide(self, state: RequestState, row: int, prompt_length: int, generated: int, seed: int) -> Compression:
         options = state.options
         assert state.start is not None
-        catch_up = generated != state.due()
+        late = generated != state.due()
         state.events = budget.compressions_due(generated - state.start, options.interval, options.window)
         keep = budget.kept_candidates(state.events, options.budget_step)
-        return self._compression(state, row, prompt_length, generated, keep, catch_up=catch_up, seed=seed)
+        return self._compression(state, row, prompt_length, generated, keep, late=late, seed=seed)
 
     @staticmethod
     def _compression(
@@ -234,7 +236,7 @@ class Compressor:
         keep: int,
         *,
         seed: int,
-        catch_up: bool = False,
+        late: bool = False,
         early: bool = False,
     ) -> Compression:
         assert state.slot is not None and state.start is not None
@@ -248,30 +250,30 @@ class Compressor:
             end=prompt_length + generated - state.evicted,
             keep=keep,
             event=state.events,
-            catch_up=catch_up,
+            late=late,
             early=early,
             seed=seed,
         )
 
     def _after_due(self, state: RequestState, prompt_length: int, generated: int) -> None:
         """Keep the query slot only if the next date is less than a window away."""
-        look_at = state.due() - state.options.window
-        if generated < look_at:
-            self.let_go(state)
+        check_at_length = state.due() - state.options.window
+        if generated < check_at_length:
+            self.release_slot(state)
         else:
-            look_at = state.due()
-            state.armed = False
-        state.wake_at = prompt_length + look_at - state.evicted
+            check_at_length = state.due()
+            state.pre_recording = False
+        state.check_at = prompt_length + check_at_length - state.evicted
 
-    def let_go(self, state: RequestState) -> None:
+    def release_slot(self, state: RequestState) -> None:
         """Give back the request's query slot, if it holds one."""
         if state.slot is not None:
             self.ring.release(state.slot)
             state.slot = None
-            state.armed = False
+            state.pre_recording = False
 
-    def settle(self, state: RequestState, compression: Compression, slots_freed: int) -> None:
-        """Record that `compression`, which `look` returned, was carried out and freed `slots_freed` pool slots."""
+    def commit(self, state: RequestState, compression: Compression, slots_freed: int) -> None:
+        """Record that `compression`, which `poll` returned, was carried out and freed `slots_freed` pool slots."""
         if state.totals.compressions == 0:
             self.counters.requests_compressed += 1
         state.evicted += compression.evicted
@@ -279,13 +281,13 @@ class Compressor:
             totals.compressions += 1
             totals.evicted += compression.evicted
             totals.slots_freed += slots_freed
-            totals.catch_ups += compression.catch_up
+            totals.late += compression.late
             totals.early += compression.early
         if state.thoughts is not None:
-            state.wake_at = 0  # the next thought may have its gists too
+            state.check_at = 0  # the next thought may have its gists too
         elif compression.early:
-            # It goes on recording, for its due date or, if it was armed, because it may have to give way again.
-            state.wake_at = compression.prompt_length + state.due() - state.options.window - state.evicted
+            # It goes on recording, for its due date or, if it was pre_recording, because it may have to give way again.
+            state.check_at = compression.prompt_length + state.due() - state.options.window - state.evicted
         else:
             self._after_due(state, compression.prompt_length, compression.generated)
 
@@ -296,9 +298,9 @@ class Compressor:
         """
         self._path.compress(compressions)
 
-    def show_kept(self, witness: Witness) -> None:
-        """From now on show `witness` what each compression keeps, on the stream that it is carried out on."""
-        self._path.witness = witness
+    def observe(self, observer: Observer) -> None:
+        """From now on show `observer` what each compression keeps, on the stream that it is carried out on."""
+        self._path.observer = observer
 
     @property
     def scoring(self) -> str:

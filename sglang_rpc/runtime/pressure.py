@@ -1,4 +1,4 @@
-"""When the pool is short: the watermarks between which it counts as pressed, and who gives way first."""
+"""When the pool is short: the watermarks between which it counts as under memory pressure, and who gives way first."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from sglang_rpc.types import Compression
 
 
 class Watermarks:
-    """Whether the pool is pressed, with hysteresis: from `high` on, until it falls below `low`. Shares of the pool."""
+    """Whether there is memory pressure: from `high` on, until usage falls below `low`. Shares of the pool."""
 
     def __init__(self, high: float, low: float):
         self.high = high
         self.low = low
-        self.pressed = False
-        self.crossings = 0  #: times it became pressed
+        self.under_pressure = False
+        self.crossings = 0  #: times it became under memory pressure
 
     def update(self, usage: float) -> bool:
-        """Whether `pressed` has changed."""
-        if self.pressed:
+        """Whether `under_pressure` has changed."""
+        if self.under_pressure:
             changed = usage < self.low
         else:
             changed = usage >= self.high
             self.crossings += changed
-        self.pressed ^= changed
+        self.under_pressure ^= changed
         return changed
 
 
@@ -32,7 +32,7 @@ def slots_freed(compression: Compression, page: int) -> int:
     return (-(-compression.end // page) - -(-compression.new_end // page)) * page
 
 
-def by_worth(candidates: Sequence[Compression], page: int) -> list[Compression]:
+def by_slots_per_entry(candidates: Sequence[Compression], page: int) -> list[Compression]:
     """First those that free most slots for each entry evicted, and of these the largest: nearest to its due date."""
     return sorted(candidates, key=lambda c: (slots_freed(c, page) / c.evicted, c.evicted), reverse=True)
 

@@ -9,7 +9,7 @@ from sglang_rpc.config import RequestOptions
 from sglang_rpc.policy import budget
 from sglang_rpc.policy.lightthinker import Thoughts
 from sglang_rpc.runtime.admission import Plan
-from sglang_rpc.runtime.segment import ThinkGate
+from sglang_rpc.runtime.segment import SegmentTracker
 
 
 @dataclass
@@ -19,7 +19,9 @@ class Totals:
     compressions: int = 0
     evicted: int = 0  #: KV entries dropped, counted once a layer-wide set (not per layer)
     slots_freed: int = 0  #: slots given back to the pool, in whole pages: the unfilled rest of a page counts
-    catch_ups: int = 0  #: compressions after their due date: retracted, no query slot, or the pool was not pressed
+    late: int = (
+        0  #: compressions after their due date: retracted, no query slot, or the pool was not under memory pressure
+    )
     early: int = 0  #: compressions before their due date, to spare a retraction
     retractions: int = 0
     restored: int = 0  #: retractions after which the request came back with the KV it had
@@ -32,7 +34,7 @@ class Live:
     events: int
     evicted: int
     slot_since: int
-    wake_at: int
+    check_at: int
 
 
 @dataclass
@@ -44,18 +46,20 @@ class RequestState:
 
     options: RequestOptions
     refused: str | None = None  #: why this request is never compressed, if it is not
-    gate: ThinkGate | None = None  #: scope `think`, once the prompt has been read; scope `all` has none
+    segment: SegmentTracker | None = None  #: scope `think`, once the prompt has been read; scope `all` has none
     thoughts: Thoughts | None = None  #: policy lightthinker: these are evicted, and there are no due dates
     totals: Totals = field(default_factory=Totals)
-    dormant: bool = False  #: whether a look came while the pool was not pressed, and due dates were not kept
+    deferred: bool = (
+        False  #: whether a look came while the pool was not under memory pressure, and due dates were not kept
+    )
 
     # Live: what the request's KV row is now. Reset by a retraction, after which the row is rebuilt uncompressed.
     events: int = 0  #: n: compressions whose budget has been applied; or thoughts that have been evicted
     evicted: int = 0  #: entries missing from the row: logical minus physical length
     slot: int | None = None  #: query slot held
     slot_since: int = 0  #: logical length when the slot was taken: queries from this position on are held
-    armed: bool = False  #: the slot was taken ahead of time, in case memory runs out
-    wake_at: int = 0  #: physical length of the row, prompt included, at which to look again
+    pre_recording: bool = False  #: the slot was taken ahead of time, in case memory runs out
+    check_at: int = 0  #: physical length of the row, prompt included, at which to look again
 
     fitted_for: tuple[int | None, bool] | None = None  #: (start, active) for which its limit was found, once known
 
@@ -71,27 +75,27 @@ class RequestState:
         """First entry of the compressible region; None while the model has not begun to think."""
         if self.options.scope == "all":
             return 0
-        return None if self.gate is None else self.gate.start
+        return None if self.segment is None else self.segment.start
 
     @property
     def active(self) -> bool:
         """Whether a compression may still come."""
-        return self.options.enabled and self.refused is None and not (self.gate is not None and self.gate.closed)
+        return self.options.enabled and self.refused is None and not (self.segment is not None and self.segment.closed)
 
     def live(self) -> Live:
-        return Live(self.events, self.evicted, self.slot_since, self.wake_at)
+        return Live(self.events, self.evicted, self.slot_since, self.check_at)
 
     def restore(self, live: Live) -> None:
         """The row is as it was when `live` was taken; a query slot is the caller's to give."""
         self.events, self.evicted = live.events, live.evicted
-        self.slot_since, self.wake_at = live.slot_since, live.wake_at
+        self.slot_since, self.check_at = live.slot_since, live.check_at
 
     def reset(self) -> None:
         """The row is gone, and will be rebuilt from its tokens: nothing evicted, no query held."""
         assert self.slot is None, "the query slot is given back with the row"
         self.events = 0
         self.evicted = 0
-        self.wake_at = 0
+        self.check_at = 0
 
     def due(self) -> int:
         """Logical length at which the next compression is due; needs a `start`."""
@@ -155,7 +159,7 @@ class RequestState:
             "held": generated - self.evicted,
             "evicted": self.totals.evicted,
             "slots_freed": self.totals.slots_freed,
-            "catch_ups": self.totals.catch_ups,
+            "late": self.totals.late,
             "early": self.totals.early,
             "retractions": self.totals.retractions,
             "restored": self.totals.restored,
@@ -178,9 +182,9 @@ class RequestState:
         if self.thoughts is not None:
             return "no thought was followed by the gist tokens"
         first = self.start + budget.next_due(0, self.options.interval, self.options.window)
-        if self.gate is not None and self.gate.closed:
+        if self.segment is not None and self.segment.closed:
             return f"the think segment ended before {first} generated tokens, where the first compression is due"
         if generated > first:
-            waited_for = "the pool was not pressed" if self.dormant else "no query slot was free"
+            waited_for = "the pool was not under memory pressure" if self.deferred else "no query slot was free"
             return f"{waited_for} when a compression was due"
         return f"finished before {first} generated tokens, where the first compression is due"

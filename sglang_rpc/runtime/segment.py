@@ -108,7 +108,7 @@ class ThinkMarkers:
         return start is not None and (end is None or start.behind > end.behind)
 
 
-class ThinkGate:
+class SegmentTracker:
     """Follows one request's tokens.
 
     `start` is the position, in generated tokens, of the first thought (None: none opened yet); `end` that of the first

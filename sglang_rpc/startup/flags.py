@@ -33,8 +33,12 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "think_start": dict(metavar="TOKEN", help="text or token id that opens a think segment (the reasoning parser's)"),
     "think_end": dict(metavar="TOKEN", help="text or token id that closes it (the reasoning parser's)"),
     "query_slots": dict(type=int, metavar="N", help="requests whose window can be recorded at once (1%% of the pool)"),
-    "when": dict(choices=WHEN, help="always: compress at every due date; pressure: only while the pool is pressed"),
-    "high_watermark": dict(type=float, metavar="SHARE", help="share of the pool in use at which it counts as pressed"),
+    "when": dict(
+        choices=WHEN, help="always: compress at every due date; pressure: only while the pool is under memory pressure"
+    ),
+    "high_watermark": dict(
+        type=float, metavar="SHARE", help="share of the pool in use at which it counts as under memory pressure"
+    ),
     "low_watermark": dict(type=float, metavar="SHARE", help="share at which it no longer does"),
     "pressure": dict(
         choices=PRESSURES,

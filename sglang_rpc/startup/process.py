@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.errors import RPCError, SeamError
+from sglang_rpc.errors import IncompatibleSGLangError, RPCError
 
 #: Exit code (EX_CONFIG) of a scheduler that RPC refuses to run in; its parent's error quotes it.
 REFUSED = 78
@@ -53,7 +53,7 @@ def _prepare_scheduler(server_args: Any, *args: Any, **kwargs: Any) -> None:
     from sglang_rpc.hooks.install import install
 
     if config_of(server_args) is None:
-        raise SeamError("the RPC configuration was lost between the server and its scheduler process")
+        raise IncompatibleSGLangError("the RPC configuration was lost between the server and its scheduler process")
     install()
 
 

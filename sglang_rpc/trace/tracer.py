@@ -40,7 +40,7 @@ import torch
 
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.segment import ThinkGate, ThinkMarkers
+from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers
 from sglang_rpc.types import Compression
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ PENDING_IDS = 2**24
 PENDING_LINES = 2**14
 
 #: Of a Compression, in its line.
-_NUMBERS = ("event", "generated", "begin", "end", "keep", "window", "prompt_length", "catch_up", "early")
+_NUMBERS = ("event", "generated", "begin", "end", "keep", "window", "prompt_length", "late", "early")
 
 
 def check_folder(folder: str) -> None:
@@ -71,8 +71,8 @@ def check_folder(folder: str) -> None:
 class RequestTrace:
     """One request's file, as far as the scheduler's thread knows it."""
 
-    def __init__(self, writer: _Writer, path: Path, gate: ThinkGate | None):
-        self._writer, self._path, self._gate = writer, path, gate
+    def __init__(self, writer: _Writer, path: Path, segment: SegmentTracker | None):
+        self._writer, self._path, self._segment = writer, path, segment
         self._told = 0  # output ids that are in its lines
 
     def compressed(self, c: Compression, kept: _Kept | None, output_ids: Sequence[int]) -> None:
@@ -86,11 +86,11 @@ class RequestTrace:
         self._writer.put(_Line(self._path, {"kind": "end", "finish": reason, "receipt": receipt, **news}))
 
     def _news(self, output_ids: Sequence[int], upto: int) -> dict[str, Any]:
-        if self._gate is not None:
-            self._gate.advance(output_ids, upto)
+        if self._segment is not None:
+            self._segment.advance(output_ids, upto)
         told, self._told = self._told, upto
         return {
-            "think": None if self._gate is None else [self._gate.start, self._gate.end],
+            "think": None if self._segment is None else [self._segment.start, self._segment.end],
             "output": array("q", output_ids[told:upto]),
         }
 
@@ -108,11 +108,11 @@ class Tracer:
         self._server = dict(server)
         self._markers = markers
         self._numbers = itertools.count(1)
-        self._seen: dict[int, _Kept] = {}  # of each row, from `witness` until `compressed`
+        self._seen: dict[int, _Kept] = {}  # of each row, from `observer` until `compressed`
         self._writer = _Writer(device)
 
-    def witness(self, compressions: Sequence[Compression], kept: torch.Tensor) -> None:
-        """A types.Witness."""
+    def observer(self, compressions: Sequence[Compression], kept: torch.Tensor) -> None:
+        """A types.Observer."""
         size = kept.numel() * kept.element_size()
         if not self._writer.reserve(size):
             return
@@ -127,7 +127,7 @@ class Tracer:
     def compressed(
         self, state: RequestState, c: Compression, rid: Any, prompt: Sequence[int], output_ids: Sequence[int]
     ) -> None:
-        """`c`, which `witness` has been shown, is `state`'s; `output_ids` are known up to `c.generated` at least."""
+        """`c`, which `observer` has been shown, is `state`'s; `output_ids` are known up to `c.generated` at least."""
         kept = self._seen.pop(c.row, None)
         if self._writer.stopped:
             return  # and nobody's text is copied for nothing
@@ -144,9 +144,9 @@ class Tracer:
         # The rid is whatever a user sent; what of it is a plain name helps to find the file.
         readable = re.sub(r"[^A-Za-z0-9_-]+", "_", rid)[:64].strip("_") or "request"
         name = f"{now:%Y%m%d-%H%M%S}-{os.getpid()}-{next(self._numbers)}-{readable}.jsonl"
-        gate = state.gate
-        if gate is None and self._markers is not None:
-            gate = ThinkGate(self._markers, prompt)  # of scope `all`: for the reader alone
+        segment = state.segment
+        if segment is None and self._markers is not None:
+            segment = SegmentTracker(self._markers, prompt)  # of scope `all`: for the reader alone
         first = {
             "kind": "request",
             "format": FORMAT,
@@ -157,7 +157,7 @@ class Tracer:
             "prompt": array("q", prompt),
         }
         self._writer.put(_Line(self._folder / name, first, begins=True))
-        return RequestTrace(self._writer, self._folder / name, gate)
+        return RequestTrace(self._writer, self._folder / name, segment)
 
 
 def pack(kept: np.ndarray, candidates: int) -> str:
@@ -189,7 +189,7 @@ class _HostCopy:
 
 @dataclass(frozen=True)
 class _Kept:
-    """One compression's part of what a witness was shown."""
+    """One compression's part of what a observer was shown."""
 
     copy: _HostCopy  #: [layers, B, heads, most_kept]
     index: int  #: which of the B

@@ -54,7 +54,7 @@ def test_alone_then_after_a_radix_hit(served):
     for result in (first, again):
         receipt = result["meta_info"]["rpc"]
         assert receipt["compressions"] == golden.compressions
-        assert receipt["catch_ups"] == 0
+        assert receipt["late"] == 0
 
 
 def test_streaming(served):

@@ -61,7 +61,7 @@ def test_each_token_follows_from_what_the_oracle_keeps(running, model, tmp_path)
         receipt = meta["rpc"]
         rule = Rule(rpc["interval"], rpc["window"], rpc["ratio"]) if "interval" in rpc else None
         assert (receipt["compressions"] > 0) == (rule is not None), receipt
-        assert receipt["catch_ups"] == 0, receipt
+        assert receipt["late"] == 0, receipt
         retracted += receipt["retractions"]
         gaps, closest = oracle.gaps(prompt, output, rule)
         if closest > SELECTION_TOLERANCE:

@@ -93,7 +93,7 @@ def test_what_follows_never_sees_a_thought_that_has_its_gists(golden, tmp_path, 
             # A thought whose last gist is the last entry may or may not have been evicted before the end was known.
             assert receipt["evicted"] == receipt["generated"] - receipt["held"] <= dropped
             assert receipt["evicted"] >= oracle.logprobs(prompt, output[:-1])[1]
-            assert receipt["catch_ups"] == receipt["early"] == 0
+            assert receipt["late"] == receipt["early"] == 0
             assert receipt["restored"] >= receipt["retractions"] - 1
             thoughts, retractions = thoughts + receipt["compressions"], retractions + receipt["retractions"]
         assert thoughts > 8 and retractions > 4
@@ -115,7 +115,7 @@ def test_a_row_prefilled_again_in_chunks_loses_its_thoughts_when_it_is_whole(gol
     """Nothing is backed up; a re-prefill is cut into chunks of 16, between which the row must be left alone."""
     monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")
     monkeypatch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "7")
-    oracle, catch_ups = Forgetful(golden.path), 0
+    oracle, late = Forgetful(golden.path), 0
     with engine(golden.path, rpc(host_backup_gb=0), chunked_prefill_size=16, enable_mixed_chunk=True) as running:
         results = generate(running, golden)
         assert_balanced(look_inside(running, tmp_path, [1]))
@@ -124,5 +124,5 @@ def test_a_row_prefilled_again_in_chunks_loses_its_thoughts_when_it_is_whole(gol
         dropped = receipt["generated"] - receipt["held"]
         assert oracle.logprobs(prompt, output[:-1])[1] <= dropped <= oracle.logprobs(prompt, output)[1]
         assert receipt["restored"] == 0 and receipt["evicted"] >= dropped
-        catch_ups += receipt["catch_ups"]
-    assert catch_ups > 4
+        late += receipt["late"]
+    assert late > 4

@@ -44,7 +44,7 @@ def test_twelve_requests_of_three_times_the_pool_complete(running, golden):
     for result in results:
         receipt = result["meta_info"]["rpc"]
         assert len(result["output_ids"]) == tokens
-        assert (receipt["catch_ups"], receipt["retractions"]) == (0, 0)
+        assert (receipt["late"], receipt["retractions"]) == (0, 0)
         assert receipt["compressions"] == (tokens - 1 - R) // P
     alone = running.generate(input_ids=prompts(golden, 12)[7], sampling_params=greedy(tokens))
     assert alone["output_ids"] == results[7]["output_ids"]

@@ -167,7 +167,7 @@ def test_none_leaks_hangs_or_returns_anothers_tokens(storm, tmp_path):
             if meta["num_retractions"]:
                 retracted += 1  # re-prefilled with full attention: other keys, other tokens
                 continue
-            assert receipt["catch_ups"] == 0, (index, receipt)
+            assert receipt["late"] == 0, (index, receipt)
             gaps, closest = oracle.gaps(case.prompt, output, thinking(case, output))
             judged += 1
             if max(gaps) > LOGIT_TOLERANCE and closest > SELECTION_TOLERANCE:

@@ -88,7 +88,7 @@ def test_two_hundred_retractions_change_no_token(running, golden, never_retracte
         for result, expected in zip(results, never_retracted, strict=True):
             receipt = result["meta_info"]["rpc"]
             assert result["output_ids"] == expected, receipt
-            assert receipt["compressions"] == golden.compressions and receipt["catch_ups"] == 0
+            assert receipt["compressions"] == golden.compressions and receipt["late"] == 0
             assert receipt["restored"] >= receipt["retractions"] - 1  # before its first token there is nothing to keep
             retractions += receipt["retractions"]
 

@@ -54,7 +54,7 @@ def test_the_golden_run_and_its_receipt(running, golden):
     result = running.generate(golden.prompt, len(golden.output))
     assert result["output_ids"] == golden.output
     assert result["meta_info"]["rpc"] == {
-        "compressions": 6, "generated": 400, "held": 112, "evicted": 288, "slots_freed": 288, "catch_ups": 0,
+        "compressions": 6, "generated": 400, "held": 112, "evicted": 288, "slots_freed": 288, "late": 0,
         "early": 0, "retractions": 0, "restored": 0,
         "interval": 64, "window": 8, "ratio": 4, "scope": "all",
     }  # fmt: skip
@@ -137,7 +137,7 @@ def test_paused_amid_a_run(running, golden, mode):
         assert result["output_ids"] == golden.output
     elif mode == "retract":
         assert len(result["output_ids"]) == 400 and meta["num_retractions"] == 1
-        assert meta["rpc"]["catch_ups"] <= 1
+        assert meta["rpc"]["late"] <= 1
     else:
         assert meta["finish_reason"]["type"] == "abort"
     assert running.generate(golden.prompt, 400)["output_ids"] == golden.output

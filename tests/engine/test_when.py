@@ -1,4 +1,4 @@
-"""`--rpc-when pressure`: exact while the pool is ample, compressed while it is pressed, exact again afterwards."""
+"""`--rpc-when pressure`: exact in an ample pool, compressed under memory pressure, exact again afterwards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_it_crosses_up_and_down_again(running, golden, tmp_path):
     alone = running.generate(input_ids=golden.prompt, sampling_params=greedy(tokens, {}))
     assert alone["output_ids"] == golden.full
     assert alone["meta_info"]["rpc"]["compressions"] == 0
-    assert alone["meta_info"]["rpc"]["reason"] == "the pool was not pressed when a compression was due"
+    assert alone["meta_info"]["rpc"]["reason"] == "the pool was not under memory pressure when a compression was due"
     assert (state(running)["pressure_crossings"], state(running)["compressions"]) == (0, 0)
 
     crowd = [[*golden.prompt[:24], 5 + i] for i in range(8)]
@@ -44,5 +44,5 @@ def test_it_crosses_up_and_down_again(running, golden, tmp_path):
 
     assert_balanced(look_inside(running, tmp_path, [1]))
     again = running.generate(input_ids=golden.prompt, sampling_params=greedy(tokens))
-    assert state(running)["pressed"] is False
+    assert state(running)["memory_pressure"] is False
     assert again["output_ids"] == golden.full

@@ -66,7 +66,7 @@ def case(
                 end=end,
                 keep=keep,
                 event=1,
-                catch_up=False,
+                late=False,
             )
         )
     context = max(c.end for c in compressions) + page

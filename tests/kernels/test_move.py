@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_rpc.backends import move_backend as move_path
+from sglang_rpc.backends import move_backend as move_backend
 from sglang_rpc.memory import compaction
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.types import KVLayer
@@ -111,6 +111,6 @@ def test_different_heads_are_refused():
 
 def test_the_mover_of_whole_stretches_agrees_with_pytorch_and_a_wrong_one_is_seen(monkeypatch):
     made = case([(30, 3), (60, 4)], page=16, seed=3)
-    assert move_path.failure(made.layers, DEVICE) is None
-    monkeypatch.setattr(move_path, "_in_one_launch", lambda layers, rows: lambda compressions: None)
-    assert "they left" in move_path.failure(made.layers, DEVICE)
+    assert move_backend.failure(made.layers, DEVICE) is None
+    monkeypatch.setattr(move_backend, "_in_one_launch", lambda layers, rows: lambda compressions: None)
+    assert "they left" in move_backend.failure(made.layers, DEVICE)

@@ -1,4 +1,4 @@
-"""What the Triton path shows a witness, padded and for several requests at once, is what it keeps."""
+"""What the Triton path shows a observer, padded and for several requests at once, is what it keeps."""
 
 from __future__ import annotations
 

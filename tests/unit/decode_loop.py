@@ -34,9 +34,9 @@ class Request:
     state: RequestState
     generated: int = 0  #: logical entries behind the prompt
     length: int = 0  #: physical length of the row, prompt included
-    done: list[tuple[int, int, bool]] = field(default_factory=list)  #: (generated, event, catch_up) of each compression
+    done: list[tuple[int, int, bool]] = field(default_factory=list)  #: (generated, event, late) of each compression
     early: list[tuple[int, int]] = field(default_factory=list)  #: (generated, entries kept) of each before its due date
-    looks: list[int] = field(default_factory=list)  #: `generated` at each look
+    polls: list[int] = field(default_factory=list)  #: `generated` at each look
 
 
 class Loop:
@@ -106,8 +106,8 @@ class Loop:
 
     def add(self, row: int = 1, prompt: int | list[int] = 5, output: list[int] | None = None, **options) -> Request:
         params = {"rpc": options} if options else None
-        can_gate = self.compressor.markers is not None
-        state = RequestState(RequestOptions.from_custom_params(params, self.config, can_gate=can_gate))
+        knows_markers = self.compressor.markers is not None
+        state = RequestState(RequestOptions.from_custom_params(params, self.config, knows_markers=knows_markers))
         prompt = [WORD] * prompt if isinstance(prompt, int) else prompt
         request = Request(row, prompt, output or [WORD] * LENGTH, state)
         for position in range(len(prompt)):
@@ -117,27 +117,27 @@ class Loop:
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            self.look()
+            self.poll()
             for request in self.requests:
                 self._decode(request)
-        self.look()
+        self.poll()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """What the scheduler does before each step."""
         due: list[tuple[Request, Compression]] = []
         for r in self.requests:
-            if r.length >= r.state.wake_at:
-                r.looks.append(r.generated)
-                c = self.compressor.look(r.state, r.row, r.prompt, r.generated, r.output)
+            if r.length >= r.state.check_at:
+                r.polls.append(r.generated)
+                c = self.compressor.poll(r.state, r.row, r.prompt, r.generated, r.output)
                 due += [(r, c)] if c is not None else []
         if due:
             self._compress(due)
 
-    def arm(self, request: Request) -> bool:
+    def pre_record(self, request: Request) -> bool:
         """What the scheduler does when memory may run out."""
-        return self.compressor.arm(request.state, request.row, request.generated)
+        return self.compressor.pre_record(request.state, request.row, request.generated)
 
-    def give_way(self, request: Request, ratio: float) -> Compression | None:
+    def evict_early(self, request: Request, ratio: float) -> Compression | None:
         """What the scheduler does when memory has run out."""
         r = request
         c = self.compressor.early(r.state, r.row, r.prompt, r.generated, r.output, ratio)
@@ -147,7 +147,7 @@ class Loop:
 
     def retract(self, request: Request) -> None:
         """The row is freed, and refilled from the request's tokens, uncompressed."""
-        self.compressor.let_go(request.state)
+        self.compressor.release_slot(request.state)
         request.state.reset()
         self.free += self.slots(request).tolist()
         request.length = 0
@@ -157,12 +157,12 @@ class Loop:
     def leave(self, request: Request, backups: HostBackup) -> None:
         """The row is freed, and kept on the host but for its newest entry."""
         state = request.state
-        queries = None if state.slot is None or state.armed else self.ring.buffer[:, state.slot]
+        queries = None if state.slot is None or state.pre_recording else self.ring.buffer[:, state.slot]
         row, live = self.slots(request), state.live()
         state.backup = backups.save(row[:-1], len(request.prompt), tuple(request.prompt), queries)
         assert state.backup is not None
         state.to_restore = live
-        self.compressor.let_go(state)
+        self.compressor.release_slot(state)
         state.reset()
         self.free += row.tolist()
         request.length = 0
@@ -188,7 +188,7 @@ class Loop:
         self._consistent(request)
 
     def finish(self, request: Request) -> None:
-        self.compressor.let_go(request.state)
+        self.compressor.release_slot(request.state)
         self.free += self.slots(request).tolist()
         self.requests.remove(request)
 
@@ -237,11 +237,11 @@ class Loop:
             assert c.end == request.length and c.row == request.row and c.keep < c.candidates
             self.free += self.slots(request)[c.new_end :].tolist()
             request.length = c.new_end
-            self.compressor.settle(request.state, c, c.evicted)
+            self.compressor.commit(request.state, c, c.evicted)
             if c.early:
                 request.early.append((c.generated, request.length - len(request.prompt)))
             else:
-                request.done.append((c.generated, c.event, c.catch_up))
+                request.done.append((c.generated, c.event, c.late))
             self._consistent(request)
         if wanted is not None:
             assert [self.held(r) for r, _ in due] == wanted

@@ -77,7 +77,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch  # noqa: E
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
 
-from sglang_rpc.contract.targets import CLI_SEAMS, SEAMS  # noqa: E402
+from sglang_rpc.contract.targets import CLI_HOOKS, HOOKS  # noqa: E402
 from sglang_rpc.hooks.install import install, installed  # noqa: E402
 
 calls = []
@@ -87,7 +87,7 @@ HookRegistry.register(
     HookType.BEFORE,
 )
 HookRegistry.apply_hooks()
-install(CLI_SEAMS)
+install(CLI_HOOKS)
 install()
 run("hooked")
 hook = ServerArgs.check_server_args
@@ -99,7 +99,7 @@ while function is not None:
 said["install"] = [
     0,
     {
-        "installed": installed() == {*CLI_SEAMS, *SEAMS},
+        "installed": installed() == {*CLI_HOOKS, *HOOKS},
         "once": ServerArgs.check_server_args is hook,
         "bindings": [
             type(ForwardBatch.__dict__["init_new"]).__name__,

@@ -20,7 +20,7 @@ from sglang_rpc.hooks.limits import fit_to_pool, refit, refuse_prompt, room_behi
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.runtime.admission import Forecast, longest
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.segment import ThinkGate, ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers, TokenMarker
 from sglang_rpc.startup import cpu
 from sglang_rpc.types import NEVER
 
@@ -87,7 +87,7 @@ def request(page: int, prompt: int, compressed: bool, ignore_eos: bool, generate
     """Its limit is what the pool has room for, as where the request named none."""
     pool = SimpleNamespace(page_size=page, max_total_num_tokens=POOL)
     options = RequestOptions.from_custom_params(
-        None if compressed else {"rpc": {"enabled": False}}, CONFIG, can_gate=False
+        None if compressed else {"rpc": {"enabled": False}}, CONFIG, knows_markers=False
     )
     if compressed:
         tokens = longest(CONTEXT, room_behind(pool, prompt), options)
@@ -210,7 +210,7 @@ def arriving(page: int) -> SimpleNamespace:
 
 @everywhere
 def test_what_sglang_serves_uncompressed_is_not_refused(page):
-    options = RequestOptions.from_custom_params(None, SELDOM, can_gate=False)
+    options = RequestOptions.from_custom_params(None, SELDOM, knows_markers=False)
     for prompt in (1, 15, 16, 17, 20, 32, 288):
         req = request(page, prompt, False, False)
         served = req.sampling_params.max_new_tokens
@@ -238,18 +238,18 @@ def test_a_prompt_is_refused_or_admitted(page, tokens):
     assert refused == list(range(POOL - max(2, page) + 1 - tokens, POOL - 6))
 
 
-# --- what a think gate says later -------------------------------------------------------------------------------
+# --- what a think segment says later -------------------------------------------------------------------------------
 
 START, END, WORD = 1, 2, 8
 MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
-GATED = RequestOptions.from_custom_params(None, RPCConfig(interval=64, window=8, scope="think"), can_gate=True)
+THINKING = RequestOptions.from_custom_params(None, RPCConfig(interval=64, window=8, scope="think"), knows_markers=True)
 
 
-def gated(page: int, prompt: int, output: list[int], events: int = 0, thinks: bool = True) -> Any:
+def thinking(page: int, prompt: int, output: list[int], events: int = 0, thinks: bool = True) -> Any:
     """Its limit was found on arrival, as if it thought to its end."""
     req = sgl().Req("", "", [START if thinks else WORD] * prompt, sgl().SamplingParams(max_new_tokens=1))
-    req.rpc = state = RequestState(GATED, gate=ThinkGate(MARKERS, req.origin_input_ids))
-    fit_to_pool(arriving(page), req, GATED, None, 0)
+    req.rpc = state = RequestState(THINKING, segment=SegmentTracker(MARKERS, req.origin_input_ids))
+    fit_to_pool(arriving(page), req, THINKING, None, 0)
     state.fitted_for = (state.start, True) if thinks else None
     state.events, state.evicted = events, events * 48
     state.totals.compressions = events
@@ -260,10 +260,10 @@ def gated(page: int, prompt: int, output: list[int], events: int = 0, thinks: bo
     return req
 
 
-def look(page: int, req: Any) -> None:
+def poll(page: int, req: Any) -> None:
     generated = len(req.output_ids)
-    req.rpc.gate.advance(req.output_ids, generated)
-    req.rpc.wake_at = NEVER
+    req.rpc.segment.advance(req.output_ids, generated)
+    req.rpc.check_at = NEVER
     refit(arriving(page), req, generated)
 
 
@@ -271,9 +271,9 @@ def look(page: int, req: Any) -> None:
 @pytest.mark.parametrize("backup", [True, False])
 @pytest.mark.parametrize(("generated", "events"), [(60, 0), (300, 4), (700, 10)])
 def test_an_answer_is_limited_as_soon_as_it_is_seen(page, backup, generated, events, monkeypatch, forgetful):
-    req, pool = gated(page, 24, [WORD] * (generated - 5) + [END] + [WORD] * 4, events), Pool(page)
+    req, pool = thinking(page, 24, [WORD] * (generated - 5) + [END] + [WORD] * 4, events), Pool(page)
     most = req.sampling_params.max_new_tokens
-    look(page, req)
+    poll(page, req)
     assert not req.rpc.active and req.sampling_params.max_new_tokens < most
     held = 24 + req.sampling_params.max_new_tokens - req.rpc.evicted
     assert POOL - 3 * page - 3 <= held <= POOL - page
@@ -288,7 +288,7 @@ def test_an_answer_is_limited_as_soon_as_it_is_seen(page, backup, generated, eve
 @pytest.mark.parametrize("backup", [True, False])
 def test_one_that_does_not_think_comes_back(page, backup, monkeypatch, forgetful):
     for generated in (2, 20, 100, 200):
-        req, pool = gated(page, 24, [WORD] * generated, thinks=False), Pool(page)
+        req, pool = thinking(page, 24, [WORD] * generated, thinks=False), Pool(page)
         if backup:
             leave(pool, req, monkeypatch)
         assert comes_back(pool, req), generated
@@ -298,34 +298,34 @@ def test_one_that_does_not_think_comes_back(page, backup, monkeypatch, forgetful
 @pytest.mark.parametrize("ignore_eos", [True, False])
 def test_what_it_thought_since_the_last_look_counts(page, ignore_eos, monkeypatch, forgetful):
     for output in ([WORD, START, *[WORD] * 58], [WORD] * 40):
-        req, pool = gated(page, 24, output, thinks=False), Pool(page)
+        req, pool = thinking(page, 24, output, thinks=False), Pool(page)
         most, req.sampling_params.ignore_eos = req.sampling_params.max_new_tokens, ignore_eos
-        req.rpc.gate.advance(output, 1)
+        req.rpc.segment.advance(output, 1)
         leave(pool, req, monkeypatch)
         assert comes_back(pool, req)
         lowered = most - req.sampling_params.max_new_tokens
-        assert lowered == 0 if START in output and page < 4 else 0 <= lowered <= 5 * GATED.interval
+        assert lowered == 0 if START in output and page < 4 else 0 <= lowered <= 5 * THINKING.interval
 
 
 def test_lightthinkers_limit_is_sglangs_while_it_thinks_or_may_yet():
     for thinks in (True, False):
-        req = gated(1, 24, [WORD], thinks=thinks)
+        req = thinking(1, 24, [WORD], thinks=thinks)
         req.rpc.thoughts, req.rpc.fitted_for = Thoughts(Gists((3,))), None
         most = req.sampling_params.max_new_tokens
-        look(1, req)
-        assert (req.sampling_params.max_new_tokens, req.rpc.wake_at) == (most, NEVER)
+        poll(1, req)
+        assert (req.sampling_params.max_new_tokens, req.rpc.check_at) == (most, NEVER)
 
 
 @everywhere
 def test_one_that_never_thinks_ends_where_the_pool_does(page):
     output: list[int] = []
-    req = gated(page, 24, output, thinks=False)
+    req = thinking(page, 24, output, thinks=False)
     looks = 0
     while len(output) < req.sampling_params.max_new_tokens:
-        if 24 + len(output) >= req.rpc.wake_at:
+        if 24 + len(output) >= req.rpc.check_at:
             req.kv.kv_allocated_len = 24 + len(output)
-            look(page, req)
-            req.rpc.wake_at = min(req.rpc.wake_at, 24 + len(output) + GATED.interval)
+            poll(page, req)
+            req.rpc.check_at = min(req.rpc.check_at, 24 + len(output) + THINKING.interval)
             looks += 1
         output.append(WORD)
         req.output_ids = output
@@ -335,11 +335,11 @@ def test_one_that_never_thinks_ends_where_the_pool_does(page):
 @everywhere
 def test_one_that_opens_its_thinking_itself_is_compressed_to_its_end(page):
     """The region begins one entry later than was planned for: the limit follows."""
-    req = gated(page, 24, [START], thinks=False)
+    req = thinking(page, 24, [START], thinks=False)
     most = req.sampling_params.max_new_tokens
-    look(page, req)
+    poll(page, req)
     state, tokens = req.rpc, req.sampling_params.max_new_tokens
-    assert state.start == 1 and most - 2 * GATED.interval < tokens <= most
+    assert state.start == 1 and most - 2 * THINKING.interval < tokens <= most
     plan = state.plan(1, tokens - 1, True, 24)
     assert Forecast([plan], page).peak <= room_behind(arriving(page), 25)
     assert state.fitted_for == (1, True)
@@ -352,7 +352,7 @@ def test_lightthinkers_requests_come_back(page, evicted, backup, monkeypatch, fo
     for prompt in (16, 17, 24, 32):
         for generated in [*range(1, 200, 40), *range(200, POOL - prompt - 2 * page - 2, 7)]:
             req, pool = request(page, prompt, False, False), Pool(page)
-            options = RequestOptions.from_custom_params(None, CONFIG, can_gate=False)
+            options = RequestOptions.from_custom_params(None, CONFIG, knows_markers=False)
             req.rpc = RequestState(options, thoughts=Thoughts(Gists((3,))))
             req.rpc.totals.compressions = evicted
             back(req, min(generated, req.sampling_params.max_new_tokens - 1))
@@ -372,7 +372,7 @@ def test_nobody_waits_for_ever(no_server, monkeypatch, forgetful, rng):
         interval=rng.choice([8, 16, 64, 100]), window=rng.choice([1, 4, 8, 32]), ratio=rng.choice([2, 4, 8]),
         scope=rng.choice(["all", "think"]),
     )  # fmt: skip
-    options = RequestOptions.from_custom_params(None, config, can_gate=True)
+    options = RequestOptions.from_custom_params(None, config, knows_markers=True)
     most = longest(5000, room_behind(arriving(page), prompt), options)
     if most < 2:
         return
@@ -380,8 +380,8 @@ def test_nobody_waits_for_ever(no_server, monkeypatch, forgetful, rng):
     generated = rng.randint(1, limit - 1)
     state = RequestState(options)
     if config.scope == "think":
-        state.gate = ThinkGate(MARKERS, [WORD] * prompt)
-        state.gate.start = rng.choice([0, 0, 1, 3, None])
+        state.segment = SegmentTracker(MARKERS, [WORD] * prompt)
+        state.segment.start = rng.choice([0, 0, 1, 3, None])
     if state.start is not None and generated > state.start:
         region = generated - state.start
         state.events = max(0, (region - 1 - config.window) // config.interval - rng.choice([0, 0, 1]))

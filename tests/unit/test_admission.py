@@ -307,10 +307,10 @@ class Planned:
     def run(self, upto: int) -> None:
         request = self.request
         while request.generated < upto:
-            self.loop.look()
+            self.loop.poll()
             if self.ratio is not None:
-                self.loop.arm(request)
-                self.loop.give_way(request, self.ratio)
+                self.loop.pre_record(request)
+                self.loop.evict_early(request, self.ratio)
             self.plans[request.generated] = request.state.plan(request.generated, TOTAL - request.generated, True, 0)
             self.loop._decode(request)
             self.arrived[request.generated] = request.length - len(request.prompt)
@@ -361,7 +361,7 @@ def test_after_a_retraction_no_more_is_held_than_is_planned(budget, at):
 def test_a_restored_request_was_planned_as_if_it_had_not_left(budget, at):
     planned, stayed = Planned(budget), Planned(budget)
     planned.run(at)
-    planned.loop.look()
+    planned.loop.poll()
     backups = HostBackup(planned.loop.layers, 10**9)
     planned.loop.leave(planned.request, backups)
     # It comes back without its newest entry, which is prefilled, and until then without a query slot.
@@ -385,7 +385,7 @@ def test_late_for_want_of_a_query_slot_it_still_holds_no_more_than_planned(budge
     planned.loop.ring.release(blocker)
     planned.plans.clear()
     assert min(planned.surplus()) >= 0
-    assert planned.request.state.totals.catch_ups == 1
+    assert planned.request.state.totals.late == 1
 
 
 # --- length limits ----------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def sample(tokens: int = 4, retractions: int = 0, receipt: dict | None = None, e
 
 
 def test_the_numbers_of_a_run():
-    receipt = {"compressions": 2, "catch_ups": 1, "evicted": 30, "held": 9, "interval": 64, "scope": "all"}
+    receipt = {"compressions": 2, "late": 1, "evicted": 30, "held": 9, "interval": 64, "scope": "all"}
     samples = [sample(receipt=receipt), sample(retractions=2), sample(tokens=3, error="3 tokens instead of 4")]
     found = metrics.of_run(Run(10.0, samples, 11.5, 14.0), load.summarise([], 0, 1, 2), 8, closed_loop=True)
     assert set(found) | {"server_cpu_s", "client_cpu_s", "other_cpu_s", "counters"} == set(metrics.COLUMNS)
@@ -216,7 +216,7 @@ def test_the_numbers_of_a_run():
     # Of each sample one gap of 0.2 s and one of 0.8 s for two tokens.
     assert found["itl_p50_s"] == pytest.approx(0.4) and found["gap_max_s"] == pytest.approx(0.8)
     assert (found["retractions"], found["retracted_share"]) == (2, 0.5)
-    assert (found["compressed_share"], found["compressions_mean"], found["catch_ups"]) == (0.5, 1.0, 1)
+    assert (found["compressed_share"], found["compressions_mean"], found["late"]) == (0.5, 1.0, 1)
     assert (found["evicted_tokens"], found["held_mean"], found["cached_tokens"]) == (30, 9, 10)
-    assert found["receipts"] == '{"catch_ups": 1, "compressions": 2, "evicted": 30, "held": 9}'
+    assert found["receipts"] == '{"compressions": 2, "evicted": 30, "held": 9, "late": 1}'
     assert found["tok_s_full"] == pytest.approx(3 * 2 / 1.5) and found["kv_bytes_peak"] is None

@@ -62,7 +62,7 @@ def test_compressions_fall_exactly_on_their_due_dates(interval, window, ratio):
     totals, counters = request.state.totals, loop.compressor.counters
     assert totals.compressions == counters.compressions == len(due)
     assert totals.evicted == counters.evicted == totals.slots_freed == counters.slots_freed == request.state.evicted
-    assert (totals.catch_ups, counters.catch_ups, counters.slot_waits, counters.requests_compressed) == (0, 0, 0, 1)
+    assert (totals.late, counters.late, counters.slot_waits, counters.requests_compressed) == (0, 0, 0, 1)
     assert_all_slots_are_back(loop)
 
 
@@ -84,12 +84,12 @@ def test_looking_at_every_step_changes_nothing(interval, window, ratio):
     loops = [Loop(config(interval, window, ratio), check=False) for _ in range(2)]
     sleeping, restless = (loop.add() for loop in loops)
     for _ in range(90):
-        restless.state.wake_at = 0
+        restless.state.check_at = 0
         for loop in loops:
             loop.run(1)
     assert restless.done == sleeping.done and restless.done
     assert loops[0].held(sleeping) == loops[1].held(restless)
-    assert len(sleeping.looks) <= 1 + 2 * (len(sleeping.done) + 1) < len(restless.looks)
+    assert len(sleeping.polls) <= 1 + 2 * (len(sleeping.done) + 1) < len(restless.polls)
 
 
 def test_a_query_slot_is_held_for_one_window_only():
@@ -240,7 +240,7 @@ def test_without_a_query_slot_a_compression_waits_and_catches_up():
     loop.run(1)
     assert second.done == [(25, 1, True)]
     assert loop.compressor.counters.slot_waits == 5
-    assert loop.compressor.counters.catch_ups == second.state.totals.catch_ups == 1
+    assert loop.compressor.counters.late == second.state.totals.late == 1
     loop.run(120)
     assert_all_slots_are_back(loop)
 
@@ -254,7 +254,7 @@ def test_a_long_wait_skips_the_dates_it_missed():
     loop.ring.release(blocker)
     loop.run(70)
     # 59 is the first look that finds a slot; with a window behind it, at 63, three compressions' budget is due at once.
-    assert request.done[0] == (63, 3, True) and request.state.totals.catch_ups == 1
+    assert request.done[0] == (63, 3, True) and request.state.totals.late == 1
     assert request.done[1:] == [(68, 4, False), (84, 5, False), (100, 6, False), (116, 7, False)]
 
 
@@ -266,17 +266,17 @@ def play_policy(generated: int, upto: int, interval: int, window: int, ratio: fl
     due at once; a date at which no more candidates are held than the budget allows is passed over."""
     step, done, held = int(interval / ratio), [], generated
     n = 0
-    next_look = max(interval + window, generated + window)
+    next_check = max(interval + window, generated + window)
     for g in range(generated + 1, upto + 1):
         held += 1
-        if g < next_look:
+        if g < next_check:
             continue
-        catch_up = g != (n + 1) * interval + window
+        late = g != (n + 1) * interval + window
         n = (g - window) // interval
         if n * step < held - window:
             held = n * step + window
-            done.append((g, n, catch_up))
-        next_look = (n + 1) * interval + window
+            done.append((g, n, late))
+        next_check = (n + 1) * interval + window
     return done
 
 
@@ -294,7 +294,7 @@ def test_after_a_retraction_the_row_catches_up(interval, window, ratio, generate
     again = request.done[len(before) :]
     assert again == play_policy(generated, generated + 70, interval, window, ratio) and again
     assert request.state.totals.compressions == len(before) + len(again)
-    assert request.state.totals.catch_ups == sum(catch_up for _, _, catch_up in again)
+    assert request.state.totals.late == sum(late for _, _, late in again)
     assert_all_slots_are_back(loop)
 
 
@@ -373,10 +373,10 @@ def held_by(request: Request) -> int:
 def gives_no_way(request: Request, loop: Loop, ratio: float) -> bool:
     """If so, nothing of the request's row and record may change."""
     before, held, given = copy.deepcopy(vars(request.state)), loop.held(request), list(request.early)
-    if loop.give_way(request, ratio) is not None:
+    if loop.evict_early(request, ratio) is not None:
         return False
-    gate = {"gate": request.state.gate}  # reads on
-    assert vars(request.state) == before | gate and loop.held(request) == held and request.early == given
+    segment = {"segment": request.state.segment}  # reads on
+    assert vars(request.state) == before | segment and loop.held(request) == held and request.early == given
     return True
 
 
@@ -393,7 +393,7 @@ def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
         steady.run(min(1, recorded_from))
         loop = copy.deepcopy(steady)
         (early,) = loop.requests
-        assert loop.arm(early)
+        assert loop.pre_record(early)
         loop.run(window)
         g, n, held, dates = recorded_from + window, early.state.events, held_by(early), list(early.done)
         since = g - window - n * interval
@@ -406,9 +406,9 @@ def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
             assert gives_no_way(early, loop, ratio * factor)
             continue
         due = early.state.due()
-        c = loop.give_way(early, ratio * factor)  # which entries are kept: the loop's oracle
+        c = loop.evict_early(early, ratio * factor)  # which entries are kept: the loop's oracle
         kept_at.add(g)
-        assert (c.generated, c.event, c.keep, c.early, c.catch_up) == (g, n, keep, True, False)
+        assert (c.generated, c.event, c.keep, c.early, c.late) == (g, n, keep, True, False)
         assert early.early == [(g, keep + window)] and held_by(early) == keep + window
         assert early.state.events == n and early.state.due() == due == (n + 1) * interval + window > g
 
@@ -420,7 +420,7 @@ def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
             assert held == (n + 3) * int(interval / ratio) + window  # exactly the budget, as if nothing had been
         totals, counters = early.state.totals, loop.compressor.counters
         assert totals.compressions == counters.compressions == len(early.done) + 1
-        assert (totals.early, counters.early, totals.catch_ups, counters.catch_ups) == (1, 1, 0, 0)
+        assert (totals.early, counters.early, totals.late, counters.late) == (1, 1, 0, 0)
         assert totals.evicted == counters.evicted == totals.slots_freed == early.state.evicted
         assert counters.requests_compressed == 1
         assert_all_slots_are_back(loop)
@@ -433,18 +433,18 @@ def test_a_due_date_with_nothing_left_to_evict_is_skipped():
     loop = Loop(config(20, 4, 1.5))
     request = loop.add()
     loop.run(15)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(4)
-    assert loop.give_way(request, 18).keep == 1
+    assert loop.evict_early(request, 18).keep == 1
     assert request.early == [(19, 5)]
     loop.run(5)
     assert request.done == [] and held_by(request) == 10 and request.state.events == 1
-    assert request.state.slot is None and not request.state.armed
+    assert request.state.slot is None and not request.state.pre_recording
     loop.run(20)  # of 26 candidates 26 may be kept
     assert request.done == [] and held_by(request) == 30
     loop.run(20)
     assert request.done == [(64, 3, False)] and held_by(request) == 3 * 13 + 4
-    assert request.state.totals.catch_ups == 0
+    assert request.state.totals.late == 0
     assert_all_slots_are_back(loop)
 
 
@@ -453,9 +453,9 @@ def test_it_may_give_way_again_and_again():
     request = loop.add()
     loop.run(4)
     for _ in range(128):
-        loop.arm(request)
+        loop.pre_record(request)
         loop.run(1)
-        loop.give_way(request, 4)
+        loop.evict_early(request, 4)
     # Of the first 5 candidates 1 is kept: a window is freed. From then on the same takes 5 or 6 more of them.
     assert request.early[:3] == [(9, 5), (14, 6), (19, 7)]
     assert len(request.early) > 16 and request.state.totals.early == len(request.early)
@@ -472,7 +472,7 @@ def test_requests_that_give_way_together_do_so_as_alone():
     alone = [loop.add(row, prompt=3 * row) for loop, row in zip(loops[1:], rows, strict=True)]
     for loop in loops:
         loop.run(10)
-        assert all(loop.arm(request) for request in loop.requests)
+        assert all(loop.pre_record(request) for request in loop.requests)
         loop.run(4)
         chosen = [(r, loop.compressor.early(r.state, r.row, r.prompt, r.generated, r.output, 4)) for r in loop.requests]
         loop._compress(chosen)
@@ -490,10 +490,10 @@ def test_early_selections_equal_the_oracle_too(aggregation, selector):
     loop = Loop(config(interval=80, aggregation=aggregation, selector=selector))
     request = loop.add()
     loop.run(50)
-    loop.arm(request)
+    loop.pre_record(request)
     for _ in range(3):
         loop.run(10)
-        loop.give_way(request, 4)
+        loop.evict_early(request, 4)
     assert request.early == [(60, 18), (70, 20), (80, 23)]
     layers = loop.held(request)
     assert layers[0] != layers[1] and (layers[0][0] == layers[0][1]) == (aggregation == "all")
@@ -505,23 +505,23 @@ def test_a_window_must_be_recorded_first():
     request = loop.add()
     loop.run(10)
     assert gives_no_way(request, loop, 4)  # no query slot
-    loop.arm(request)
+    loop.pre_record(request)
     for _ in range(3):
         loop.run(1)
         assert gives_no_way(request, loop, 4)
     loop.run(1)
-    assert loop.give_way(request, 4) is not None
+    assert loop.evict_early(request, 4) is not None
 
 
 def test_less_than_a_window_is_not_worth_it():
     loop = Loop(config(interval=32, window=8, ratio=2))
     request = loop.add()
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(8 + 14)
     assert gives_no_way(request, loop, 2)  # 14 candidates, of which 7 would go
     loop.run(1)
     assert request.state.early_gain(23, 2) == 8
-    assert loop.give_way(request, 2).evicted == 8
+    assert loop.evict_early(request, 2).evicted == 8
     assert gives_no_way(request, loop, 2)
 
 
@@ -532,7 +532,7 @@ def test_a_request_that_is_switched_off_gives_no_way(how):
     if how == "refused":
         request.state.refused = "a reason"
     loop.run(10)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(8)
     assert gives_no_way(request, loop, 4)
 
@@ -541,9 +541,9 @@ def test_a_thought_gives_way_from_its_start():
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(output=says((6, START)))
     loop.run(15)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(4)
-    assert loop.give_way(request, 4).keep == 2  # of the 8 behind the start and before the window
+    assert loop.evict_early(request, 4).keep == 2  # of the 8 behind the start and before the window
     assert request.early == [(19, 7 + 2 + 4)]
     assert all(head[:7] == list(range(7)) for layer in loop.held(request) for head in layer)
     loop.run(60)
@@ -555,7 +555,7 @@ def test_a_thought_gives_way_from_its_start():
 def test_what_has_not_begun_to_think_gives_no_way():
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(output=says())
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(30)
     assert gives_no_way(request, loop, 4)
 
@@ -565,9 +565,9 @@ def test_a_thought_that_has_just_closed_gives_no_way(at, closed):
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(prompt=[START], output=says((at, END)))
     loop.run(9)
-    loop.arm(request)
-    loop.run(5)  # the gate was last read when it was looked at
-    assert (loop.give_way(request, 4) is None) is closed
+    loop.pre_record(request)
+    loop.run(5)  # the segment was last read when it was looked at
+    assert (loop.evict_early(request, 4) is None) is closed
     loop.run(60)
     assert request.done == [] and request.state.slot is None and loop.ring.in_use == 0
 
@@ -579,32 +579,33 @@ def test_arming_takes_one_slot_if_there_is_one():
     loop = Loop(config(), slots=1)
     first, second = loop.add(0), loop.add(1)
     loop.run(5)
-    assert loop.arm(first) and loop.ring.in_use == 1 and (first.state.armed, first.state.slot_since) == (True, 5)
+    assert loop.pre_record(first) and loop.ring.in_use == 1 and first.state.pre_recording
+    assert first.state.slot_since == 5
     loop.run(2)
-    assert loop.arm(first) and loop.ring.in_use == 1 and first.state.slot_since == 5  # it goes on recording
-    assert not loop.arm(second) and second.state.slot is None and not second.state.armed
+    assert loop.pre_record(first) and loop.ring.in_use == 1 and first.state.slot_since == 5  # it goes on recording
+    assert not loop.pre_record(second) and second.state.slot is None and not second.state.pre_recording
     assert loop.compressor.counters.slot_waits == 0
-    loop.compressor.disarm(first.state)
-    assert loop.ring.in_use == 0 and first.state.slot is None and not first.state.armed
-    assert loop.arm(second)
-    loop.compressor.disarm(first.state)  # it has none
+    loop.compressor.stop_pre_recording(first.state)
+    assert loop.ring.in_use == 0 and first.state.slot is None and not first.state.pre_recording
+    assert loop.pre_record(second)
+    loop.compressor.stop_pre_recording(first.state)  # it has none
     assert loop.ring.in_use == 1
     assert_all_slots_are_back(loop)
 
 
 @pytest.mark.parametrize("budget", [(16, 4, 4), (5, 8, 2), (16, 8, 1.5)], ids=str)
 def test_recording_alone_changes_nothing(budget):
-    plain, armed = Loop(config(*budget)), Loop(config(*budget))
-    asleep, awake = plain.add(), armed.add()
+    plain, pre_recording = Loop(config(*budget)), Loop(config(*budget))
+    asleep, rows_to_check = plain.add(), pre_recording.add()
     for step in range(70):
         if step % 3 == 0:
-            armed.arm(awake)
+            pre_recording.pre_record(rows_to_check)
         if step % 7 == 5:
-            armed.compressor.disarm(awake.state)
-        for loop in (plain, armed):
+            pre_recording.compressor.stop_pre_recording(rows_to_check.state)
+        for loop in (plain, pre_recording):
             loop.run(1)
-    assert asleep.done == awake.done and plain.held(asleep) == armed.held(awake)
-    assert_all_slots_are_back(armed)
+    assert asleep.done == rows_to_check.done and plain.held(asleep) == pre_recording.held(rows_to_check)
+    assert_all_slots_are_back(pre_recording)
 
 
 @pytest.mark.parametrize("armed_at", [0, 10, 16, 18, 30])
@@ -613,11 +614,11 @@ def test_a_slot_given_up_at_any_step_delays_no_due_date(armed_at, steps):
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(armed_at)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(steps - 1)
-    loop.look()
+    loop.poll()
     loop._decode(request)
-    loop.compressor.disarm(request.state)  # the scheduler does so before it looks
+    loop.compressor.stop_pre_recording(request.state)  # the scheduler does so before it looks
     loop.run(60 - request.generated)
     assert request.done == [(20, 1, False), (36, 2, False), (52, 3, False)]
     assert_all_slots_are_back(loop)
@@ -627,13 +628,13 @@ def test_from_a_window_before_the_date_the_slot_is_the_dates():
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(9)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(6)
-    assert request.state.armed
+    assert request.state.pre_recording
     loop.run(1)  # 16: the date's own window begins
-    assert not request.state.armed and request.state.slot_since == 9
+    assert not request.state.pre_recording and request.state.slot_since == 9
     slot = request.state.slot
-    loop.compressor.disarm(request.state)
+    loop.compressor.stop_pre_recording(request.state)
     assert request.state.slot == slot is not None
     loop.run(4)
     assert request.done == [(20, 1, False)] and request.state.slot is None
@@ -642,7 +643,7 @@ def test_from_a_window_before_the_date_the_slot_is_the_dates():
 def test_the_armed_do_not_keep_their_slot_behind_a_due_date():
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
-    loop.arm(request)
+    loop.pre_record(request)
     for g in range(1, 50):
         loop.run(1)
         assert (request.state.slot is not None) == (g < 20 or g in range(32, 36) or g in range(48, 52)), g
@@ -652,9 +653,9 @@ def test_an_armed_row_that_is_freed_is_armed_no_more():
     loop = Loop(config())
     request = loop.add()
     loop.run(5)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.retract(request)
-    assert not request.state.armed and loop.ring.in_use == 0
+    assert not request.state.pre_recording and loop.ring.in_use == 0
     loop.run(50)
     assert [g for g, _, _ in request.done] == [20, 36, 52]
     assert_all_slots_are_back(loop)
@@ -664,13 +665,13 @@ def test_after_giving_way_it_goes_on_recording_until_it_is_told_not_to():
     loop = Loop(config(interval=64, window=4))
     request = loop.add()
     loop.run(20)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(4)
-    assert loop.give_way(request, 4) is not None
-    assert request.state.armed and loop.ring.in_use == 1 and request.state.slot_since == 20
+    assert loop.evict_early(request, 4) is not None
+    assert request.state.pre_recording and loop.ring.in_use == 1 and request.state.slot_since == 20
     loop.run(8)
-    assert loop.give_way(request, 4) is not None  # at once: its window is recorded
-    loop.compressor.disarm(request.state)
+    assert loop.evict_early(request, 4) is not None  # at once: its window is recorded
+    loop.compressor.stop_pre_recording(request.state)
     assert loop.ring.in_use == 0
     loop.run(40)
     assert request.done == [(68, 1, False)]
@@ -682,12 +683,12 @@ def test_after_giving_way_the_due_date_takes_the_slot_over(relieved):
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(6)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(7)
-    assert loop.give_way(request, 4) is not None  # at 13; the date's own window begins at 16
+    assert loop.evict_early(request, 4) is not None  # at 13; the date's own window begins at 16
     loop.run(relieved - 13)
-    assert request.state.armed is (relieved < 16)
-    loop.compressor.disarm(request.state)
+    assert request.state.pre_recording is (relieved < 16)
+    loop.compressor.stop_pre_recording(request.state)
     loop.run(36 - relieved)
     assert request.done == [(20, 1, False), (36, 2, False)]
     assert_all_slots_are_back(loop)
@@ -696,19 +697,19 @@ def test_after_giving_way_the_due_date_takes_the_slot_over(relieved):
 # --- only under pressure ----------------------------------------------------------------------------------------
 
 
-def press(loop: Loop, pressed: bool) -> None:
+def press(loop: Loop, under_pressure: bool) -> None:
     """What the scheduler does when a watermark is crossed."""
-    loop.compressor.pressed = pressed
+    loop.compressor.under_pressure = under_pressure
     for request in loop.requests:
-        request.state.wake_at = 0
+        request.state.check_at = 0
 
 
 def test_without_pressure_nobody_is_looked_at_twice():
     loop = Loop(config(when="pressure"))
     request = loop.add()
-    assert not loop.compressor.pressed and Loop(config()).compressor.pressed
+    assert not loop.compressor.under_pressure and Loop(config()).compressor.under_pressure
     loop.run(100)
-    assert request.done == [] and request.looks == [0] and request.state.wake_at == NEVER
+    assert request.done == [] and request.polls == [0] and request.state.check_at == NEVER
     assert loop.ring.in_use == 0 and request.length == 105
 
 
@@ -721,7 +722,7 @@ def test_woken_it_makes_up_for_what_it_missed(budget, woken):
     press(loop, True)
     loop.run(60)
     assert request.done == play_policy(woken, woken + 60, *budget) and request.done
-    assert request.state.totals.catch_ups == sum(late for _, _, late in request.done)
+    assert request.state.totals.late == sum(late for _, _, late in request.done)
     assert_all_slots_are_back(loop)
 
 
@@ -733,7 +734,7 @@ def test_relieved_it_gives_its_slot_back_and_sleeps(relieved):
     loop.run(relieved)
     press(loop, False)
     loop.run(0)
-    assert loop.ring.in_use == 0 and request.state.slot is None and request.state.wake_at == NEVER
+    assert loop.ring.in_use == 0 and request.state.slot is None and request.state.check_at == NEVER
     before = list(request.done)
     assert before == [(20, 1, False)][: relieved >= 20]
     loop.run(50)
@@ -758,11 +759,11 @@ def test_memory_may_run_out_before_anybody_counts_as_pressed():
     loop = Loop(config(when="pressure"))
     request = loop.add()
     loop.run(40)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(4)
-    assert loop.give_way(request, 4).keep == 10  # 40 candidates
+    assert loop.evict_early(request, 4).keep == 10  # 40 candidates
     loop.run(3)
-    assert request.done == [] and request.state.wake_at == NEVER and loop.ring.in_use == 0
+    assert request.done == [] and request.state.check_at == NEVER and loop.ring.in_use == 0
     press(loop, True)
     loop.run(60)
     # At 51, when a window has been recorded, 8 may be kept; at 52, when 12 may, there are 9.
@@ -785,16 +786,17 @@ def test_whatever_happens_the_oracle_holds_and_every_slot_comes_back(seed):
         tokens = rng.choices([WORD, START, END], [40, 1, 1], k=200)
         loop.add(row, [rng.choice([WORD, START]) for _ in range(rng.randint(0, 6))], tokens)
     for _ in range(60):
-        loop.look()
+        loop.poll()
         for request in list(loop.requests):
             held, rows = loop.held(request), {r.row for r in loop.requests}
-            match rng.choices(["nothing", "arm", "give way", "disarm", "retract", "leave"], [60, 15, 15, 3, 2, 5])[0]:
-                case "arm":
-                    loop.arm(request)
-                case "give way":
-                    loop.give_way(request, ratio * rng.choice([1, 2, 4]))
-                case "disarm":
-                    loop.compressor.disarm(request.state)
+            actions = ["nothing", "pre_record", "evict_early", "stop_pre_recording", "retract", "leave"]
+            match rng.choices(actions, [60, 15, 15, 3, 2, 5])[0]:
+                case "pre_record":
+                    loop.pre_record(request)
+                case "evict_early":
+                    loop.evict_early(request, ratio * rng.choice([1, 2, 4]))
+                case "stop_pre_recording":
+                    loop.compressor.stop_pre_recording(request.state)
                 case "retract":
                     loop.retract(request)
                 case "leave" if request.generated:
@@ -802,11 +804,11 @@ def test_whatever_happens_the_oracle_holds_and_every_slot_comes_back(seed):
                     loop.come_back(request, rng.choice(sorted({0, 1, 2, 3} - rows)), backups)
                     assert loop.held(request) == held
         if settings.when == "pressure" and rng.random() < 0.1:
-            press(loop, not loop.compressor.pressed)
+            press(loop, not loop.compressor.under_pressure)
         for request in loop.requests:
             loop._decode(request)
         assert loop.ring.in_use == sum(r.state.slot is not None for r in loop.requests)
-        assert all(r.state.slot is not None for r in loop.requests if r.state.armed)
+        assert all(r.state.slot is not None for r in loop.requests if r.state.pre_recording)
     assert backups.used == 0
     assert_all_slots_are_back(loop)
 
@@ -821,7 +823,7 @@ def test_a_request_that_is_switched_off_is_looked_at_once(how):
     if how == "refused":
         request.state.refused = "a reason"
     loop.run(100)
-    assert request.done == [] and request.looks == [0] and request.state.wake_at >= NEVER // 2
+    assert request.done == [] and request.polls == [0] and request.state.check_at >= NEVER // 2
     assert loop.ring.in_use == 0 and request.length == 105
 
 
@@ -913,11 +915,11 @@ def test_a_request_that_never_thinks_never_takes_a_slot():
     for _ in range(100):
         loop.run(1)
         assert loop.ring.in_use == 0
-    assert request.done == [] and len(request.looks) <= 8
+    assert request.done == [] and len(request.polls) <= 8
 
 
 def test_scope_all_ignores_the_markers():
     loop = thinking()
     request = loop.add(output=says((3, START), (5, END)), scope="all")
     loop.run(60)
-    assert [g for g, _, _ in request.done] == [20, 36, 52] and request.state.gate is None
+    assert [g for g, _, _ in request.done] == [20, 36, 52] and request.state.segment is None

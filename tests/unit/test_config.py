@@ -369,9 +369,9 @@ def test_a_requests_bounds_are_inclusive():
 
 
 def test_without_think_tokens_the_default_scope_is_all():
-    assert RequestOptions.from_custom_params(None, SERVER, can_gate=False).scope == "all"
-    assert RequestOptions.from_custom_params({"rpc": {}}, SERVER, can_gate=False).scope == "all"
-    message = refusal(RequestOptions.from_custom_params, {"rpc": {"scope": "think"}}, SERVER, can_gate=False)
+    assert RequestOptions.from_custom_params(None, SERVER, knows_markers=False).scope == "all"
+    assert RequestOptions.from_custom_params({"rpc": {}}, SERVER, knows_markers=False).scope == "all"
+    message = refusal(RequestOptions.from_custom_params, {"rpc": {"scope": "think"}}, SERVER, knows_markers=False)
     assert message == (
         "custom_params.rpc.scope 'think' needs think tokens, and this server knows none; "
         "use 'all', or start it with --reasoning-parser or --rpc-think-end"

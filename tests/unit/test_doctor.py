@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from sglang_rpc import doctor
-from sglang_rpc.contract.assumptions import LATENT_RELIED_UPON, RELIED_UPON
+from sglang_rpc.contract.assumptions import ASSUMPTIONS, LATENT_ASSUMPTIONS
 from sglang_rpc.contract.pins import Finding, State
-from sglang_rpc.contract.targets import CLI_SEAMS, LATENT_SEAMS, SEAMS
+from sglang_rpc.contract.targets import CLI_HOOKS, HOOKS, LATENT_HOOKS
 from sglang_rpc.doctor import Fact
 from sglang_rpc.startup import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = sorted((ROOT / "patches").glob("sglang-*.json"))[-1]
-PLACES = sum(map(len, (CLI_SEAMS, SEAMS, LATENT_SEAMS, RELIED_UPON, LATENT_RELIED_UPON)))
+PLACES = sum(map(len, (CLI_HOOKS, HOOKS, LATENT_HOOKS, ASSUMPTIONS, LATENT_ASSUMPTIONS)))
 
 
 def python(*arguments, timeout=600):
@@ -44,7 +44,7 @@ def test_passes_here(said):
     status, text = said["as it is"]
     assert status == 0, text
     assert text.splitlines()[-1] == f"RPC can run here: all {PLACES} places in SGLang are as pinned"
-    for seam in (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS):
+    for seam in (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS):
         assert seam.target.removeprefix("sglang.") in text
 
 
@@ -162,7 +162,7 @@ def test_an_sglang_that_cannot_be_imported(monkeypatch, capsys, tmp_path):
 
 
 def findings(state=State.OK):
-    return [Finding(SEAMS[0], state, "" if state is State.OK else "detail"), Finding(RELIED_UPON[0], State.OK)]
+    return [Finding(HOOKS[0], state, "" if state is State.OK else "detail"), Finding(ASSUMPTIONS[0], State.OK)]
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -170,7 +170,7 @@ def test_states_decide(state):
     facts = [Fact("SGLang", "0.5.23")]
     assert doctor.broken(facts, findings(state)) == (state not in (State.OK, State.BODY))
     text = doctor.report(facts, findings(state), PINS)
-    assert (f"{state.value}  {SEAMS[0].kind}" in text) and ("detail; needed: " in text) == (state is not State.OK)
+    assert (f"{state.value}  {HOOKS[0].kind}" in text) and ("detail; needed: " in text) == (state is not State.OK)
 
 
 def test_a_problem_of_the_machine_decides():

@@ -309,12 +309,12 @@ def test_a_window_that_was_recorded_in_vain_is_not_kept():
     loop = Loop(RPCConfig(interval=12, window=4, ratio=3, scope="all"))
     request, backups = loop.add(), HostBackup(loop.layers, AMPLE)
     loop.run(5)
-    assert loop.arm(request)
+    assert loop.pre_record(request)
     loop.run(4)
     loop.leave(request, backups)
     assert request.state.backup.queries is None and loop.ring.in_use == 0
     loop.come_back(request, row=2, backups=backups)
     loop.run(2)
-    assert request.state.slot is None and not request.state.armed
+    assert request.state.slot is None and not request.state.pre_recording
     loop.run(20)
-    assert request.done == [(16, 1, False), (28, 2, False)] and request.state.totals.catch_ups == 0
+    assert request.done == [(16, 1, False), (28, 2, False)] and request.state.totals.late == 0

@@ -101,8 +101,8 @@ def test_any_stream_is_read_as_by_hand_however_it_comes(output, ids, start):
         complete = [end for *_, end in by_hand(output[:upto], gists, start)]
         if upto >= at_look:  # nobody looks earlier than it says
             thoughts.advance(output, upto, start)
-            assert thoughts.next_look > upto
-            at_look = thoughts.next_look
+            assert thoughts.next_check > upto
+            at_look = thoughts.next_check
             # Whatever is found was completed by this very token: no look came too late.
             assert [t.complete for t in thoughts.done] == complete and set(complete[before:]) <= {upto}
         else:
@@ -146,7 +146,7 @@ def test_a_row_loses_each_thought_when_its_gists_are_there(loop):
     assert request.done == [(10, 1, False), (15, 2, False), (33, 3, False)]
     receipt = request.state.receipt(39)
     assert (receipt["compressions"], receipt["evicted"], receipt["held"]) == (3, 20, 19)
-    assert loop.ring.in_use == 0 and len(request.looks) < 25  # about every third step, and again behind each thought
+    assert loop.ring.in_use == 0 and len(request.polls) < 25  # about every third step, and again behind each thought
 
 
 def test_requests_of_one_step_do_not_disturb_each_other(loop):
@@ -160,8 +160,8 @@ def test_requests_of_one_step_do_not_disturb_each_other(loop):
 
 def settled(loop):
     """The scheduler looks again as long as there is something to do."""
-    while any(r.length >= r.state.wake_at and r.state.wake_at == 0 for r in loop.requests):
-        loop.look()
+    while any(r.length >= r.state.check_at and r.state.check_at == 0 for r in loop.requests):
+        loop.poll()
 
 
 def test_a_row_rebuilt_from_its_tokens_loses_all_of_them_again(loop):
@@ -171,9 +171,9 @@ def test_a_row_rebuilt_from_its_tokens_loses_all_of_them_again(loop):
     assert loop.held(request) == kept_of(36)
     settled(loop)
     assert loop.held(request) == kept_of(36, FIRST, SECOND, THIRD)
-    assert [catch_up for *_, catch_up in request.done] == [False] * 3 + [True] * 3
+    assert [late for *_, late in request.done] == [False] * 3 + [True] * 3
     receipt = request.state.receipt(36)
-    assert (receipt["compressions"], receipt["catch_ups"], receipt["evicted"], receipt["held"]) == (6, 3, 40, 16)
+    assert (receipt["compressions"], receipt["late"], receipt["evicted"], receipt["held"]) == (6, 3, 40, 16)
 
 
 @pytest.mark.parametrize("generated", [9, 10, 11, 20, 33])
@@ -197,9 +197,9 @@ def test_a_row_that_is_still_being_prefilled_is_left_alone(loop):
     kv = SimpleNamespace(kv_committed_len=request.length, req_pool_idx=request.row)
     req = SimpleNamespace(rpc=request.state, kv=kv, origin_input_ids=request.prompt, output_ids=request.output)
     runtime = SimpleNamespace(scheduler=SimpleNamespace(chunked_req=req), compressor=loop.compressor)
-    assert scheduling._look(runtime, req) is None and request.state.events == 0
+    assert scheduling._poll(runtime, req) is None and request.state.events == 0
     runtime.scheduler.chunked_req = None
-    assert scheduling._look(runtime, req).evicted == 7
+    assert scheduling._poll(runtime, req).evicted == 7
 
 
 def test_only_what_the_model_thinks_is_a_thought():
@@ -215,7 +215,7 @@ def test_nothing_is_planned_on_and_nothing_given_up_early(loop):
     loop.run(12)
     state = request.state
     assert state.plan(12, 100, True, 0) == Plan(5, 12, 100, True) and state.early_gain(12, 16) == 0
-    assert loop.give_way(request, 64) is None
+    assert loop.evict_early(request, 64) is None
 
 
 def test_a_request_that_had_no_gists_says_so(loop):
@@ -264,7 +264,7 @@ def test_gist_tokens_come_as_json_has_them():
 @pytest.mark.parametrize("evicted", [0, 1])
 def test_a_request_that_fits_the_pool_by_sglangs_clip_can_be_prefilled_again(page, evicted):
     prompt, pool = 100, 4096
-    state = RequestState(RequestOptions.from_custom_params(None, CONFIG, can_gate=False), thoughts=Thoughts(GISTS))
+    state = RequestState(RequestOptions.from_custom_params(None, CONFIG, knows_markers=False), thoughts=Thoughts(GISTS))
     state.totals.compressions = evicted
     clip = pool - -(-prompt // page) * page - page - 1
     params = SimpleNamespace(max_new_tokens=clip, ignore_eos=False)

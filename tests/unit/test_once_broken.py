@@ -21,11 +21,11 @@ def test_giving_way_inside_the_due_dates_own_window_does_not_delay_it(g):
     loop = Loop(config())
     request = loop.add()
     loop.run(24)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(g - 24)
-    assert not request.state.armed and 32 <= g < 40
-    assert loop.give_way(request, 4) is not None
-    loop.compressor.disarm(request.state)  # pressure.watch in the next step, as memory is no longer short
+    assert not request.state.pre_recording and 32 <= g < 40
+    assert loop.evict_early(request, 4) is not None
+    loop.compressor.stop_pre_recording(request.state)  # pressure.watch in the next step, as memory is no longer short
     loop.run(30)
     assert request.done[1] == (40, 2, False), request.done
 
@@ -34,15 +34,19 @@ def test_nor_does_the_seam_that_watches_memory():
     loop = Loop(config())
     request = loop.add()
     loop.run(24)
-    loop.arm(request)
+    loop.pre_record(request)
     loop.run(12)
-    assert loop.give_way(request, 4) is not None  # at 36; due 40
+    assert loop.evict_early(request, 4) is not None  # at 36; due 40
     scheduler = SimpleNamespace(
         token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: len(loop.free)),
         tree_cache=SimpleNamespace(evictable_size=lambda: 0),
     )
     runtime = SimpleNamespace(
-        scheduler=scheduler, config=loop.config, compressor=loop.compressor, armed=[request.state], ring=loop.ring
+        scheduler=scheduler,
+        config=loop.config,
+        compressor=loop.compressor,
+        pre_recording=[request.state],
+        ring=loop.ring,
     )
     pressure.watch(runtime, [SimpleNamespace(reqs=[object()])])
     assert request.state.slot is not None
@@ -69,7 +73,7 @@ def test_a_receipt_blames_the_pool_only_when_compression_waits_for_pressure():
     request = loop.add()
     loop.run(60)  # never a query slot
     assert blocker and loop.compressor.counters.slot_waits > 0
-    assert "pressed" not in request.state.receipt(60)["reason"]
+    assert "memory_pressure" not in request.state.receipt(60)["reason"]
 
 
 def test_bounds_are_written_in_full():
@@ -91,10 +95,10 @@ def test_no_window_is_recorded_ahead_for_a_request_whose_prefill_goes_on_in_chun
         chunked_req=req,
     )
     runtime = SimpleNamespace(
-        scheduler=scheduler, config=loop.config, compressor=loop.compressor, armed=[], ring=loop.ring
+        scheduler=scheduler, config=loop.config, compressor=loop.compressor, pre_recording=[], ring=loop.ring
     )
     pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
-    assert request.state.slot is None and not runtime.armed
+    assert request.state.slot is None and not runtime.pre_recording
     scheduler.chunked_req = None
     pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
-    assert request.state.armed and len(runtime.armed) == 1
+    assert request.state.pre_recording and len(runtime.pre_recording) == 1

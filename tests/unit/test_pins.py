@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.contract import pins
-from sglang_rpc.contract.assumptions import LATENT_RELIED_UPON, RELIED_UPON, ReliedUpon
+from sglang_rpc.contract.assumptions import ASSUMPTIONS, LATENT_ASSUMPTIONS, Assumption
 from sglang_rpc.contract.pins import State
-from sglang_rpc.contract.targets import AFTER, BEFORE, CLI_SEAMS, LATENT_SEAMS, SEAMS, Seam
-from sglang_rpc.errors import ConfigError, SeamError
+from sglang_rpc.contract.targets import AFTER, BEFORE, CLI_HOOKS, HOOKS, LATENT_HOOKS, Hook
+from sglang_rpc.errors import ConfigError, IncompatibleSGLangError
 from sglang_rpc.hooks import install as installer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,13 +101,13 @@ def write(tmp_path, monkeypatch):
 
 
 def seam(name, kind=AFTER):
-    return Seam(f"fake_engine.core.{name}", kind, "tree:forget_row", f"why {name}")
+    return Hook(f"fake_engine.core.{name}", kind, "hooks.tree:forget_row", f"why {name}")
 
 
 def needs():
     methods = ("Loop.step", "Loop.decorated", "Loop.make", "Loop.add", "plan", "Loop.serve")
     attributes = ("depth", "full", "inherited", "size", "step")
-    return [*map(seam, methods), ReliedUpon("fake_engine.core.Loop", "its fields", attributes)]
+    return [*map(seam, methods), Assumption("fake_engine.core.Loop", "its fields", attributes)]
 
 
 def states(pinned):
@@ -282,7 +282,7 @@ def test_attributes_of_a_class(write, old, new, state):
 
 def test_a_missing_attribute_is_named(write):
     write(CORE.replace("depth: int = 1", "deepness: int = 1"))
-    with pytest.raises(SeamError, match=r"fake_engine\.core\.Loop .*its objects have no depth"):
+    with pytest.raises(IncompatibleSGLangError, match=r"fake_engine\.core\.Loop .*its objects have no depth"):
         pins.take("1.0", needs())
 
 
@@ -342,7 +342,7 @@ def test_an_unpinned_version_gets_the_newest_pins(tmp_path):
 def test_no_pins_is_an_error_that_names_the_file(tmp_path, content):
     if content is not None:
         (tmp_path / "sglang-1.0.json").write_text(content)
-    with pytest.raises(SeamError, match=re.escape(str(tmp_path / "sglang-1.0.json"))):
+    with pytest.raises(IncompatibleSGLangError, match=re.escape(str(tmp_path / "sglang-1.0.json"))):
         pins.load("1.0", tmp_path)
 
 
@@ -356,14 +356,14 @@ def project_pins():
 
 def test_pins_and_tables_are_in_step():
     """`python -m sglang_rpc.doctor --pin` after a change of a table."""
-    wanted = Counter((need.target, need.kind, need.reason) for need in (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS))
-    wanted += Counter((need.target, pins.RELIED_UPON, need.reason) for need in (*RELIED_UPON, *LATENT_RELIED_UPON))
+    wanted = Counter((need.target, need.kind, need.reason) for need in (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS))
+    wanted += Counter((need.target, pins.ASSUMPTIONS, need.reason) for need in (*ASSUMPTIONS, *LATENT_ASSUMPTIONS))
     assert Counter((pin.target, pin.use, pin.reason) for pin in project_pins().pins) == wanted
 
 
 def test_attributes_are_pinned():
     pinned = project_pins()
-    for need in (*RELIED_UPON, *LATENT_RELIED_UPON):
+    for need in (*ASSUMPTIONS, *LATENT_ASSUMPTIONS):
         if need.attributes:
             assert pinned.of(need.target).signature == "{" + ", ".join(need.attributes) + "}"
             assert list(need.attributes) == sorted(set(need.attributes)), need.target
@@ -383,7 +383,7 @@ def test_the_pinned_version_is_the_required_one():
 
 
 @pytest.mark.parametrize(
-    "hooked", (*CLI_SEAMS, *SEAMS, *LATENT_SEAMS), ids=lambda hooked: hooked.target.rpartition(".")[2]
+    "hooked", (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS), ids=lambda hooked: hooked.target.rpartition(".")[2]
 )
 def test_every_hook_takes_what_its_target_takes(hooked):
     """SGLang's calls reach a hook as they are: by position what can be, the rest by name."""
@@ -421,7 +421,7 @@ SEAMS_HERE = [seam("Loop.step"), seam("Loop.add")]
 
 
 def install(engine, **options):
-    installer.install(SEAMS_HERE, **{"pins": engine.pins, "relied_upon": (), **options})
+    installer.install(SEAMS_HERE, **{"pins": engine.pins, "assumptions": (), **options})
 
 
 def test_installs_each_seam_once(engine):
@@ -443,7 +443,7 @@ def test_all_hooks_or_none(engine, old, new, told):
     """The first seam is fine, the second isn't: nothing is hooked, and the sentence names the second and a way out."""
     assert CORE.count(old) == 1
     engine.write(CORE.replace(old, new))
-    with pytest.raises(SeamError, match=told + r".*install sglang==1\.0, or start with --disable-rpc"):
+    with pytest.raises(IncompatibleSGLangError, match=told + r".*install sglang==1\.0, or start with --disable-rpc"):
         install(engine)
     assert engine.put_on == []
     assert installer.installed() == frozenset()
@@ -451,14 +451,18 @@ def test_all_hooks_or_none(engine, old, new, told):
 
 def test_what_is_relied_upon_is_required_too(engine):
     engine.write(CORE.replace("self.size, ", "self.length, "))
-    with pytest.raises(SeamError, match=r"fake_engine\.core\.Loop, which RPC needs \(its fields\).* have no size"):
-        install(engine, relied_upon=needs()[-1:])
+    with pytest.raises(
+        IncompatibleSGLangError, match=r"fake_engine\.core\.Loop, which RPC needs \(its fields\).* have no size"
+    ):
+        install(engine, assumptions=needs()[-1:])
     assert engine.put_on == []
 
 
 def test_a_seam_without_a_pin_is_refused(engine):
-    with pytest.raises(SeamError, match=r"Loop\.full .*not in RPC's pins: run `python -m sglang_rpc\.doctor --pin`"):
-        installer.install([seam("Loop.full")], pins=engine.pins, relied_upon=())
+    with pytest.raises(
+        IncompatibleSGLangError, match=r"Loop\.full .*not in RPC's pins: run `python -m sglang_rpc\.doctor --pin`"
+    ):
+        installer.install([seam("Loop.full")], pins=engine.pins, assumptions=())
     assert engine.put_on == []
 
 
@@ -479,7 +483,7 @@ def test_changed_bodies_are_one_warning_a_server(engine, caplog):
 def test_another_version_is_refused_unless_allowed(engine, monkeypatch):
     other = replace(engine.pins, version="0.9")
     told = r"SGLang 1\.0 is installed.*proven on 0\.9.*sglang==0\.9.*SGLANG_RPC_ALLOW_VERSION=1.*--disable-rpc"
-    with pytest.raises(SeamError, match=told):
+    with pytest.raises(IncompatibleSGLangError, match=told):
         install(engine, pins=other)
     assert engine.put_on == []
     monkeypatch.setenv(installer.ALLOW_VERSION_ENV, "1")
@@ -490,7 +494,7 @@ def test_another_version_is_refused_unless_allowed(engine, monkeypatch):
 def test_an_allowed_version_must_still_fit(engine, monkeypatch):
     monkeypatch.setenv(installer.ALLOW_VERSION_ENV, "1")
     engine.write(CORE.replace("def add", "def plus"))
-    with pytest.raises(SeamError, match=r"Loop\.add"):
+    with pytest.raises(IncompatibleSGLangError, match=r"Loop\.add"):
         install(engine, pins=replace(engine.pins, version="0.9"))
     assert engine.put_on == []
 
@@ -509,17 +513,19 @@ def test_a_wrong_switch_is_not_ignored(engine, monkeypatch):
 
 def test_the_command_line_goes_on_in_any_version(engine, monkeypatch):
     """--disable-rpc is read by these hooks; it must get an unpinned SGLang going."""
-    monkeypatch.setattr(installer, "CLI_SEAMS", tuple(SEAMS_HERE))
-    install(engine, pins=replace(engine.pins, version="0.9"), relied_upon=[ReliedUpon("fake_engine.gone", "not asked")])
+    monkeypatch.setattr(installer, "CLI_HOOKS", tuple(SEAMS_HERE))
+    install(engine, pins=replace(engine.pins, version="0.9"), assumptions=[Assumption("fake_engine.gone", "not asked")])
     assert engine.put_on == SEAMS_HERE
 
 
 def test_the_way_out_of_a_broken_command_line_is_not_a_flag_of_it():
-    finding = pins.Finding(CLI_SEAMS[0], State.MISSING, "gone")
+    finding = pins.Finding(CLI_HOOKS[0], State.MISSING, "gone")
     assert "--disable-rpc" not in installer._sentence(finding, "1.0")
 
 
 def test_require_target(engine):
     installer.require_target(seam("Loop.step"))
-    with pytest.raises(SeamError, match=r"no fake_engine\.core\.Loop\.gone, which RPC needs \(why Loop\.gone\)"):
+    with pytest.raises(
+        IncompatibleSGLangError, match=r"no fake_engine\.core\.Loop\.gone, which RPC needs \(why Loop\.gone\)"
+    ):
         installer.require_target(seam("Loop.gone"))

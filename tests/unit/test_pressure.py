@@ -1,4 +1,4 @@
-"""When the pool counts as pressed, who gives way first, and at which ratios."""
+"""When the pool counts as under memory pressure, who gives way first, and at which ratios."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_rpc.runtime.pressure import Watermarks, by_worth, factors, slots_freed
+from sglang_rpc.runtime.pressure import Watermarks, by_slots_per_entry, factors, slots_freed
 from sglang_rpc.types import Compression
 
 
@@ -21,7 +21,7 @@ def compression(end: int, new_end: int, row: int = 0, window: int = 4, begin: in
         end=end,
         keep=new_end - begin - window,
         event=0,
-        catch_up=False,
+        late=False,
         early=True,
     )
 
@@ -31,11 +31,11 @@ def compression(end: int, new_end: int, row: int = 0, window: int = 4, begin: in
 
 def test_it_is_pressed_from_the_high_mark_until_it_falls_below_the_low_one():
     marks = Watermarks(high=0.75, low=0.5)
-    assert not marks.pressed and marks.crossings == 0
+    assert not marks.under_pressure and marks.crossings == 0
     seen = []
     for usage in (0.0, 0.5, 0.7499, 0.75, 0.74, 0.5, 1.0, 0.4999, 0.5, 0.7499, 0.9, 0.2, 0.2):
         changed = marks.update(usage)
-        seen.append((usage, marks.pressed, changed, marks.crossings))
+        seen.append((usage, marks.under_pressure, changed, marks.crossings))
     assert seen == [
         (0.0, False, False, 0),
         (0.5, False, False, 0),  # between the marks it stays what it was
@@ -56,24 +56,24 @@ def test_it_is_pressed_from_the_high_mark_until_it_falls_below_the_low_one():
 @given(st.floats(0, 1), st.floats(0, 1), st.lists(st.floats(0, 1), max_size=60))
 def test_a_change_is_told_and_counted_once(one, other, usages):
     marks = Watermarks(high=max(one, other), low=min(one, other))
-    pressed, crossings = False, 0
+    under_pressure, crossings = False, 0
     for usage in [*usages, marks.high, marks.low]:
-        before = pressed
+        before = under_pressure
         if usage >= marks.high:
-            pressed = True
+            under_pressure = True
         elif usage < marks.low:
-            pressed = False
-        crossings += pressed and not before
-        assert marks.update(usage) is (pressed != before)
-        assert marks.pressed is pressed and marks.crossings == crossings
+            under_pressure = False
+        crossings += under_pressure and not before
+        assert marks.update(usage) is (under_pressure != before)
+        assert marks.under_pressure is under_pressure and marks.crossings == crossings
 
 
 @pytest.mark.parametrize("mark", [0.0, 0.5, 1.0])
 def test_with_both_marks_in_one_place(mark):
     marks = Watermarks(high=mark, low=mark)
-    assert marks.update(mark) and marks.pressed
-    assert not marks.update(mark) and marks.pressed
-    assert marks.update(mark - 0.01) and not marks.pressed
+    assert marks.update(mark) and marks.under_pressure
+    assert not marks.update(mark) and marks.under_pressure
+    assert marks.update(mark - 0.01) and not marks.under_pressure
 
 
 # --- what a compression frees -----------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ def test_slots_freed(end, new_end, page, freed):
 
 def test_without_pages_the_largest_gives_way_first():
     candidates = [compression(10 + n, 10, row) for row, n in enumerate((7, 30, 1, 30, 12))]
-    assert [c.row for c in by_worth(candidates, 1)] == [1, 3, 4, 0, 2]  # of equals, the first
-    assert [c.row for c in by_worth(candidates[::-1], 1)] == [3, 1, 4, 0, 2]
+    assert [c.row for c in by_slots_per_entry(candidates, 1)] == [1, 3, 4, 0, 2]  # of equals, the first
+    assert [c.row for c in by_slots_per_entry(candidates[::-1], 1)] == [3, 1, 4, 0, 2]
 
 
 def test_with_pages_first_what_frees_most_for_an_entry_lost():
@@ -112,18 +112,18 @@ def test_with_pages_first_what_frees_most_for_an_entry_lost():
         "nothing": compression(63, 50, 3),
         "two pages for 20": compression(67, 47, 4),  # 32 / 20
     }
-    assert [c.row for c in by_worth(list(page_16.values()), 16)] == [0, 4, 1, 2, 3]
+    assert [c.row for c in by_slots_per_entry(list(page_16.values()), 16)] == [0, 4, 1, 2, 3]
 
 
 def test_of_equal_worth_the_one_nearest_to_its_due_date():
     candidates = [compression(32, 16, 0), compression(64, 16, 1), compression(48, 16, 2)]
-    assert [c.row for c in by_worth(candidates, 16)] == [1, 2, 0]
+    assert [c.row for c in by_slots_per_entry(candidates, 16)] == [1, 2, 0]
 
 
 @given(st.lists(st.tuples(st.integers(9, 100), st.integers(1, 100)), max_size=12), st.sampled_from([1, 16]))
 def test_nobody_is_passed_over(shapes, page):
     candidates = [compression(new_end + n, new_end, row) for row, (new_end, n) in enumerate(shapes)]
-    found = by_worth(candidates, page)
+    found = by_slots_per_entry(candidates, page)
     assert sorted(c.row for c in found) == list(range(len(shapes)))
     for earlier, later in itertools.pairwise(found):
         worth, next_worth = slots_freed(earlier, page) / earlier.evicted, slots_freed(later, page) / later.evicted

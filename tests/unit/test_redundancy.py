@@ -234,7 +234,7 @@ def trace(path, sets, *, output=(1, 2, 3, 1, 2, 1, 3, 5), behind=(9,), prompt=(7
         {
             **{"kind": "compression", "event": 1, "prompt_length": len(prompt), "generated": len(output)},
             **{"begin": len(prompt) + start, "end": len(prompt) + len(output), "keep": keep, "window": window},
-            **{"catch_up": False, "early": False, "think": None, "output": output, "kept": packed},
+            **{"late": False, "early": False, "think": None, "output": output, "kept": packed},
         },
         {
             **{"kind": "end", "finish": {}, "think": None, "output": behind},

@@ -26,7 +26,7 @@ from sglang_rpc.contract.refusals import (
     refuse_server_args,
 )
 from sglang_rpc.contract.refusals.facts import DEEPSEEK
-from sglang_rpc.errors import SeamError, UnsupportedError
+from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = Path(os.environ.get("SGLANG_RPC_GOLDENS", ROOT.parent / "shared" / "goldens"))
@@ -294,7 +294,7 @@ def test_server_row(row, given, named, monkeypatch):
 
 def test_an_argument_that_is_gone_is_not_taken_for_off():
     known = {name: value for name, value in PLAIN.items() if name != "enable_lmcache"}
-    with pytest.raises(SeamError, match="enable_lmcache"):
+    with pytest.raises(IncompatibleSGLangError, match="enable_lmcache"):
         refuse_arguments(SimpleNamespace(**known))
 
 
@@ -557,7 +557,7 @@ def test_layers_that_modules_does_not_list_are_missed(model_runner):
 
 def test_a_fact_that_moved_is_said_so(model_runner):
     del model_runner.use_mla_backend
-    with pytest.raises(SeamError, match="use_mla_backend"):
+    with pytest.raises(IncompatibleSGLangError, match="use_mla_backend"):
         refusals.gather_facts(model_runner)
 
 

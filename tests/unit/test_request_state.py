@@ -8,7 +8,7 @@ from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.policy import budget
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.request_state import Live, RequestState, Totals
-from sglang_rpc.runtime.segment import ThinkGate, ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers, TokenMarker
 from sglang_rpc.types import NEVER
 
 START, END, WORD = 900, 901, 1
@@ -20,25 +20,25 @@ def state(**given) -> RequestState:
     return RequestState(RequestOptions.from_custom_params({"rpc": given}, RPCConfig(**SETTINGS)))
 
 
-def gated(prompt: list[int], output: list[int], **given) -> RequestState:
+def thinking(prompt: list[int], output: list[int], **given) -> RequestState:
     result = state(**given)
-    result.gate = ThinkGate(MARKERS, prompt)
-    result.gate.advance(output, len(output))
+    result.segment = SegmentTracker(MARKERS, prompt)
+    result.segment.advance(output, len(output))
     return result
 
 
 def test_a_new_request_is_looked_at_at_once():
     fresh = state()
-    assert fresh.wake_at == 0 and fresh.active and fresh.slot is None
+    assert fresh.check_at == 0 and fresh.active and fresh.slot is None
     assert (fresh.events, fresh.evicted, fresh.totals) == (0, 0, Totals())
 
 
 def test_the_region_starts_with_the_thought():
     assert state(scope="all").start == 0
     assert state().start is None  # the prompt has not been read
-    assert gated([START], []).start == 0
-    assert gated([], [WORD]).start is None
-    assert gated([], [WORD, START, WORD]).start == 2
+    assert thinking([START], []).start == 0
+    assert thinking([], [WORD]).start is None
+    assert thinking([], [WORD, START, WORD]).start == 2
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_the_region_starts_with_the_thought():
         (state(), True),
         (state(scope="all"), True),
         (state(enabled=False), False),
-        (gated([], [WORD]), True),
-        (gated([START], [WORD]), True),
-        (gated([START], [END]), False),
+        (thinking([], [WORD]), True),
+        (thinking([START], [WORD]), True),
+        (thinking([START], [END]), False),
     ],
 )
 def test_active_while_a_compression_may_come(request_state, active):
@@ -60,42 +60,42 @@ def test_active_while_a_compression_may_come(request_state, active):
 
 def test_due_dates_count_from_the_start():
     assert state(scope="all").due() == 64 + 8
-    late = gated([], [WORD, START])
+    late = thinking([], [WORD, START])
     assert late.due() == 2 + 64 + 8
     late.events = 3
     assert late.due() == 2 + 4 * 64 + 8
-    assert gated([START], [], interval=16, window=2).due() == 18
+    assert thinking([START], [], interval=16, window=2).due() == 18
     with pytest.raises(AssertionError):
         state().due()
 
 
 def test_reset_forgets_the_row_and_remembers_the_rest():
-    used = gated([START], [WORD])
-    used.events, used.evicted, used.wake_at, used.totals.compressions = 2, 96, 500, 2
-    gate = used.gate
+    used = thinking([START], [WORD])
+    used.events, used.evicted, used.check_at, used.totals.compressions = 2, 96, 500, 2
+    segment = used.segment
     used.reset()
-    assert (used.events, used.evicted, used.wake_at) == (0, 0, 0)
-    assert used.gate is gate and used.totals.compressions == 2
+    assert (used.events, used.evicted, used.check_at) == (0, 0, 0)
+    assert used.segment is segment and used.totals.compressions == 2
     used.slot = 1
     with pytest.raises(AssertionError, match="given back with the row"):
         used.reset()
 
 
 def test_what_a_retracted_request_had_is_given_back_to_it():
-    used = gated([START], [WORD])
-    used.events, used.evicted, used.slot_since, used.wake_at = 2, 96, 130, 500
-    used.slot, used.armed, used.totals.compressions = 3, True, 2
+    used = thinking([START], [WORD])
+    used.events, used.evicted, used.slot_since, used.check_at = 2, 96, 130, 500
+    used.slot, used.pre_recording, used.totals.compressions = 3, True, 2
     live = used.live()
-    assert live == Live(events=2, evicted=96, slot_since=130, wake_at=500)
+    assert live == Live(events=2, evicted=96, slot_since=130, check_at=500)
     with pytest.raises(FrozenInstanceError):
         live.events = 3  # type: ignore[misc]
-    used.slot, used.armed = None, False
+    used.slot, used.pre_recording = None, False
     used.reset()
     assert used.live() == Live(0, 0, 130, 0)  # without a slot nobody asks since when
     used.slot_since, used.totals.compressions = 999, 3
     used.restore(live)
     assert used.live() == live and used.due() == 3 * 64 + 8
-    assert used.slot is None and not used.armed and used.totals.compressions == 3
+    assert used.slot is None and not used.pre_recording and used.totals.compressions == 3
 
 
 def test_requests_do_not_share_totals():
@@ -105,8 +105,8 @@ def test_requests_do_not_share_totals():
 
 
 def test_the_receipt_of_a_compressed_request():
-    used = gated([START], [WORD])
-    used.totals = Totals(compressions=4, evicted=96, slots_freed=90, catch_ups=1, early=2, retractions=5, restored=3)
+    used = thinking([START], [WORD])
+    used.totals = Totals(compressions=4, evicted=96, slots_freed=90, late=1, early=2, retractions=5, restored=3)
     used.evicted = 48
     assert used.receipt(200) == {
         "compressions": 4,
@@ -114,7 +114,7 @@ def test_the_receipt_of_a_compressed_request():
         "held": 152,
         "evicted": 96,
         "slots_freed": 90,
-        "catch_ups": 1,
+        "late": 1,
         "early": 2,
         "retractions": 5,
         "restored": 3,
@@ -133,11 +133,11 @@ def test_the_receipt_shows_the_requests_own_settings():
     [
         (state(enabled=False), "switched off by the request"),
         (state(), "no think segment opened"),
-        (gated([], [WORD]), "no think segment opened"),
+        (thinking([], [WORD]), "no think segment opened"),
         (state(scope="all"), "finished before 72 generated tokens, where the first compression is due"),
-        (gated([], [WORD, START]), "finished before 74 generated tokens, where the first compression is due"),
+        (thinking([], [WORD, START]), "finished before 74 generated tokens, where the first compression is due"),
         (
-            gated([START], [WORD, END]),
+            thinking([START], [WORD, END]),
             "the think segment ended before 72 generated tokens, where the first compression is due",
         ),
     ],
@@ -186,11 +186,11 @@ def test_what_is_gone_cannot_be_gained_again():
 
 
 def test_only_a_thought_in_progress_has_something_to_gain():
-    assert gated([WORD, START], [WORD] * 24).early_gain(24, 4) == 12
-    assert gated([], [WORD] * 9 + [START]).early_gain(10 + 24, 4) == 12  # behind its start
-    assert gated([], [WORD] * 100).early_gain(100, 4) == 0
+    assert thinking([WORD, START], [WORD] * 24).early_gain(24, 4) == 12
+    assert thinking([], [WORD] * 9 + [START]).early_gain(10 + 24, 4) == 12  # behind its start
+    assert thinking([], [WORD] * 100).early_gain(100, 4) == 0
     assert state().early_gain(100, 4) == 0  # the prompt has not been read
-    assert gated([START], [WORD] * 30 + [END]).early_gain(100, 4) == 0
+    assert thinking([START], [WORD] * 30 + [END]).early_gain(100, 4) == 0
     assert state(scope="all", enabled=False).early_gain(100, 4) == 0
     refused = state(scope="all")
     refused.refused = "a reason"
@@ -231,15 +231,15 @@ def test_the_plan_of_a_running_request(generated, slot_since, compresses_at):
 
 
 def test_the_plan_of_a_thought_counts_from_its_start():
-    late = gated([], [WORD] * 30 + [START])
+    late = thinking([], [WORD] * 30 + [START])
     assert late.plan(40, 100, False, 0) == Plan(40, 40, 100, False, compresses_at=31 + 72, start=31, **BUDGET)
     # Before its first thought, it is taken to begin at once.
-    mute = gated([], [WORD] * 30)
+    mute = thinking([], [WORD] * 30)
     assert mute.plan(30, 100, False, 0) == Plan(30, 30, 100, False, compresses_at=30 + 72, start=30, **BUDGET)
 
 
 def test_what_is_not_compressed_is_planned_at_full_length():
-    closed = gated([START], [WORD] * 90 + [END])
+    closed = thinking([START], [WORD] * 90 + [END])
     closed.events, closed.evicted = 1, 48
     refused = state(scope="all")
     refused.refused = "a reason"
@@ -250,7 +250,7 @@ def test_what_is_not_compressed_is_planned_at_full_length():
 
 def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored():
     used = state(scope="all")
-    used.events, used.evicted, used.slot_since, used.wake_at = 2, 96, 130, 500
+    used.events, used.evicted, used.slot_since, used.check_at = 2, 96, 130, 500
     used.to_restore = used.live()
     before = used.plan(150, 70, False, 0)
     assert before == Plan(54, 150, 70, False, compresses_at=200, start=0, **BUDGET)

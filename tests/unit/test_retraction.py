@@ -72,10 +72,10 @@ def test_so_it_does_where_retractions_are_tested(module, monkeypatch):
 def test_compressed_early_and_still_not_enough_it_waits(module, monkeypatch):
     step = Step(STEP - 1, ["a result"], setting="early")
 
-    def give_way(_runtime, batch, _factor):
+    def evict_early(_runtime, batch, _factor):
         batch.reqs[0].rpc.compacted_in = STEP
 
-    monkeypatch.setattr(pressure, "_give_way", give_way)
+    monkeypatch.setattr(pressure, "_evict_early", evict_early)
     monkeypatch.setattr(pressure, "_highest", lambda _config: 4)
     monkeypatch.setattr(pressure, "_fits", lambda _batch: False)
     assert step.run(fits=False) is None

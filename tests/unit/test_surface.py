@@ -160,7 +160,7 @@ def clean() -> dict[str, str]:
 
 def test_exported_names():
     assert sglang_rpc.__all__ == [
-        "ConfigError", "Engine", "RPCConfig", "RPCError", "SeamError", "UnsupportedError", "__version__",
+        "ConfigError", "Engine", "IncompatibleSGLangError", "RPCConfig", "RPCError", "UnsupportedError", "__version__",
     ]  # fmt: skip
     for name in set(sglang_rpc.__all__) - {"Engine"}:  # Engine loads SGLang
         assert hasattr(sglang_rpc, name)
@@ -171,7 +171,7 @@ def test_exported_names():
 def test_errors_are_caught_as_one_kind_and_as_value_errors():
     for error in (sglang_rpc.ConfigError, sglang_rpc.UnsupportedError):
         assert issubclass(error, sglang_rpc.RPCError) and issubclass(error, ValueError)
-    assert issubclass(sglang_rpc.SeamError, sglang_rpc.RPCError)
+    assert issubclass(sglang_rpc.IncompatibleSGLangError, sglang_rpc.RPCError)
 
 
 def test_the_version_is_the_installed_one():

@@ -71,11 +71,9 @@ def test_requests_compressed_together_have_a_file_each(tmp_path):
 
 def test_a_compression_that_keeps_no_candidate(tmp_path):
     tracer = Tracer(str(tmp_path), {"layers": 3, "heads": 1, "config": {}}, None, torch.device("cpu"))
-    options = RequestOptions.from_custom_params(None, config(), can_gate=False)
-    c = Compression(
-        row=1, slot=0, prompt_length=2, generated=9, window=3, begin=4, end=11, keep=0, event=1, catch_up=False
-    )
-    tracer.witness([c], torch.empty(3, 1, 1, 0, dtype=torch.int32))
+    options = RequestOptions.from_custom_params(None, config(), knows_markers=False)
+    c = Compression(row=1, slot=0, prompt_length=2, generated=9, window=3, begin=4, end=11, keep=0, event=1, late=False)
+    tracer.observer([c], torch.empty(3, 1, 1, 0, dtype=torch.int32))
     tracer.compressed(RequestState(options), c, "rid", [1, 2], list(range(20)))
     tracer.flush()
     (file,) = tmp_path.iterdir()
@@ -106,7 +104,7 @@ def test_a_row_rebuilt_from_tokens_is_whole_again(tmp_path):
     found = traced.check(request, trace)
     assert [stage.rebuilt for stage in found.stages] == [False, False, False, True, False, False, True]
     assert found.stages[-1].held == receipt["held"] == 80 and found.stages[-1].evicted == receipt["evicted"] > 0
-    assert len(found.epochs) == 3 and [c.catch_up for c in trace.compressions] == [False, False, True, False, False]
+    assert len(found.epochs) == 3 and [c.late for c in trace.compressions] == [False, False, True, False, False]
 
 
 def test_a_row_that_came_back_as_it_was_goes_on(tmp_path):
@@ -125,9 +123,9 @@ def test_a_row_that_came_back_as_it_was_goes_on(tmp_path):
 def test_early_compressions(tmp_path):
     traced = Traced(tmp_path, config())
     request = traced.loop.add()
-    assert traced.loop.arm(request)
+    assert traced.loop.pre_record(request)
     traced.loop.run(15)
-    assert traced.loop.give_way(request, 4) is not None
+    assert traced.loop.evict_early(request, 4) is not None
     traced.loop.run(30)
     traced.finish(request)
     trace = traced.only()
@@ -230,13 +228,13 @@ def test_a_writer_that_falls_behind_leaves_kept_sets_out_and_says_so(tmp_path, m
     request = traced.loop.add()
     traced.loop.run(25)
     traced.tracer.flush()
-    gate, write = threading.Event(), recorder._Line.write
-    monkeypatch.setattr(recorder._Line, "write", lambda line: (gate.wait(30), write(line)))
+    segment, write = threading.Event(), recorder._Line.write
+    monkeypatch.setattr(recorder._Line, "write", lambda line: (segment.wait(30), write(line)))
     monkeypatch.setattr(recorder, "PENDING_BYTES", LAYERS * 8 * 8)  # the second one's eight kept candidates, int64
     began = time.monotonic()
     traced.loop.run(32)  # the second waits, the third finds no room
     assert time.monotonic() - began < 10
-    gate.set()
+    segment.set()
     traced.tracer.flush()
     monkeypatch.setattr(recorder, "PENDING_BYTES", 2**20)
     traced.loop.run(16)  # there is room again, and nothing to compose it with
@@ -255,13 +253,13 @@ def test_a_writer_that_falls_behind_leaves_kept_sets_out_and_says_so(tmp_path, m
 
 def test_a_writer_that_hangs_holds_a_bounded_number_of_lines(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(recorder, "PENDING_LINES", 3)
-    gate = threading.Event()
-    monkeypatch.setattr(recorder._Line, "write", lambda line: gate.wait(30))
+    segment = threading.Event()
+    monkeypatch.setattr(recorder._Line, "write", lambda line: segment.wait(30))
     traced = Traced(tmp_path, config())
     traced.loop.add()
     traced.loop.run(120)
     assert "3 lines wait to be written" in caplog.text
-    gate.set()
+    segment.set()
     traced.tracer.flush()
 
 
@@ -269,7 +267,7 @@ def test_without_a_tracer_nothing_is_shown():
     loop = Loop(config())
     request = loop.add()
     loop.run(40)
-    assert loop.compressor._path.witness is None and request.state.trace is None
+    assert loop.compressor._path.observer is None and request.state.trace is None
 
 
 class Group:
@@ -288,7 +286,7 @@ def test_one_rank_of_those_that_keep_the_same_writes(tmp_path, aggregation, rank
     compressor = Loop(asked, reduce=None if group is None else lambda scores: scores).compressor
     args = SimpleNamespace(model_path="a model", tokenizer_path=None)
     tracer = scheduling._tracer(SimpleNamespace(server_args=args), asked, compressor, group)
-    assert (tracer is not None) == traces == (compressor._path.witness is not None)
+    assert (tracer is not None) == traces == (compressor._path.observer is not None)
 
 
 def test_not_asked_for_there_is_none():
@@ -423,14 +421,14 @@ def test_a_text_is_its_owners_alone(tmp_path):
 
 def test_texts_that_wait_for_a_slow_disk_are_bounded_too(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(recorder, "PENDING_IDS", 50)
-    gate = threading.Event()
+    segment = threading.Event()
     write = recorder._Line.write
-    monkeypatch.setattr(recorder._Line, "write", lambda line: (gate.wait(30), write(line)))
+    monkeypatch.setattr(recorder._Line, "write", lambda line: (segment.wait(30), write(line)))
     traced = Traced(tmp_path, config())
     request = traced.loop.add(prompt=7)
     with caplog.at_level(logging.ERROR):
         traced.loop.run(90)
-    gate.set()
+    segment.set()
     traced.tracer.flush()
     assert "more than 50 token ids wait" in caplog.text and caplog.text.count("--rpc-trace stops") == 1
     assert len(request.done) == 5  # serving went on

@@ -31,20 +31,20 @@ class Traced:
         server = {"model": "a model", "layers": LAYERS, "heads": heads, "config": config.as_dict()}
         check_folder(str(folder))
         self.folder, self.tracer = folder, Tracer(str(folder), server, compressor.markers, torch.device("cpu"))
-        compressor.show_kept(self.tracer.witness)
+        compressor.observe(self.tracer.observer)
         self.rids: dict[int, str] = {}
         #: What the pool held behind each compression, by request: [layer][head][positions].
         self.truth: dict[int, list] = {}
-        settle = compressor.settle
+        commit = compressor.commit
 
         def settled(state, c, freed):
             request = next(r for r in self.loop.requests if r.state is state)
             rid = self.rids.get(id(request), "rid")
             self.tracer.compressed(state, c, rid, request.prompt, request.output[: request.generated])
-            settle(state, c, freed)
+            commit(state, c, freed)
             self.truth.setdefault(id(request), []).append(self.loop.held(request))
 
-        compressor.settle = settled
+        compressor.commit = settled
 
     def finish(self, request: Request) -> None:
         output = request.output[: request.generated]

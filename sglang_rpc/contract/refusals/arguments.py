@@ -8,11 +8,11 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.refusals.wording import OFF, sentence
-from sglang_rpc.errors import SeamError, UnsupportedError
+from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 
 
 class Arguments:
-    """The resolved server arguments by name. Raises SeamError for a name that this SGLang does not have."""
+    """The resolved server arguments by name. Raises IncompatibleSGLangError for a name that SGLang lacks."""
 
     def __init__(self, source: Any):
         self._source = source
@@ -21,7 +21,7 @@ class Arguments:
         try:
             return getattr(self._source, name)
         except AttributeError:
-            raise SeamError(
+            raise IncompatibleSGLangError(
                 f"this SGLang's ServerArgs has no {name}, which RPC must check before it starts; "
                 f"install sglang==0.5.23, or {OFF}"
             ) from None
@@ -46,7 +46,7 @@ def refuse_server_args(server_args: Any, rpc_config: RPCConfig) -> None:
 
     Raises:
         UnsupportedError: the sentence of the first row that applies.
-        SeamError: this SGLang lacks an argument that has to be checked.
+        IncompatibleSGLangError: this SGLang lacks an argument that has to be checked.
     """
     from sglang.srt.arg_groups.overrides import resolving_view
 

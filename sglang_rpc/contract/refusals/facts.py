@@ -9,7 +9,7 @@ import torch
 
 from sglang_rpc.contract.layers import decoder_layers, is_latent, latent_attentions
 from sglang_rpc.contract.refusals.wording import OFF
-from sglang_rpc.errors import SeamError
+from sglang_rpc.errors import IncompatibleSGLangError
 
 #: Whose choice between absorbed and expanded latents RPC knows.
 DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
@@ -59,12 +59,12 @@ def gather_facts(owner: Any) -> ServingFacts:
     """The facts of a live Scheduler, or of a ModelRunner with its pools (the tree's are then unknown).
 
     Raises:
-        SeamError: this SGLang keeps one of them elsewhere.
+        IncompatibleSGLangError: this SGLang keeps one of them elsewhere.
     """
     try:
         return _gather(owner)
     except AttributeError as error:
-        raise SeamError(
+        raise IncompatibleSGLangError(
             f"RPC could not read what it must check before it serves ({error}); install sglang==0.5.23, or {OFF}"
         ) from error
 

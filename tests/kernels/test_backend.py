@@ -60,20 +60,20 @@ def test_logits_with_a_soft_cap():
 def test_early_compressions():
     loop = Loop(config())
     request = loop.add()
-    assert loop.arm(request)
+    assert loop.pre_record(request)
     loop.run(15)
-    assert loop.give_way(request, 4) is not None and request.early == [(15, 2 + 4)]
+    assert loop.evict_early(request, 4) is not None and request.early == [(15, 2 + 4)]
     loop.run(30)
     assert [generated for generated, _, _ in request.done] == [20, 36]
 
 
 def test_more_than_the_scratch_memory_holds_is_cut(monkeypatch):
-    monkeypatch.setattr(triton_path.TritonPath, "_bytes", lambda path, candidates: 10 * candidates)
+    monkeypatch.setattr(triton_path.TritonBackend, "_bytes", lambda path, candidates: 10 * candidates)
     monkeypatch.setattr(triton_path, "SCRATCH_BYTES", 2 * 10 * 16)  # two requests at the first compression
     sizes = []
-    original = triton_path.TritonPath._compress
+    original = triton_path.TritonBackend._compress
     monkeypatch.setattr(
-        triton_path.TritonPath, "_compress", lambda path, part: (sizes.append(len(part)), original(path, part))
+        triton_path.TritonBackend, "_compress", lambda path, part: (sizes.append(len(part)), original(path, part))
     )
     loop = Loop(config())
     for row in (1, 2, 3):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_rpc.runtime.segment import TextMarker, ThinkGate, ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.segment import SegmentTracker, TextMarker, ThinkMarkers, TokenMarker
 
 
 class MergingTokenizer:
@@ -62,7 +62,7 @@ encode = TOKENIZER.encode
 
 
 def read(markers: ThinkMarkers, prompt: list[int], output: list[int]) -> tuple[int | None, bool]:
-    gate = ThinkGate(markers, prompt)
+    gate = SegmentTracker(markers, prompt)
     gate.advance(output, len(output))
     return gate.start, gate.closed
 
@@ -93,8 +93,8 @@ def test_the_tokenizer_merges_across_the_markers():
 )
 def test_token_prompts(prompt, is_open):
     assert TOKEN.open_in_prompt(prompt) is is_open
-    assert ThinkGate(TOKEN, prompt).start == (0 if is_open else None)
-    assert ThinkGate(ThinkMarkers(None, TokenMarker(END)), prompt).start == 0  # no start known: thinking from the first
+    assert SegmentTracker(TOKEN, prompt).start == (0 if is_open else None)
+    assert SegmentTracker(ThinkMarkers(None, TokenMarker(END)), prompt).start == 0  # no start known
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_long_prompt_is_read_fast(markers, filler):
         tokens = {WORD: encode("a"), START: encode("<think>"), END: encode("</think>")}
         prompt = [i for word in prompt[: 100_000 // 3] for i in tokens[word]]
     begin = time.perf_counter()
-    ThinkGate(markers, prompt)
+    SegmentTracker(markers, prompt)
     assert time.perf_counter() - begin < 1.0
 
 
@@ -213,14 +213,14 @@ def test_a_marker_cut_at_any_token_is_found(text):
 def test_a_marker_of_more_tokens_than_characters_is_found_in_pieces(chunk):
     markers = ThinkMarkers(TextMarker("◁▷", TOKENIZER), TextMarker("◁/▷", TOKENIZER))
     output = encode("ab◁▷ab◁/▷ab")
-    gate = ThinkGate(markers, [])
+    gate = SegmentTracker(markers, [])
     for upto in range(0, len(output) + chunk, chunk):
         gate.advance(output, upto)
     assert (gate.start, gate.closed) == (len(encode("ab◁▷")), True)
 
 
 def shown_in_chunks(markers, prompt, output, cuts):
-    gate = ThinkGate(markers, prompt)
+    gate = SegmentTracker(markers, prompt)
     seen = []
     for cut in [*sorted(cuts), len(output)]:
         gate.advance(output, cut)
@@ -260,7 +260,7 @@ def check_chunks(markers, prompt, output, data):
 
 
 def test_tokens_after_upto_are_not_looked_at():
-    gate = ThinkGate(TOKEN, [START])
+    gate = SegmentTracker(TOKEN, [START])
     output = [WORD, WORD, END]
     gate.advance(output, 2)
     assert not gate.closed
@@ -270,7 +270,7 @@ def test_tokens_after_upto_are_not_looked_at():
 
 def test_going_back_changes_nothing():
     # After a retraction the same tokens are shown again.
-    gate = ThinkGate(TOKEN, [])
+    gate = SegmentTracker(TOKEN, [])
     output = [WORD, START, WORD, END]
     gate.advance(output, 3)
     for upto in (0, 1, 3):
@@ -287,7 +287,7 @@ def test_a_start_behind_the_end_of_the_thought_does_not_open_again():
 def test_a_long_output_looked_at_token_by_token_is_fast():
     rng = random.Random(0)
     output = [rng.choice((0, 1, 3, 10, 11, 12)) for _ in range(5_000)]
-    gate = ThinkGate(TEXT, encode("<think>"))
+    gate = SegmentTracker(TEXT, encode("<think>"))
     begin = time.perf_counter()
     for upto in range(len(output) + 1):
         gate.advance(output, upto)
