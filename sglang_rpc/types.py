@@ -27,29 +27,32 @@ class KVLayer:
     def buffers(self) -> tuple[torch.Tensor, ...]:
         """All that belongs to a slot, and moves with it: keys; values, unless they are a part of the keys; and what has
         been accumulated."""
-        behind = self.values.data_ptr() - self.keys.data_ptr()
+        offset = self.values.data_ptr() - self.keys.data_ptr()
         entry_bytes = self.keys.shape[2] * self.keys.element_size()
-        inside = self.keys.stride() == self.values.stride() and 0 <= behind < entry_bytes
+        inside = self.keys.stride() == self.values.stride() and 0 <= offset < entry_bytes
         kv = (self.keys,) if inside else (self.keys, self.values)
         return kv if self.accumulated is None else (*kv, self.accumulated)
 
 
 @dataclass(frozen=True)
 class Compression:
-    """One compression of one request, decided on the host. Counts are KV entries, positions are row positions."""
+    """One compression of one request, decided on the host. Counts are KV entries, positions are row positions.
+
+    The defaults are those of a made-up request without a prompt, as start-up checks use it.
+    """
 
     row: int  #: the request's line in req_to_token
-    slot: int  #: its query slot
-    prompt_length: int
-    generated: int  #: logical entries behind the prompt
+    generated: int  #: logical entries after the prompt
     window: int  #: R
     begin: int  #: row position of the first candidate
     end: int  #: physical length of the row, prompt included
     keep: int  #: candidates that survive
-    event: int  #: n, which compression of the request this is
-    late: bool  #: after its due date
+    prompt_length: int = 0
+    slot: int = 0  #: its query slot; 0 is the dummy slot
+    event: int = 1  #: n, which compression of the request this is
+    late: bool = False  #: after its due date
     early: bool = False  #: before its due date, to spare a retraction
-    seed: int = 0  #: for a policy that draws lots: the same for the same text
+    seed: int = 0  #: for a policy that draws at random: equal for equal texts
 
     @property
     def candidates(self) -> int:
@@ -67,7 +70,7 @@ class Compression:
 
 @dataclass(frozen=True)
 class CompressionBatch:
-    """Compressions that are carried out together, as kernels read them: int32 [B or more] each, on the device."""
+    """Compressions that are applied together, as kernels read them: int32 [B or more] each, on the device."""
 
     rows: torch.Tensor
     slots: torch.Tensor  #: query slots
@@ -106,6 +109,6 @@ class CompressionBatch:
         )
 
 
-#: Is shown compressions that are carried out together, and int [layers, B, 1 or kv_heads, most_kept] on the device: the
-#: candidates that stay, ascending. What stands behind a compression's own `keep` is not set.
+#: Is shown compressions that are applied together, and int [layers, B, 1 or kv_heads, most_kept] on the device: the
+#: candidates that stay, ascending. What stands after a compression's own `keep` is not set.
 Observer = Callable[[Sequence[Compression], torch.Tensor], None]

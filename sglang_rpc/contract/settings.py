@@ -9,7 +9,7 @@ from sglang_rpc.contract import refusals
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.table import NAMES, accumulates
-from sglang_rpc.trace.tracer import check_folder
+from sglang_rpc.trace.writer import check_folder
 
 _ATTRIBUTE = "_rpc_config"
 

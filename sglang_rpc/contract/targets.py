@@ -49,7 +49,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
         AFTER,
-        "hooks.capture:leave_room",
+        "hooks.query_slots:leave_room",
         "the query ring's memory comes out of the KV pool's, not on top of it",
     ),
     Hook(
@@ -66,7 +66,7 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
-        AFTER,
+        AROUND,
         "hooks.positions:make_logical",
         "positions count the sequence, not the KV entries that are left of it",
     ),
@@ -79,7 +79,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.init_internal_state",
         AFTER,
-        "hooks.scheduling:install_compressor",
+        "hooks.runtime:install_compressor",
         "the scheduler is whole: pools, tree, streams and tokenizer can be read",
     ),
     Hook(
@@ -115,7 +115,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.update_running_batch",
         AROUND,
-        "hooks.resume:wait_for_result",
+        "hooks.result_in_flight:wait_for_result",
         "retracting a request throws away the result in flight; just compressed, it could not be computed again",
     ),
     Hook(
@@ -123,6 +123,12 @@ HOOKS: tuple[Hook, ...] = (
         AROUND,
         "hooks.resume:back_up",
         "every retraction and preemption releases the row here; its KV is saved before",
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.retract_decode",
+        AFTER,
+        "hooks.unresumable:explain",
+        "a request that cannot come back ends with 503; SGLang's message promises that a retry helps",
     ),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler._release_aborted_request",
@@ -139,7 +145,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
         AROUND,
-        "hooks.resume:queue_if_resumable",
+        "hooks.unresumable:queue_if_resumable",
         "a retracted request that can never be prefilled again would block the queue for ever",
     ),
     Hook(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.hooks.step import single_rows
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
 
@@ -19,11 +19,10 @@ def accumulating(layer: KVLayer) -> KVLayer:
 
 
 class Accumulate:
-    """A forward hook of one attention layer. It runs behind the attention, when the new keys are in the pool."""
+    """A forward hook of one attention layer. It runs after the attention, when the new keys are in the pool."""
 
-    def __init__(self, model_runner: Any, ring: QueryRing, layer: KVLayer):
+    def __init__(self, model_runner: Any, layer: KVLayer):
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
-        self.ring = ring
         self.layer = layer
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
@@ -32,14 +31,13 @@ class Accumulate:
             return
         assert self.layer.accumulated is not None
         self.layer.accumulated[forward_batch.out_cache_loc] = 0.0  # these slots were somebody else's
-        decode = forward_batch.forward_mode.is_decode()
-        if not decode and self.ring.extend_rows is None:
+        decode, single = forward_batch.forward_mode.is_decode(), single_rows(forward_batch)
+        if not decode and single is None:
             return
         queries = kwargs["q"] if "q" in kwargs else args[0]
         queries = queries.view(-1, module.tp_q_head_num, module.qk_head_dim)
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
-        if not decode:  # rows of one token in a mixed step, or of restored requests
-            tokens, of_batch = self.ring.extend_rows
-            queries, rows, lengths = queries[tokens], rows[of_batch], lengths[of_batch]
+        if not decode and single is not None:
+            queries, rows, lengths = queries[single.tokens], rows[single.rows], lengths[single.rows]
         slots = self.req_to_token[rows, : int(forward_batch.seq_lens_cpu.max())]
         accumulate(self.layer, queries, slots, lengths)

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sglang_rpc.hooks import resume
+from sglang_rpc.hooks import result_in_flight, resume
+from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.admission import Forecast, Plan
 
 
 def adder_that_knows(adder_class: type, scheduler: Any) -> type:
     """AFTER Scheduler.get_prefill_adder_class, SGLang's own extension point."""
-    runtime = getattr(scheduler, "rpc", None)
+    runtime = runtime_of(scheduler)
     if runtime is None:
         return adder_class
     if runtime.adder_class is None:
@@ -28,7 +29,7 @@ def plan_of(req: Any, generated: int, tokens: int, ends: bool) -> Plan:
     return req.rpc.plan(generated, tokens, ends, prompt)
 
 
-def _adder_class(base: type, runtime: Any) -> type:
+def _adder_class(base: type, runtime: SchedulerRPC) -> type:
     from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
 
     class PeakAdder(base):  # type: ignore[misc, valid-type]
@@ -50,7 +51,7 @@ def _adder_class(base: type, runtime: Any) -> type:
             return Forecast([self._running(req)], self.page_size).peak
 
         def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
-            if req.rpc is not None and req.rpc.backup is not None:
+            if req.rpc is not None and req.rpc.hooks.saved is not None:
                 return self._add_restored(req, *args, **kwargs)
             plan = self._waiting(req)
             with self._costing_what_it_adds(req, plan):
@@ -63,7 +64,8 @@ def _adder_class(base: type, runtime: Any) -> type:
             plan = self._restored(req)
             cost = self._forecast.peak_with(plan) - self._forecast.peak
             with self._lock_node(req.last_node):
-                if self._pages(req.rpc.backup.tokens + 1) - req.prefix_len + cost + 1 >= self.rem_total_tokens:
+                entries = req.rpc.hooks.saved.backup.tokens + 1
+                if self._pages(entries) - req.prefix_len + cost + 1 >= self.rem_total_tokens:
                     return AddReqResult.NO_TOKEN
                 matched = req.prefix_len
                 if not resume.restore(runtime, req):
@@ -97,7 +99,7 @@ def _adder_class(base: type, runtime: Any) -> type:
             return int(self.ceil_paged_tokens(entries))
 
         def preempt_to_schedule(self, req: Any) -> bool:
-            if resume.result_in_flight(runtime, self.running_batch.reqs):
+            if result_in_flight.would_be_lost(runtime, self.running_batch.reqs):
                 return False  # in the next step
             with self._costing_what_it_adds(req, self._waiting(req)):
                 offset = self.memory_budget.total_offset
@@ -146,7 +148,7 @@ def _adder_class(base: type, runtime: Any) -> type:
 
         def _restored(self, req: Any) -> Plan:
             generated, prompt = len(req.output_ids), len(req.origin_input_ids)  # its prefill covers the newest token
-            return req.rpc.plan_restored(generated, *self._to_come(req, 1.0), prompt)
+            return req.rpc.plan_saved(req.rpc.hooks.saved, generated, *self._to_come(req, 1.0), prompt)
 
         def _to_come(self, req: Any, ratio: float) -> tuple[int, bool]:
             """Tokens to plan for and whether it ends there: a fixed length, or as far ahead as SGLang reserves."""

@@ -1,4 +1,4 @@
-"""Carries compressions out on a batch of SGLang's: moves, frees, and corrects every length."""
+"""Applies compressions to a batch of SGLang's: moves, frees, and corrects every length."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 
+from sglang_rpc.hooks.runtime import SchedulerRPC
+from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.pressure import slots_freed
 from sglang_rpc.types import Compression
 
 logger = logging.getLogger(__name__)
 
 
-def apply_compressions(runtime: Any, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
-    """Compress rows of `batch`, given by index, on the current stream, behind the forward pass in flight."""
+def apply_compressions(runtime: SchedulerRPC, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
+    """Compress rows of `batch`, given by index, on the current stream, after the forward pass in flight.
+
+    Sets the batch's lengths and each request's; gives the slots freed back to the pool; commits each compression.
+    """
     for index, req, c in due:
         # The two ways to corrupt memory. Neither can happen as long as the tree's clamps hold.
         assert req.kv.cache_protected_len <= len(req.origin_input_ids), f"{req.rid}: the tree owns generated KV"
@@ -26,10 +31,10 @@ def apply_compressions(runtime: Any, batch: Any, due: list[tuple[int, Any, Compr
     shorter = torch.zeros_like(batch.seq_lens_cpu)
     for index, req, c in due:
         if runtime.tracer is not None:
-            runtime.tracer.compressed(req.rpc, c, req.rid, req.origin_input_ids, req.output_ids)
+            req.rpc.hooks.trace = runtime.tracer.compressed(req.rpc, c, req.rid, req.origin_input_ids, req.output_ids)
         freed = _free_tail(runtime, req, c)
         runtime.compressor.commit(req.rpc, c, freed)
-        req.rpc.compacted_in = runtime.step
+        req.rpc.hooks.compacted_in = runtime.step
         runtime.metrics.compressed(c, freed)
         shorter[index] = c.evicted
         logger.debug(
@@ -45,10 +50,10 @@ def apply_compressions(runtime: Any, batch: Any, due: list[tuple[int, Any, Compr
     batch.seq_lens_sum = None
 
 
-def _free_tail(runtime: Any, req: Any, c: Compression) -> int:
-    """Give back the whole pages behind the kept entries; returns the slots freed."""
+def _free_tail(runtime: SchedulerRPC, req: Any, c: Compression) -> int:
+    """Give back the whole pages after the kept entries; returns the slots freed."""
     page = runtime.page_size
-    first_free = -(-c.new_end // page) * page
+    first_free = ceil_align(c.new_end, page)
     if first_free < c.end:
         runtime.scheduler.tree_cache.free_kv_row(req.kv, [(first_free, c.end)])
     req.kv.kv_committed_len = req.kv.kv_allocated_len = c.new_end

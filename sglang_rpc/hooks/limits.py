@@ -10,16 +10,16 @@ from sglang_rpc.errors import ConfigError
 from sglang_rpc.runtime.admission import Forecast, Plan, longest, refuse_unfit
 
 
-def room_behind(scheduler: Any, entries: int) -> int:
-    """KV entries that the empty pool has behind `entries`, in whole pages; 2 slots are the PrefillAdder's margin."""
+def capacity_after(scheduler: Any, entries: int) -> int:
+    """KV entries that the empty pool has after `entries`, in whole pages; 2 slots are the PrefillAdder's margin."""
     page = scheduler.page_size
     return (scheduler.max_total_num_tokens - 2) // page * page - entries
 
 
 def refuse_prompt(scheduler: Any, req: Any) -> None:
-    """Raises ConfigError for a prompt that leaves no room for a token: SGLang would have it wait for ever."""
+    """Raises ConfigError for a prompt that leaves no room for a token: SGLang would have it wait forever."""
     prompt = len(req.origin_input_ids)
-    room = room_behind(scheduler, prompt)
+    room = capacity_after(scheduler, prompt)
     if prompt < scheduler.max_req_input_len and room < (req.sampling_params.max_new_tokens > 0):
         raise ConfigError(
             f"the prompt of {prompt} tokens leaves no room for an answer in the KV pool of "
@@ -33,7 +33,7 @@ def fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int | 
     prompt = len(req.origin_input_ids)
     if prompt >= scheduler.max_req_input_len or req.to_finish is not None:
         return  # SGLang refuses it itself
-    room = room_behind(scheduler, prompt)
+    room = capacity_after(scheduler, prompt)
     limit = scheduler.model_config.context_len - prompt - 2
     if scheduler.max_new_tokens_limit:
         limit = min(limit, scheduler.max_new_tokens_limit)
@@ -55,13 +55,18 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     """
     state, params = req.rpc, req.sampling_params
     known = state.start, state.active
-    if state.segment is None or not state.options.enabled or state.refused is not None or known == state.fitted_for:
+    if (
+        state.segment is None
+        or not state.options.enabled
+        or state.refused is not None
+        or known == state.hooks.fitted_for
+    ):
         return
     if state.active and state.thoughts is not None:
         return  # nobody knows what it will hold, and SGLang's clip stands
     output, answer = len(req.output_ids), _answer_room(scheduler, req)
     if not state.active:
-        state.fitted_for = known
+        state.hooks.fitted_for = known
         return lower(req, output + max(1, answer))
     prompt = len(req.origin_input_ids)
     tokens = most(
@@ -69,13 +74,13 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     )
     lower(req, max(output + 1, generated + tokens))
     if state.start is not None:
-        state.fitted_for = known
+        state.hooks.fitted_for = known
         return None
     # From its first thought to its first compression it holds R + P more: the last look must come before that.
     ahead = answer - state.options.interval - state.options.window
     if ahead < 1:
         return lower(req, output + max(1, answer))
-    state.check_at = min(state.check_at, prompt + generated + ahead)
+    state.clock.check_by(generated + ahead, prompt)
     return None
 
 
@@ -84,7 +89,7 @@ def most(scheduler: Any, want: int, plan: Callable[[int], Plan]) -> int:
 
     def fits(tokens: int) -> bool:
         planned = plan(tokens)
-        room = room_behind(scheduler, planned.prompt + planned.held)
+        room = capacity_after(scheduler, planned.prompt + planned.held)
         return Forecast([planned], scheduler.page_size).peak <= room
 
     if fits(want):
@@ -98,7 +103,7 @@ def most(scheduler: Any, want: int, plan: Callable[[int], Plan]) -> int:
 
 def _answer_room(scheduler: Any, req: Any) -> int:
     """Entries left for `req`, none of whose next ones are compressed. A step may be under way."""
-    return int(room_behind(scheduler, req.kv.kv_allocated_len)) - scheduler.page_size
+    return int(capacity_after(scheduler, req.kv.kv_allocated_len)) - scheduler.page_size
 
 
 def lower(req: Any, tokens: int) -> None:

@@ -2,89 +2,93 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from sglang_rpc.runtime.compressor import Counters
+from sglang_rpc.runtime.totals import Counters
 from sglang_rpc.types import Compression
+
+COUNTER, GAUGE = "counter", "gauge"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: `sglang:rpc_NAME`, or `sglang:rpc_NAME_total` of a counter."""
+
+    name: str
+    kind: str
+    help: str
+
+    @property
+    def shown(self) -> str:
+        """Its name in /metrics."""
+        return f"sglang:rpc_{self.name}" + ("_total" if self.kind == COUNTER else "")
+
+
+METRICS = (
+    Metric("compressions", COUNTER, "Compressions applied."),
+    Metric("evicted_tokens", COUNTER, "KV entries evicted by compressions."),
+    Metric("freed_slots", COUNTER, "KV slots given back to the pool by compressions."),
+    Metric("late_compressions", COUNTER, "Compressions after their due date."),
+    Metric("early_compressions", COUNTER, "Compressions before their due date, to spare a retraction."),
+    Metric("query_slots_in_use", GAUGE, "Requests whose queries are being held for a compression."),
+    Metric("memory_pressure", GAUGE, "Whether the pool is between its watermarks and full, with --rpc-when pressure."),
+    Metric("pressure_crossings", COUNTER, "Times memory pressure has begun."),
+    Metric("host_backup_bytes", GAUGE, "Host memory that holds the KV of retracted requests."),
+    Metric("restored_requests", COUNTER, "Retracted requests that came back with the KV they had."),
+    Metric("refused_backups", COUNTER, "Retracted requests for whose KV there was no room on the host."),
+)
 
 
 class Metrics:
-    """Counters and gauges; does nothing if the server runs without --enable-metrics."""
+    """METRICS, all there from the start at zero; does nothing if the server runs without --enable-metrics."""
 
     def __init__(self, collector: Any | None):
-        self._labels = None if collector is None else collector.labels
+        self._metrics: dict[str, Any] = {}
+        self._reported = (0, 0)
         if collector is None:
             return
         # Imported late: prometheus_client reads PROMETHEUS_MULTIPROC_DIR, which SGLang sets first.
         from prometheus_client import Counter, Gauge
 
-        counter, gauge = collector._counter_cls or Counter, collector._gauge_cls or Gauge
-        names = list(self._labels)
-        self._compressions = counter("sglang:rpc_compressions", "Compressions carried out.", names)
-        self._evicted = counter("sglang:rpc_evicted_tokens", "KV entries evicted by compressions.", names)
-        self._freed = counter("sglang:rpc_freed_slots", "KV slots given back to the pool by compressions.", names)
-        self._late = counter("sglang:rpc_late_compressions", "Compressions away from their due date.", names)
-        self._in_use = gauge(
-            "sglang:rpc_query_slots_in_use",
-            "Requests whose queries are being held for a compression.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        self._early = counter(
-            "sglang:rpc_early_compressions", "Compressions before their due date, to spare a retraction.", names
-        )
-        self._pressed = gauge(
-            "sglang:rpc_memory_pressure",
-            "Whether the pool is between its watermarks and full, with --rpc-when pressure.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        self._crossings = counter(
-            "sglang:rpc_pressure_crossings", "Times the pool has become under memory pressure.", names
-        )
-        self._backup_bytes = gauge(
-            "sglang:rpc_host_backup_bytes",
-            "Host memory that holds the KV of retracted requests.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        self._restored = counter(
-            "sglang:rpc_restored_requests", "Retracted requests that came back with the KV they had.", names
-        )
-        self._refused = counter(
-            "sglang:rpc_refused_backups", "Retracted requests for whose KV there was no room on the host.", names
-        )
-        self._reported = (0, 0)
-        for metric in (self._restored, self._refused, self._early, self._crossings):
-            metric.labels(**self._labels)  # there from the start, at zero
-        self._backup_bytes.labels(**self._labels).set(0)
-        self.slots_in_use(0)
-        self._pressed.labels(**self._labels).set(0)
+        labels = collector.labels
+        for metric in METRICS:
+            name, names = f"sglang:rpc_{metric.name}", list(labels)
+            if metric.kind == COUNTER:
+                made = (collector._counter_cls or Counter)(name, metric.help, names)
+            else:
+                made = (collector._gauge_cls or Gauge)(name, metric.help, names, multiprocess_mode="mostrecent")
+            self._metrics[metric.name] = made.labels(**labels)
+            if metric.kind == GAUGE:
+                self._metrics[metric.name].set(0)
+
+    def add(self, name: str, amount: float = 1) -> None:
+        """Add to a counter of METRICS."""
+        if self._metrics:
+            self._metrics[name].inc(amount)
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge of METRICS."""
+        if self._metrics:
+            self._metrics[name].set(value)
 
     def compressed(self, compression: Compression, slots_freed: int) -> None:
-        if self._labels is None:
-            return
-        self._compressions.labels(**self._labels).inc()
-        self._evicted.labels(**self._labels).inc(compression.evicted)
-        self._freed.labels(**self._labels).inc(slots_freed)
-        self._late.labels(**self._labels).inc(compression.late)
-        self._early.labels(**self._labels).inc(compression.early)
+        """Count a compression that freed `slots_freed` pool slots."""
+        self.add("compressions")
+        self.add("evicted_tokens", compression.evicted)
+        self.add("freed_slots", slots_freed)
+        self.add("late_compressions", compression.late)
+        self.add("early_compressions", compression.early)
 
-    def slots_in_use(self, count: int) -> None:
-        if self._labels is not None:
-            self._in_use.labels(**self._labels).set(count)
-
-    def under_pressure(self, under_pressure: bool) -> None:
-        if self._labels is not None:
-            self._pressed.labels(**self._labels).set(under_pressure)
-            self._crossings.labels(**self._labels).inc(under_pressure)
+    def memory_pressure(self, begun: bool) -> None:
+        """Note that memory pressure has begun, or ended."""
+        self.set("memory_pressure", begun)
+        self.add("pressure_crossings", begun)
 
     def backups(self, used: int, counters: Counters) -> None:
-        """`used`: bytes; `counters`: since the server started."""
-        if self._labels is None:
-            return
-        self._backup_bytes.labels(**self._labels).set(used)
+        """Bring the host backups up to date: `used` bytes; `counters` since the server started."""
+        self.set("host_backup_bytes", used)
         restored, refused = self._reported
         self._reported = counters.restored, counters.backups_refused
-        self._restored.labels(**self._labels).inc(counters.restored - restored)
-        self._refused.labels(**self._labels).inc(counters.backups_refused - refused)
+        self.add("restored_requests", counters.restored - restored)
+        self.add("refused_backups", counters.backups_refused - refused)

@@ -3,33 +3,40 @@ and merge, and compaction leaves it alone. So no table of evicted counts is need
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from sglang_rpc.hooks.model import model_rpc
 from sglang_rpc.hooks.resume import restore_ids
+from sglang_rpc.hooks.step import SingleRows, carrying, single_rows
+from sglang_rpc.memory.query_ring import QueryRing
 
 
-def make_logical(forward_batch: Any, cls: Any, batch: Any, model_runner: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER ForwardBatch.init_new: rows that lost entries get the position of the token, not of the slot."""
-    ring = getattr(model_runner, "rpc_ring", None)
-    if ring is None:
-        return
-    ring.extend_step = ring.extend_rows = None
-    mode = forward_batch.forward_mode
+def make_logical(
+    original: Callable[..., Any], cls: type, batch: Any, model_runner: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """AROUND ForwardBatch.init_new: rows that lost entries get the position of the token, not of the slot."""
+    model = model_rpc(model_runner)
+    if model is None:
+        return original(cls, batch, model_runner, *args, **kwargs)
+    forward_batch = original(carrying(cls), batch, model_runner, *args, **kwargs)
+    mode, ring = forward_batch.forward_mode, model.ring
     if mode.is_decode():
         if _any_compressed(batch.reqs):
             # A new tensor: the old one may be shared.
             forward_batch.positions = (forward_batch.orig_seq_lens - 1).to(forward_batch.positions.dtype)
-    elif mode.is_extend() and (ring.in_use or ring.every_step or _any_compressed(batch.reqs)):
+    elif mode.is_extend() and (ring.in_use or model.every_step or _any_compressed(batch.reqs)):
         _correct_extend(forward_batch, batch, ring)
+    return forward_batch
 
 
-def _correct_extend(forward_batch: Any, batch: Any, ring: Any) -> None:
+def _correct_extend(forward_batch: Any, batch: Any, ring: QueryRing) -> None:
     """Rows of one token may be decode rows of a mixed step or restored requests, compressed and being recorded.
 
-    A prompt's chunk of one token is neither. Other rows of one token behind their prompt own no query slot, and their
+    A prompt's chunk of one token is neither. Other rows of one token after their prompt own no query slot, and their
     position comes out as it is.
     """
     tokens, rows, end = [], [], 0
@@ -48,11 +55,12 @@ def _correct_extend(forward_batch: Any, batch: Any, ring: Any) -> None:
     forward_batch.positions = forward_batch.positions.index_copy(
         0, token, (logical - 1).to(forward_batch.positions.dtype)
     )
-    forward_batch.rpc_logical_lens = forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype))
-    if ring.every_step:
-        ring.extend_rows = token, row
-    if ring.in_use:
-        ring.extend_step = token, ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token])
+    forward_batch.rpc = SingleRows(
+        tokens=token,
+        rows=row,
+        logical_lengths=forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype)),
+        where=ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token]) if ring.in_use else None,
+    )
 
 
 def count_logically(_result: Any, batch: Any) -> None:
@@ -72,14 +80,13 @@ def _any_compressed(reqs: list[Any]) -> bool:
     return any(req.rpc is not None and req.rpc.evicted for req in reqs)
 
 
-def sample_at_logical(original: Callable, model_runner: Any, logits_output: Any, forward_batch: Any) -> Any:
+def sample_at_logical(
+    original: Callable[..., torch.Tensor], model_runner: Any, logits_output: Any, forward_batch: Any
+) -> torch.Tensor:
     """AROUND ModelRunner.sample: for an extend it passes `seq_lens - 1` as the sampler's positions."""
-    logical = getattr(forward_batch, "rpc_logical_lens", None)
-    if logical is None:
-        return original(model_runner, logits_output, forward_batch)
-    physical = forward_batch.seq_lens
-    forward_batch.seq_lens = logical
-    try:
-        return original(model_runner, logits_output, forward_batch)
-    finally:
-        forward_batch.seq_lens = physical
+    rows = single_rows(forward_batch)
+    if rows is not None:
+        # Sampling reads the batch and writes to what it holds, never to the batch itself.
+        forward_batch = copy.copy(forward_batch)
+        forward_batch.seq_lens = rows.logical_lengths
+    return original(model_runner, logits_output, forward_batch)

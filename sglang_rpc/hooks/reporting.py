@@ -7,6 +7,8 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
+from sglang_rpc.hooks.runtime import runtime_of
+
 KEY = "rpc"
 
 
@@ -37,9 +39,9 @@ def _receipt(req: Any) -> list[dict[str, Any]]:
         return []
     output_ids = req.output_ids_through_stop
     receipt = state.receipt(len(output_ids))
-    if state.trace is not None:
-        state.trace.finish(output_ids, req.finished_reason.to_json(), receipt)
-        state.trace = None
+    if state.hooks.trace is not None:
+        state.hooks.trace.finish(output_ids, req.finished_reason.to_json(), receipt)
+        state.hooks.trace = None
     return [receipt]
 
 
@@ -57,13 +59,12 @@ def add_receipt(
 
 def add_server_info(result: Any, controller: Any, recv_req: Any) -> None:
     """AFTER SchedulerInternalStateController.get_internal_state."""
-    runtime = getattr(controller.scheduler, "rpc", None)
+    runtime = runtime_of(controller.scheduler)
     if runtime is None:
         return
-    markers = runtime.compressor.markers
     result.internal_state[KEY] = {
         "config": runtime.config.as_dict(),
-        "scope_in_effect": runtime.config.scope if markers is not None else "all",
+        "scope_in_effect": runtime.scope_in_effect,
         "scoring": runtime.compressor.scoring,
         "query_slots": runtime.ring.slots,
         "query_slots_in_use": runtime.ring.in_use,

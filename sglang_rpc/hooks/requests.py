@@ -10,6 +10,7 @@ from sglang_rpc.contract import refusals
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks.limits import fit_to_pool, refuse_prompt
+from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.runtime.request_state import RequestState
 
 
@@ -29,7 +30,7 @@ def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Non
 def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
     """AROUND Scheduler.init_req_max_new_tokens: `req.rpc` holds RPC's state; SGLang's clip to what the pool holds
     uncompressed gives way to what it holds. Wrong options, or more tokens than fit, end the request with 400."""
-    runtime = getattr(scheduler, "rpc", None)
+    runtime = runtime_of(scheduler)
     if runtime is None:
         return original(scheduler, req)
     asked, at_least = req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens
@@ -42,10 +43,10 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
         if refusal is not None and refusal.severity is refusals.Severity.REJECT:
             raise ConfigError(refusal.sentence)
         state = RequestState(options, refused=None if refusal is None else refusal.sentence)
-        runtime.compressor.track_segment(state, req.origin_input_ids)
+        runtime.compressor.begin(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
             fit_to_pool(scheduler, req, options, asked, at_least)
-            state.fitted_for = None if state.start is None else (state.start, True)
+            state.hooks.fitted_for = None if state.start is None else (state.start, True)
         refuse_prompt(scheduler, req)
     except ConfigError as error:
         req.rpc = None

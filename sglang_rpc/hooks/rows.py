@@ -21,7 +21,7 @@ def rows_to_check(batch: Any) -> list[tuple[int, Any]]:
         (i, req)
         for i, req in enumerate(batch.reqs)
         # The comparison first: it is all that most rows cost in most steps.
-        if req.rpc is not None and req.kv.kv_committed_len >= req.rpc.check_at and _decodes(req)
+        if req.rpc is not None and req.kv.kv_committed_len >= req.rpc.clock.check_at and _decodes(req)
     ]
 
 
@@ -31,8 +31,9 @@ def decoding(batches: list[Any]) -> list[Any]:
 
 
 def generated(req: Any) -> int:
-    """Logical entries behind the prompt."""
-    return req.kv.kv_committed_len - len(req.origin_input_ids) + req.rpc.evicted
+    """Logical entries after the prompt."""
+    entries: int = req.rpc.clock.generated(req.kv.kv_committed_len, len(req.origin_input_ids))
+    return entries
 
 
 def _decodes(req: Any) -> bool:

@@ -23,7 +23,7 @@ def match_prompt_only(longest: int, req: Any, *args: Any, **kwargs: Any) -> int:
     """AFTER Req._compute_max_prefix_len: a request resumed after a retraction takes only its prompt from the tree, if
     what follows may be compressed, or comes from its backup."""
     state = getattr(req, "rpc", None)
-    if state is not None and (state.active or state.backup is not None) and len(req.output_ids) > 0:
+    if state is not None and (state.active or state.hooks.saved is not None) and len(req.output_ids) > 0:
         return min(longest, len(req.origin_input_ids))
     return longest
 

@@ -4,7 +4,7 @@ A request takes a query slot R steps before its compression and gives it back ri
 requests. Entry `position % R` of a slot holds the query of the token at that logical position: order needs no counter,
 and the write is one index_put on static buffers, which a CUDA graph can replay.
 
-Slot 0 is the bin: every row that owns no slot writes there.
+Slot 0 is the dummy slot: every row that owns no slot writes there.
 """
 
 from __future__ import annotations
@@ -38,12 +38,6 @@ class QueryRing:
         self.buffer = torch.zeros((layers, slots + 1, window, heads, head_dim), dtype=dtype, device=device)
         self._kernel = _store_kernel() if self.buffer.is_cuda else None
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
-        #: Of the step being launched, if it is an extend with rows of a single token (decode rows of a mixed step,
-        #: restored requests): which tokens these are, int64, and `where` their queries go.
-        self.extend_step: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
-        #: Of such a step: (tokens, rows of the batch), int64 each; kept where `every_step` is asked for.
-        self.extend_rows: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.every_step = False  #: whether a policy looks at every step's queries, recorded or not
         self._free = list(range(slots, 0, -1))
         self._row_of_slot: dict[int, int] = {}
 
@@ -74,17 +68,17 @@ class QueryRing:
         return slot
 
     def release(self, slot: int) -> None:
-        """Give the slot back. Its row writes to the bin from the next decode step on."""
+        """Give the slot back. Its row writes to the dummy slot from the next decode step on."""
         row = self._row_of_slot.pop(slot)
         self.slot_of_row[row].fill_(0)
         self._free.append(slot)
 
     def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the bin."""
+        """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the dummy."""
         return self.slot_of_row[rows], positions % self.window
 
     def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], *queries: torch.Tensor) -> None:
-        """Write one query a row. The bin's content is nobody's.
+        """Write one query per row. The dummy slot's content is nobody's.
 
         Args:
             queries: [n, heads * head_dim] or [n, heads, head_dim], or in parts (MLA's absorbed and roped), each with

@@ -1,9 +1,10 @@
-"""When the pool is short: the watermarks between which it counts as under memory pressure, and who gives way first."""
+"""Memory pressure: the watermarks between which it holds, and the order of early compressions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.types import Compression
 
 
@@ -28,18 +29,19 @@ class Watermarks:
 
 
 def slots_freed(compression: Compression, page: int) -> int:
-    """Pool slots that the compression gives back: whole pages behind what is kept."""
-    return (-(-compression.end // page) - -(-compression.new_end // page)) * page
+    """Pool slots that the compression gives back: whole pages after what is kept."""
+    return ceil_align(compression.end, page) - ceil_align(compression.new_end, page)
 
 
 def by_slots_per_entry(candidates: Sequence[Compression], page: int) -> list[Compression]:
-    """First those that free most slots for each entry evicted, and of these the largest: nearest to its due date."""
+    """Requests are compressed in order of slots freed per evicted entry; of equals, the largest, nearest to its due
+    date, comes first."""
     return sorted(candidates, key=lambda c: (slots_freed(c, page) / c.evicted, c.evicted), reverse=True)
 
 
 def factors(ratio: float, highest: float) -> Iterator[float]:
-    """By how much to raise each request's own ratio, in turn: not at all, then twice as much each time, as long as
-    the server's stays within `highest`."""
+    """Factors on each request's own ratio, in the order to try them: 1, then twice as much each time, as long as the
+    server's ratio stays within `highest`."""
     factor = 1.0
     while factor * ratio < highest:
         yield factor

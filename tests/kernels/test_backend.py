@@ -60,7 +60,7 @@ def test_logits_with_a_soft_cap():
 def test_early_compressions():
     loop = Loop(config())
     request = loop.add()
-    assert loop.pre_record(request)
+    assert loop.record_ahead(request)
     loop.run(15)
     assert loop.evict_early(request, 4) is not None and request.early == [(15, 2 + 4)]
     loop.run(30)

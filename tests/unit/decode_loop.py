@@ -39,6 +39,30 @@ class Request:
     polls: list[int] = field(default_factory=list)  #: `generated` at each look
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What one KV head must hold: `keep` candidates of the best scores, between what is kept anyway."""
+
+    before: list[int]
+    candidates: list[int]
+    scores: torch.Tensor  #: float64, of the candidates
+    window: list[int]
+    keep: int
+
+    def check(self, held: list[int]) -> None:
+        """Equal position for position. Only candidates whose scores tie may stand for each other: a pooling wider than
+        the region gives several the same, and float32 and the CPU's order of summing say which is larger."""
+        best = sorted(self.scores.topk(self.keep).indices.tolist())
+        expected = self.before + [self.candidates[i] for i in best] + self.window
+        if held == expected:
+            return
+        assert len(held) == len(expected) and held == sorted(held), (held, expected)
+        lowest = float(self.scores[best].min())
+        for position in {*held} ^ {*expected}:
+            score = float(self.scores[self.candidates.index(position)])
+            assert abs(score - lowest) < 1e-6 * lowest, (position, score, lowest, held, expected)
+
+
 class Loop:
     """Several requests on one rank. `heads_of` cuts this rank's share (KV heads) out of the whole model."""
 
@@ -109,6 +133,7 @@ class Loop:
         knows_markers = self.compressor.markers is not None
         state = RequestState(RequestOptions.from_custom_params(params, self.config, knows_markers=knows_markers))
         prompt = [WORD] * prompt if isinstance(prompt, int) else prompt
+        self.compressor.begin(state, prompt)
         request = Request(row, prompt, output or [WORD] * LENGTH, state)
         for position in range(len(prompt)):
             self._write(request, position)
@@ -126,20 +151,21 @@ class Loop:
         """What the scheduler does before each step."""
         due: list[tuple[Request, Compression]] = []
         for r in self.requests:
-            if r.length >= r.state.check_at:
+            if r.length >= r.state.clock.check_at:
                 r.polls.append(r.generated)
                 c = self.compressor.poll(r.state, r.row, r.prompt, r.generated, r.output)
                 due += [(r, c)] if c is not None else []
         if due:
             self._compress(due)
 
-    def pre_record(self, request: Request) -> bool:
+    def record_ahead(self, request: Request) -> bool:
         """What the scheduler does when memory may run out."""
-        return self.compressor.pre_record(request.state, request.row, request.generated)
+        return self.compressor.record_ahead(request.state, request.row, request.generated)
 
     def evict_early(self, request: Request, ratio: float) -> Compression | None:
         """What the scheduler does when memory has run out."""
         r = request
+        r.state.read(r.output, r.generated)
         c = self.compressor.early(r.state, r.row, r.prompt, r.generated, r.output, ratio)
         if c is not None:
             self._compress([(r, c)])
@@ -156,12 +182,12 @@ class Loop:
 
     def leave(self, request: Request, backups: HostBackup) -> None:
         """The row is freed, and kept on the host but for its newest entry."""
-        state = request.state
-        queries = None if state.slot is None or state.pre_recording else self.ring.buffer[:, state.slot]
-        row, live = self.slots(request), state.live()
-        state.backup = backups.save(row[:-1], len(request.prompt), tuple(request.prompt), queries)
-        assert state.backup is not None
-        state.to_restore = live
+        state, recording = request.state, request.state.recording
+        queries = None if recording.slot is None or recording.ahead else self.ring.buffer[:, recording.slot]
+        row = self.slots(request)
+        backup = backups.save(row[:-1], len(request.prompt), tuple(request.prompt), queries)
+        assert backup is not None
+        state.hooks.saved = state.save(backup)
         self.compressor.release_slot(state)
         state.reset()
         self.free += row.tolist()
@@ -170,18 +196,20 @@ class Loop:
 
     def come_back(self, request: Request, row: int, backups: HostBackup) -> None:
         """Into another row, beside nothing in the tree; then the newest token is computed again."""
-        state, backup = request.state, request.state.backup
+        state, saved = request.state, request.state.hooks.saved
+        assert saved is not None
+        backup = saved.backup
         slots = [self.free.pop(0) for _ in range(backup.tokens)]
         self.keys[row], self.queries[row] = self.keys[request.row].clone(), self.queries[request.row].clone()
         request.row, request.length = row, backup.tokens
         self.req_to_token[row, : backup.tokens] = torch.tensor(slots, dtype=torch.int32)
         backups.load(backup, 0, torch.tensor(slots))
-        state.restore(state.to_restore)
+        state.restore(saved)
         if backup.queries is not None:
-            state.slot = self.ring.acquire(row)
-            self.ring.buffer[:, state.slot] = backup.queries
+            slot = self.compressor.recorder.resume(state.recording, row, saved.recorded_since)
+            self.ring.buffer[:, slot] = backup.queries
         backups.drop(backup)
-        state.backup = state.to_restore = None
+        state.hooks.saved = None
         self.requests.append(request)
         request.generated -= 1
         self._decode(request)
@@ -243,8 +271,10 @@ class Loop:
             else:
                 request.done.append((c.generated, c.event, c.late))
             self._consistent(request)
-        if wanted is not None:
-            assert [self.held(r) for r, _ in due] == wanted
+        for (request, _), layers in zip(due, wanted or [], strict=wanted is not None):
+            for heads, choices in zip(self.held(request), layers, strict=True):
+                for held, choice in zip(heads, choices, strict=True):
+                    choice.check(held)
 
     def _consistent(self, request: Request) -> None:
         """Each key still lies beside its value, and the lengths agree."""
@@ -258,8 +288,8 @@ class Loop:
         assert request.length == len(request.prompt) + request.generated - request.state.evicted
         assert len(self.free) + sum(r.length for r in self.requests) == POOL
 
-    def expected(self, request: Request, c: Compression) -> list[list[list[int]]]:
-        """What the row must hold after `c`, from positions alone."""
+    def expected(self, request: Request, c: Compression) -> list[list[Choice]]:
+        """What the row must hold after `c`, from positions alone: [layer][KV head]."""
         prompt, start = len(request.prompt), c.begin - len(request.prompt)
         group = self.config.aggregation == "group"
         newest = list(range(prompt + c.generated - c.window, prompt + c.generated))
@@ -281,10 +311,10 @@ class Loop:
             result.append([self._keep(p, s, start, c) for p, s in zip(heads, scores, strict=True)])
         return result
 
-    def _keep(self, positions: list[int], scores: torch.Tensor, start: int, c: Compression) -> list[int]:
+    def _keep(self, positions: list[int], scores: torch.Tensor, start: int, c: Compression) -> Choice:
         half = self.config.kernel_size // 2
         padded = torch.nn.functional.pad(scores, (half, half), value=0.0 if self.config.pooling == "avg" else -1.0)
         windows = padded.unfold(0, self.config.kernel_size, 1)
         pooled = windows.mean(-1) if self.config.pooling == "avg" else windows.amax(-1)
-        best = sorted(pooled.topk(c.keep).indices.tolist())
-        return positions[:start] + [positions[start + i] for i in best] + positions[len(positions) - c.window :]
+        last = len(positions) - c.window
+        return Choice(positions[:start], positions[start:last], pooled, positions[last:], c.keep)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.hooks import admission, resume
-from sglang_rpc.hooks.limits import fit_to_pool, refit, refuse_prompt, room_behind
+from sglang_rpc.hooks import admission, backups, resume, unresumable
+from sglang_rpc.hooks.limits import capacity_after, fit_to_pool, refit, refuse_prompt
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.runtime.admission import Forecast, longest
 from sglang_rpc.runtime.request_state import RequestState
@@ -68,7 +68,10 @@ class Pool:
         self.page_size = page
         scheduler = SimpleNamespace(page_size=page, max_total_num_tokens=POOL)
         self.runtime = SimpleNamespace(
-            scheduler=scheduler, page_size=page, compressor=SimpleNamespace(counters=SimpleNamespace(restored=0))
+            scheduler=scheduler,
+            page_size=page,
+            compressor=SimpleNamespace(counters=SimpleNamespace(restored=0)),
+            backups=SimpleNamespace(used=0, limit=0),
         )
         self.tree = MagicMock(disable=True)
         self.tree.supports_mamba.return_value, self.tree.evictable_size.return_value = False, 0
@@ -90,7 +93,7 @@ def request(page: int, prompt: int, compressed: bool, ignore_eos: bool, generate
         None if compressed else {"rpc": {"enabled": False}}, CONFIG, knows_markers=False
     )
     if compressed:
-        tokens = longest(CONTEXT, room_behind(pool, prompt), options)
+        tokens = longest(CONTEXT, capacity_after(pool, prompt), options)
     else:  # SGLang's own clip
         tokens = Pool(page).allocator.max_new_tokens_for_memory(
             prompt, CONTEXT, token_capacity=POOL, sliding_window_size=None, chunk_size=None
@@ -131,7 +134,7 @@ def test_retracted_without_a_backup_it_is_prefilled_again_or_ended(page, compres
             pool = Pool(page)
             if compressed and generated > 20:
                 req.rpc.totals.compressions = 1
-            if resume.unresumable(pool.runtime, req):
+            if unresumable.is_unresumable(pool.runtime, req):
                 ended.append(generated)
             else:
                 assert pool.admits(req), (prompt, generated)
@@ -144,16 +147,15 @@ def test_retracted_without_a_backup_it_is_prefilled_again_or_ended(page, compres
 def leave(pool: Pool, req: Any, monkeypatch, recorded: bool = False) -> None:
     """Retracted, with a backup; `restore` as far as admission sees it."""
     state = req.rpc
-    entries = len(req.origin_input_ids) + len(req.output_ids) - 1 - state.evicted
-    state.backup = SimpleNamespace(tokens=entries, queries="" if recorded else None)
-    state.to_restore = state.live()
+    entries = state.clock.physical(len(req.output_ids) - 1, len(req.origin_input_ids))
+    state.hooks.saved = state.save(SimpleNamespace(tokens=entries, queries="" if recorded else None))
     state.reset()
 
     def restore(runtime, req):
         assert pool.allocator.alloc(resume.slots_needed(runtime, req)) is not None
         req.prefix_len = entries
         req.full_untruncated_fill_ids = req.full_untruncated_fill_ids[: entries + 1]
-        req.rpc.restore(req.rpc.to_restore)
+        req.rpc.restore(req.rpc.hooks.saved)
         return True
 
     monkeypatch.setattr(resume, "restore", restore)
@@ -162,16 +164,16 @@ def leave(pool: Pool, req: Any, monkeypatch, recorded: bool = False) -> None:
 @pytest.fixture
 def forgetful(monkeypatch):
     def forget(runtime, req):
-        req.rpc.backup = req.rpc.to_restore = None
+        req.rpc.hooks.saved = None
 
-    monkeypatch.setattr(resume, "forget", forget)
+    monkeypatch.setattr(backups, "forget", forget)
     monkeypatch.setattr(resume, "admitted", lambda runtime, req: None)
 
 
 def comes_back(pool: Pool, req: Any) -> bool:
-    """Whether it is admitted again; False if it was ended instead. It never waits for ever."""
-    if resume.unresumable(pool.runtime, req):
-        assert req.rpc.backup is None
+    """Whether it is admitted again; False if it was ended instead. It never waits forever."""
+    if unresumable.is_unresumable(pool.runtime, req):
+        assert req.rpc.hooks.saved is None and "KV pool" in req.rpc.hooks.ended
         return False
     assert req.sampling_params.max_new_tokens > len(req.output_ids)
     assert pool.admits(req), (req.origin_input_ids, req.output_ids, req.rpc)
@@ -185,9 +187,9 @@ def test_restored_from_its_backup(page, monkeypatch, forgetful):
         for generated in [*range(1, 40, 3), *range(most - 40, most, 3)]:
             req, pool = request(page, prompt, True, True, generated), Pool(page)
             state = req.rpc
-            state.events = max(0, (generated - CONFIG.window) // CONFIG.interval)
-            state.slot_since = state.due() - CONFIG.window
-            state.evicted = state.events * (CONFIG.interval - CONFIG.interval // 4)
+            state.clock.events = max(0, (generated - CONFIG.window) // CONFIG.interval)
+            state.recording.since = state.due(state.clock.events) - CONFIG.window
+            state.clock.evicted = state.clock.events * (CONFIG.interval - CONFIG.interval // 4)
             leave(pool, req, monkeypatch, recorded=True)
             assert comes_back(pool, req), (prompt, generated)
 
@@ -250,8 +252,8 @@ def thinking(page: int, prompt: int, output: list[int], events: int = 0, thinks:
     req = sgl().Req("", "", [START if thinks else WORD] * prompt, sgl().SamplingParams(max_new_tokens=1))
     req.rpc = state = RequestState(THINKING, segment=SegmentTracker(MARKERS, req.origin_input_ids))
     fit_to_pool(arriving(page), req, THINKING, None, 0)
-    state.fitted_for = (state.start, True) if thinks else None
-    state.events, state.evicted = events, events * 48
+    state.hooks.fitted_for = (state.start, True) if thinks else None
+    state.clock.events, state.clock.evicted = events, events * 48
     state.totals.compressions = events
     back(req, 0)
     req.output_ids = output
@@ -263,7 +265,7 @@ def thinking(page: int, prompt: int, output: list[int], events: int = 0, thinks:
 def poll(page: int, req: Any) -> None:
     generated = len(req.output_ids)
     req.rpc.segment.advance(req.output_ids, generated)
-    req.rpc.check_at = NEVER
+    req.rpc.clock.check_at = NEVER
     refit(arriving(page), req, generated)
 
 
@@ -310,10 +312,10 @@ def test_what_it_thought_since_the_last_look_counts(page, ignore_eos, monkeypatc
 def test_lightthinkers_limit_is_sglangs_while_it_thinks_or_may_yet():
     for thinks in (True, False):
         req = thinking(1, 24, [WORD], thinks=thinks)
-        req.rpc.thoughts, req.rpc.fitted_for = Thoughts(Gists((3,))), None
+        req.rpc.thoughts, req.rpc.hooks.fitted_for = Thoughts(Gists((3,))), None
         most = req.sampling_params.max_new_tokens
         poll(1, req)
-        assert (req.sampling_params.max_new_tokens, req.rpc.check_at) == (most, NEVER)
+        assert (req.sampling_params.max_new_tokens, req.rpc.clock.check_at) == (most, NEVER)
 
 
 @everywhere
@@ -322,10 +324,10 @@ def test_one_that_never_thinks_ends_where_the_pool_does(page):
     req = thinking(page, 24, output, thinks=False)
     looks = 0
     while len(output) < req.sampling_params.max_new_tokens:
-        if 24 + len(output) >= req.rpc.check_at:
+        if 24 + len(output) >= req.rpc.clock.check_at:
             req.kv.kv_allocated_len = 24 + len(output)
             poll(page, req)
-            req.rpc.check_at = min(req.rpc.check_at, 24 + len(output) + THINKING.interval)
+            req.rpc.clock.check_at = min(req.rpc.clock.check_at, 24 + len(output) + THINKING.interval)
             looks += 1
         output.append(WORD)
         req.output_ids = output
@@ -341,8 +343,8 @@ def test_one_that_opens_its_thinking_itself_is_compressed_to_its_end(page):
     state, tokens = req.rpc, req.sampling_params.max_new_tokens
     assert state.start == 1 and most - 2 * THINKING.interval < tokens <= most
     plan = state.plan(1, tokens - 1, True, 24)
-    assert Forecast([plan], page).peak <= room_behind(arriving(page), 25)
-    assert state.fitted_for == (1, True)
+    assert Forecast([plan], page).peak <= capacity_after(arriving(page), 25)
+    assert state.hooks.fitted_for == (1, True)
 
 
 @everywhere
@@ -373,7 +375,7 @@ def test_nobody_waits_for_ever(no_server, monkeypatch, forgetful, rng):
         scope=rng.choice(["all", "think"]),
     )  # fmt: skip
     options = RequestOptions.from_custom_params(None, config, knows_markers=True)
-    most = longest(5000, room_behind(arriving(page), prompt), options)
+    most = longest(5000, capacity_after(arriving(page), prompt), options)
     if most < 2:
         return
     limit = most if rng.random() < 0.6 else rng.randint(2, most)
@@ -384,9 +386,9 @@ def test_nobody_waits_for_ever(no_server, monkeypatch, forgetful, rng):
         state.segment.start = rng.choice([0, 0, 1, 3, None])
     if state.start is not None and generated > state.start:
         region = generated - state.start
-        state.events = max(0, (region - 1 - config.window) // config.interval - rng.choice([0, 0, 1]))
-        state.evicted = state.events * (config.interval - options.budget_step)
-        state.slot_since = max(0, generated - rng.randint(0, config.window))
+        state.clock.events = max(0, (region - 1 - config.window) // config.interval - rng.choice([0, 0, 1]))
+        state.clock.evicted = state.clock.events * (config.interval - options.budget_step)
+        state.recording.since = max(0, generated - rng.randint(0, config.window))
     req = sgl().Req("", "", [WORD] * prompt, sgl().SamplingParams(max_new_tokens=limit, ignore_eos=rng.random() < 0.5))
     req.rpc = state
     back(req, generated)

@@ -309,7 +309,7 @@ class Planned:
         while request.generated < upto:
             self.loop.poll()
             if self.ratio is not None:
-                self.loop.pre_record(request)
+                self.loop.record_ahead(request)
                 self.loop.evict_early(request, self.ratio)
             self.plans[request.generated] = request.state.plan(request.generated, TOTAL - request.generated, True, 0)
             self.loop._decode(request)
@@ -365,7 +365,7 @@ def test_a_restored_request_was_planned_as_if_it_had_not_left(budget, at):
     backups = HostBackup(planned.loop.layers, 10**9)
     planned.loop.leave(planned.request, backups)
     # It comes back without its newest entry, which is prefilled, and until then without a query slot.
-    plan = planned.request.state.plan_restored(at, TOTAL - at, True, 0)
+    plan = planned.request.state.plan_saved(planned.request.state.hooks.saved, at, TOTAL - at, True, 0)
     planned.loop.come_back(planned.request, row=2, backups=backups)
     planned.plans.clear()
     planned.plans[at] = plan

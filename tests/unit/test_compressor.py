@@ -9,6 +9,7 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.host_backup import HostBackup
+from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from sglang_rpc.types import NEVER
 from tests.unit.decode_loop import POOL, WORD, Loop, Request
@@ -84,7 +85,7 @@ def test_looking_at_every_step_changes_nothing(interval, window, ratio):
     loops = [Loop(config(interval, window, ratio), check=False) for _ in range(2)]
     sleeping, restless = (loop.add() for loop in loops)
     for _ in range(90):
-        restless.state.check_at = 0
+        restless.state.clock.check_at = 0
         for loop in loops:
             loop.run(1)
     assert restless.done == sleeping.done and restless.done
@@ -308,7 +309,7 @@ def test_a_date_with_fewer_candidates_than_budget_is_passed_over():
     loop.retract(request)
     loop.run(6)
     assert request.done[1:] == [(34, 1, True)]
-    assert request.state.events == 2 and request.length == 5 + 13 + 4 + 2
+    assert request.state.clock.events == 2 and request.length == 5 + 13 + 4 + 2
     loop.run(63)
     assert len(request.done) == 2 and request.length == 5 + 13 + 4 + 65
     loop.run(1)
@@ -393,24 +394,24 @@ def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
         steady.run(min(1, recorded_from))
         loop = copy.deepcopy(steady)
         (early,) = loop.requests
-        assert loop.pre_record(early)
+        assert loop.record_ahead(early)
         loop.run(window)
-        g, n, held, dates = recorded_from + window, early.state.events, held_by(early), list(early.done)
+        g, n, held, dates = recorded_from + window, early.state.clock.events, held_by(early), list(early.done)
         since = g - window - n * interval
         keep = max(1, n * int(interval / (ratio * factor)) + int(since / (ratio * factor)))
-        if early.state.slot is None:
+        if early.state.recording.slot is None:
             assert g - window < n * interval + window <= g  # given back in between, on the due date
             assert gives_no_way(early, loop, ratio * factor)
             continue
         if held - window - keep < window:
             assert gives_no_way(early, loop, ratio * factor)
             continue
-        due = early.state.due()
+        due = early.state.due(early.state.clock.events)
         c = loop.evict_early(early, ratio * factor)  # which entries are kept: the loop's oracle
         kept_at.add(g)
         assert (c.generated, c.event, c.keep, c.early, c.late) == (g, n, keep, True, False)
         assert early.early == [(g, keep + window)] and held_by(early) == keep + window
-        assert early.state.events == n and early.state.due() == due == (n + 1) * interval + window > g
+        assert early.state.clock.events == n and early.state.due(n) == due == (n + 1) * interval + window > g
 
         last = due + 2 * interval
         loop.run(last - g)
@@ -433,13 +434,13 @@ def test_a_due_date_with_nothing_left_to_evict_is_skipped():
     loop = Loop(config(20, 4, 1.5))
     request = loop.add()
     loop.run(15)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(4)
     assert loop.evict_early(request, 18).keep == 1
     assert request.early == [(19, 5)]
     loop.run(5)
-    assert request.done == [] and held_by(request) == 10 and request.state.events == 1
-    assert request.state.slot is None and not request.state.pre_recording
+    assert request.done == [] and held_by(request) == 10 and request.state.clock.events == 1
+    assert request.state.recording.slot is None and not request.state.recording.ahead
     loop.run(20)  # of 26 candidates 26 may be kept
     assert request.done == [] and held_by(request) == 30
     loop.run(20)
@@ -453,7 +454,7 @@ def test_it_may_give_way_again_and_again():
     request = loop.add()
     loop.run(4)
     for _ in range(128):
-        loop.pre_record(request)
+        loop.record_ahead(request)
         loop.run(1)
         loop.evict_early(request, 4)
     # Of the first 5 candidates 1 is kept: a window is freed. From then on the same takes 5 or 6 more of them.
@@ -461,7 +462,7 @@ def test_it_may_give_way_again_and_again():
     assert len(request.early) > 16 and request.state.totals.early == len(request.early)
     # On the due dates there may be nothing left, but the budget is never exceeded and no date comes late.
     assert all(g == n * 32 + 4 and not late for g, n, late in request.done)
-    assert request.state.events == 4 and held_by(request) == 4 * 8 + 4
+    assert request.state.clock.events == 4 and held_by(request) == 4 * 8 + 4
     assert_all_slots_are_back(loop)
 
 
@@ -472,7 +473,7 @@ def test_requests_that_give_way_together_do_so_as_alone():
     alone = [loop.add(row, prompt=3 * row) for loop, row in zip(loops[1:], rows, strict=True)]
     for loop in loops:
         loop.run(10)
-        assert all(loop.pre_record(request) for request in loop.requests)
+        assert all(loop.record_ahead(request) for request in loop.requests)
         loop.run(4)
         chosen = [(r, loop.compressor.early(r.state, r.row, r.prompt, r.generated, r.output, 4)) for r in loop.requests]
         loop._compress(chosen)
@@ -490,7 +491,7 @@ def test_early_selections_equal_the_oracle_too(aggregation, selector):
     loop = Loop(config(interval=80, aggregation=aggregation, selector=selector))
     request = loop.add()
     loop.run(50)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     for _ in range(3):
         loop.run(10)
         loop.evict_early(request, 4)
@@ -505,7 +506,7 @@ def test_a_window_must_be_recorded_first():
     request = loop.add()
     loop.run(10)
     assert gives_no_way(request, loop, 4)  # no query slot
-    loop.pre_record(request)
+    loop.record_ahead(request)
     for _ in range(3):
         loop.run(1)
         assert gives_no_way(request, loop, 4)
@@ -516,11 +517,11 @@ def test_a_window_must_be_recorded_first():
 def test_less_than_a_window_is_not_worth_it():
     loop = Loop(config(interval=32, window=8, ratio=2))
     request = loop.add()
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(8 + 14)
     assert gives_no_way(request, loop, 2)  # 14 candidates, of which 7 would go
     loop.run(1)
-    assert request.state.early_gain(23, 2) == 8
+    assert early_gain(request.state, 23, 2) == 8
     assert loop.evict_early(request, 2).evicted == 8
     assert gives_no_way(request, loop, 2)
 
@@ -532,7 +533,7 @@ def test_a_request_that_is_switched_off_gives_no_way(how):
     if how == "refused":
         request.state.refused = "a reason"
     loop.run(10)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(8)
     assert gives_no_way(request, loop, 4)
 
@@ -541,7 +542,7 @@ def test_a_thought_gives_way_from_its_start():
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(output=says((6, START)))
     loop.run(15)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(4)
     assert loop.evict_early(request, 4).keep == 2  # of the 8 behind the start and before the window
     assert request.early == [(19, 7 + 2 + 4)]
@@ -555,7 +556,7 @@ def test_a_thought_gives_way_from_its_start():
 def test_what_has_not_begun_to_think_gives_no_way():
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(output=says())
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(30)
     assert gives_no_way(request, loop, 4)
 
@@ -565,11 +566,11 @@ def test_a_thought_that_has_just_closed_gives_no_way(at, closed):
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(prompt=[START], output=says((at, END)))
     loop.run(9)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(5)  # the segment was last read when it was looked at
     assert (loop.evict_early(request, 4) is None) is closed
     loop.run(60)
-    assert request.done == [] and request.state.slot is None and loop.ring.in_use == 0
+    assert request.done == [] and request.state.recording.slot is None and loop.ring.in_use == 0
 
 
 # --- recorded ahead of time -------------------------------------------------------------------------------------
@@ -579,33 +580,35 @@ def test_arming_takes_one_slot_if_there_is_one():
     loop = Loop(config(), slots=1)
     first, second = loop.add(0), loop.add(1)
     loop.run(5)
-    assert loop.pre_record(first) and loop.ring.in_use == 1 and first.state.pre_recording
-    assert first.state.slot_since == 5
+    assert loop.record_ahead(first) and loop.ring.in_use == 1 and first.state.recording.ahead
+    assert first.state.recording.since == 5
     loop.run(2)
-    assert loop.pre_record(first) and loop.ring.in_use == 1 and first.state.slot_since == 5  # it goes on recording
-    assert not loop.pre_record(second) and second.state.slot is None and not second.state.pre_recording
+    assert (
+        loop.record_ahead(first) and loop.ring.in_use == 1 and first.state.recording.since == 5
+    )  # it goes on recording
+    assert not loop.record_ahead(second) and second.state.recording.slot is None and not second.state.recording.ahead
     assert loop.compressor.counters.slot_waits == 0
-    loop.compressor.stop_pre_recording(first.state)
-    assert loop.ring.in_use == 0 and first.state.slot is None and not first.state.pre_recording
-    assert loop.pre_record(second)
-    loop.compressor.stop_pre_recording(first.state)  # it has none
+    loop.compressor.stop_recording_ahead(first.state)
+    assert loop.ring.in_use == 0 and first.state.recording.slot is None and not first.state.recording.ahead
+    assert loop.record_ahead(second)
+    loop.compressor.stop_recording_ahead(first.state)  # it has none
     assert loop.ring.in_use == 1
     assert_all_slots_are_back(loop)
 
 
 @pytest.mark.parametrize("budget", [(16, 4, 4), (5, 8, 2), (16, 8, 1.5)], ids=str)
 def test_recording_alone_changes_nothing(budget):
-    plain, pre_recording = Loop(config(*budget)), Loop(config(*budget))
-    asleep, rows_to_check = plain.add(), pre_recording.add()
+    plain, ahead = Loop(config(*budget)), Loop(config(*budget))
+    asleep, awake = plain.add(), ahead.add()
     for step in range(70):
         if step % 3 == 0:
-            pre_recording.pre_record(rows_to_check)
+            ahead.record_ahead(awake)
         if step % 7 == 5:
-            pre_recording.compressor.stop_pre_recording(rows_to_check.state)
-        for loop in (plain, pre_recording):
+            ahead.compressor.stop_recording_ahead(awake.state)
+        for loop in (plain, ahead):
             loop.run(1)
-    assert asleep.done == rows_to_check.done and plain.held(asleep) == pre_recording.held(rows_to_check)
-    assert_all_slots_are_back(pre_recording)
+    assert asleep.done == awake.done and plain.held(asleep) == ahead.held(awake)
+    assert_all_slots_are_back(ahead)
 
 
 @pytest.mark.parametrize("armed_at", [0, 10, 16, 18, 30])
@@ -614,11 +617,11 @@ def test_a_slot_given_up_at_any_step_delays_no_due_date(armed_at, steps):
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(armed_at)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(steps - 1)
     loop.poll()
     loop._decode(request)
-    loop.compressor.stop_pre_recording(request.state)  # the scheduler does so before it looks
+    loop.compressor.stop_recording_ahead(request.state)  # the scheduler does so before it looks
     loop.run(60 - request.generated)
     assert request.done == [(20, 1, False), (36, 2, False), (52, 3, False)]
     assert_all_slots_are_back(loop)
@@ -628,34 +631,34 @@ def test_from_a_window_before_the_date_the_slot_is_the_dates():
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(9)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(6)
-    assert request.state.pre_recording
+    assert request.state.recording.ahead
     loop.run(1)  # 16: the date's own window begins
-    assert not request.state.pre_recording and request.state.slot_since == 9
-    slot = request.state.slot
-    loop.compressor.stop_pre_recording(request.state)
-    assert request.state.slot == slot is not None
+    assert not request.state.recording.ahead and request.state.recording.since == 9
+    slot = request.state.recording.slot
+    loop.compressor.stop_recording_ahead(request.state)
+    assert request.state.recording.slot == slot is not None
     loop.run(4)
-    assert request.done == [(20, 1, False)] and request.state.slot is None
+    assert request.done == [(20, 1, False)] and request.state.recording.slot is None
 
 
 def test_the_armed_do_not_keep_their_slot_behind_a_due_date():
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
-    loop.pre_record(request)
+    loop.record_ahead(request)
     for g in range(1, 50):
         loop.run(1)
-        assert (request.state.slot is not None) == (g < 20 or g in range(32, 36) or g in range(48, 52)), g
+        assert (request.state.recording.slot is not None) == (g < 20 or g in range(32, 36) or g in range(48, 52)), g
 
 
 def test_an_armed_row_that_is_freed_is_armed_no_more():
     loop = Loop(config())
     request = loop.add()
     loop.run(5)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.retract(request)
-    assert not request.state.pre_recording and loop.ring.in_use == 0
+    assert not request.state.recording.ahead and loop.ring.in_use == 0
     loop.run(50)
     assert [g for g, _, _ in request.done] == [20, 36, 52]
     assert_all_slots_are_back(loop)
@@ -665,13 +668,13 @@ def test_after_giving_way_it_goes_on_recording_until_it_is_told_not_to():
     loop = Loop(config(interval=64, window=4))
     request = loop.add()
     loop.run(20)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(4)
     assert loop.evict_early(request, 4) is not None
-    assert request.state.pre_recording and loop.ring.in_use == 1 and request.state.slot_since == 20
+    assert request.state.recording.ahead and loop.ring.in_use == 1 and request.state.recording.since == 20
     loop.run(8)
     assert loop.evict_early(request, 4) is not None  # at once: its window is recorded
-    loop.compressor.stop_pre_recording(request.state)
+    loop.compressor.stop_recording_ahead(request.state)
     assert loop.ring.in_use == 0
     loop.run(40)
     assert request.done == [(68, 1, False)]
@@ -683,12 +686,12 @@ def test_after_giving_way_the_due_date_takes_the_slot_over(relieved):
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(6)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(7)
     assert loop.evict_early(request, 4) is not None  # at 13; the date's own window begins at 16
     loop.run(relieved - 13)
-    assert request.state.pre_recording is (relieved < 16)
-    loop.compressor.stop_pre_recording(request.state)
+    assert request.state.recording.ahead is (relieved < 16)
+    loop.compressor.stop_recording_ahead(request.state)
     loop.run(36 - relieved)
     assert request.done == [(20, 1, False), (36, 2, False)]
     assert_all_slots_are_back(loop)
@@ -699,17 +702,17 @@ def test_after_giving_way_the_due_date_takes_the_slot_over(relieved):
 
 def press(loop: Loop, under_pressure: bool) -> None:
     """What the scheduler does when a watermark is crossed."""
-    loop.compressor.under_pressure = under_pressure
+    loop.compressor.dates_kept = under_pressure
     for request in loop.requests:
-        request.state.check_at = 0
+        request.state.clock.check_at = 0
 
 
 def test_without_pressure_nobody_is_looked_at_twice():
     loop = Loop(config(when="pressure"))
     request = loop.add()
-    assert not loop.compressor.under_pressure and Loop(config()).compressor.under_pressure
+    assert not loop.compressor.dates_kept and Loop(config()).compressor.dates_kept
     loop.run(100)
-    assert request.done == [] and request.polls == [0] and request.state.check_at == NEVER
+    assert request.done == [] and request.polls == [0] and request.state.clock.check_at == NEVER
     assert loop.ring.in_use == 0 and request.length == 105
 
 
@@ -734,7 +737,7 @@ def test_relieved_it_gives_its_slot_back_and_sleeps(relieved):
     loop.run(relieved)
     press(loop, False)
     loop.run(0)
-    assert loop.ring.in_use == 0 and request.state.slot is None and request.state.check_at == NEVER
+    assert loop.ring.in_use == 0 and request.state.recording.slot is None and request.state.clock.check_at == NEVER
     before = list(request.done)
     assert before == [(20, 1, False)][: relieved >= 20]
     loop.run(50)
@@ -759,11 +762,11 @@ def test_memory_may_run_out_before_anybody_counts_as_pressed():
     loop = Loop(config(when="pressure"))
     request = loop.add()
     loop.run(40)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(4)
     assert loop.evict_early(request, 4).keep == 10  # 40 candidates
     loop.run(3)
-    assert request.done == [] and request.state.check_at == NEVER and loop.ring.in_use == 0
+    assert request.done == [] and request.state.clock.check_at == NEVER and loop.ring.in_use == 0
     press(loop, True)
     loop.run(60)
     # At 51, when a window has been recorded, 8 may be kept; at 52, when 12 may, there are 9.
@@ -789,14 +792,14 @@ def test_whatever_happens_the_oracle_holds_and_every_slot_comes_back(seed):
         loop.poll()
         for request in list(loop.requests):
             held, rows = loop.held(request), {r.row for r in loop.requests}
-            actions = ["nothing", "pre_record", "evict_early", "stop_pre_recording", "retract", "leave"]
+            actions = ["nothing", "record_ahead", "evict_early", "stop_recording_ahead", "retract", "leave"]
             match rng.choices(actions, [60, 15, 15, 3, 2, 5])[0]:
-                case "pre_record":
-                    loop.pre_record(request)
+                case "record_ahead":
+                    loop.record_ahead(request)
                 case "evict_early":
                     loop.evict_early(request, ratio * rng.choice([1, 2, 4]))
-                case "stop_pre_recording":
-                    loop.compressor.stop_pre_recording(request.state)
+                case "stop_recording_ahead":
+                    loop.compressor.stop_recording_ahead(request.state)
                 case "retract":
                     loop.retract(request)
                 case "leave" if request.generated:
@@ -804,11 +807,11 @@ def test_whatever_happens_the_oracle_holds_and_every_slot_comes_back(seed):
                     loop.come_back(request, rng.choice(sorted({0, 1, 2, 3} - rows)), backups)
                     assert loop.held(request) == held
         if settings.when == "pressure" and rng.random() < 0.1:
-            press(loop, not loop.compressor.under_pressure)
+            press(loop, not loop.compressor.dates_kept)
         for request in loop.requests:
             loop._decode(request)
-        assert loop.ring.in_use == sum(r.state.slot is not None for r in loop.requests)
-        assert all(r.state.slot is not None for r in loop.requests if r.state.pre_recording)
+        assert loop.ring.in_use == sum(r.state.recording.slot is not None for r in loop.requests)
+        assert all(r.state.recording.slot is not None for r in loop.requests if r.state.recording.ahead)
     assert backups.used == 0
     assert_all_slots_are_back(loop)
 
@@ -823,7 +826,7 @@ def test_a_request_that_is_switched_off_is_looked_at_once(how):
     if how == "refused":
         request.state.refused = "a reason"
     loop.run(100)
-    assert request.done == [] and request.polls == [0] and request.state.check_at >= NEVER // 2
+    assert request.done == [] and request.polls == [0] and request.state.clock.check_at >= NEVER // 2
     assert loop.ring.in_use == 0 and request.length == 105
 
 
@@ -884,7 +887,7 @@ def test_a_thought_closed_between_two_dates_is_compressed_no_more(at):
     request = loop.add(prompt=[START], output=says((at, END), (at + 2, START)))
     loop.run(90)
     assert request.done == [(20, 1, False)]
-    assert loop.ring.in_use == 0 and request.state.slot is None
+    assert loop.ring.in_use == 0 and request.state.recording.slot is None
     assert request.length == 1 + 90 - request.state.evicted
 
 

@@ -305,16 +305,16 @@ def test_a_request_goes_on_as_if_it_had_never_left():
 
 
 def test_a_window_that_was_recorded_in_vain_is_not_kept():
-    # Armed, but its due date is far: it comes back without a query slot, and takes one when it is due.
+    # Recorded ahead, but its due date is far: it comes back without a query slot, and takes one when it is due.
     loop = Loop(RPCConfig(interval=12, window=4, ratio=3, scope="all"))
     request, backups = loop.add(), HostBackup(loop.layers, AMPLE)
     loop.run(5)
-    assert loop.pre_record(request)
+    assert loop.record_ahead(request)
     loop.run(4)
     loop.leave(request, backups)
-    assert request.state.backup.queries is None and loop.ring.in_use == 0
+    assert request.state.hooks.saved.backup.queries is None and loop.ring.in_use == 0
     loop.come_back(request, row=2, backups=backups)
     loop.run(2)
-    assert request.state.slot is None and not request.state.pre_recording
+    assert request.state.recording.slot is None and not request.state.recording.ahead
     loop.run(20)
     assert request.done == [(16, 1, False), (28, 2, False)] and request.state.totals.late == 0

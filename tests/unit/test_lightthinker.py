@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.contract.settings import _refuse_gists
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.hooks import resume, scheduling
+from sglang_rpc.hooks import scheduling, unresumable
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.policy.lightthinker import Gists, Thought, Thoughts
 from sglang_rpc.runtime.admission import Plan
+from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from tests.unit.decode_loop import LAYERS, WORD, Loop
@@ -159,8 +160,8 @@ def test_requests_of_one_step_do_not_disturb_each_other(loop):
 
 
 def settled(loop):
-    """The scheduler looks again as long as there is something to do."""
-    while any(r.length >= r.state.check_at and r.state.check_at == 0 for r in loop.requests):
+    """The scheduler polls again as long as there is something to do."""
+    while any(r.length >= r.state.clock.check_at for r in loop.requests):
         loop.poll()
 
 
@@ -197,7 +198,7 @@ def test_a_row_that_is_still_being_prefilled_is_left_alone(loop):
     kv = SimpleNamespace(kv_committed_len=request.length, req_pool_idx=request.row)
     req = SimpleNamespace(rpc=request.state, kv=kv, origin_input_ids=request.prompt, output_ids=request.output)
     runtime = SimpleNamespace(scheduler=SimpleNamespace(chunked_req=req), compressor=loop.compressor)
-    assert scheduling._poll(runtime, req) is None and request.state.events == 0
+    assert scheduling._poll(runtime, req) is None and request.state.clock.events == 0
     runtime.scheduler.chunked_req = None
     assert scheduling._poll(runtime, req).evicted == 7
 
@@ -214,7 +215,7 @@ def test_nothing_is_planned_on_and_nothing_given_up_early(loop):
     request = loop.add(output=OUTPUT)
     loop.run(12)
     state = request.state
-    assert state.plan(12, 100, True, 0) == Plan(5, 12, 100, True) and state.early_gain(12, 16) == 0
+    assert state.plan(12, 100, True, 0) == Plan(5, 12, 100, True) and early_gain(state, 12, 16) == 0
     assert loop.evict_early(request, 64) is None
 
 
@@ -270,10 +271,11 @@ def test_a_request_that_fits_the_pool_by_sglangs_clip_can_be_prefilled_again(pag
     params = SimpleNamespace(max_new_tokens=clip, ignore_eos=False)
     req = SimpleNamespace(rpc=state, output_ids=[0] * 99, origin_input_ids=[0] * prompt, sampling_params=params)
     scheduler = SimpleNamespace(page_size=page, max_total_num_tokens=pool)
-    runtime = SimpleNamespace(scheduler=scheduler, page_size=page)
+    backups = SimpleNamespace(used=0, limit=0)
+    runtime = SimpleNamespace(scheduler=scheduler, page_size=page, backups=backups)
     for generated in (1, 99, clip - 1):
         req.output_ids = [0] * generated
-        assert not resume.unresumable(runtime, req) and params.max_new_tokens == clip
+        assert not unresumable.is_unresumable(runtime, req) and params.max_new_tokens == clip
     if evicted:  # and so longer than the pool, and with what it had evicted it does not fit any more
         params.max_new_tokens, req.output_ids = pool + 9, [0] * pool
-        assert resume.unresumable(runtime, req)
+        assert unresumable.is_unresumable(runtime, req)

@@ -21,20 +21,20 @@ def test_giving_way_inside_the_due_dates_own_window_does_not_delay_it(g):
     loop = Loop(config())
     request = loop.add()
     loop.run(24)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(g - 24)
-    assert not request.state.pre_recording and 32 <= g < 40
+    assert not request.state.recording.ahead and 32 <= g < 40
     assert loop.evict_early(request, 4) is not None
-    loop.compressor.stop_pre_recording(request.state)  # pressure.watch in the next step, as memory is no longer short
+    loop.compressor.stop_recording_ahead(request.state)  # pressure.watch in the next step, as memory is no longer short
     loop.run(30)
     assert request.done[1] == (40, 2, False), request.done
 
 
-def test_nor_does_the_seam_that_watches_memory():
+def test_nor_does_the_hook_that_watches_memory():
     loop = Loop(config())
     request = loop.add()
     loop.run(24)
-    loop.pre_record(request)
+    loop.record_ahead(request)
     loop.run(12)
     assert loop.evict_early(request, 4) is not None  # at 36; due 40
     scheduler = SimpleNamespace(
@@ -45,11 +45,11 @@ def test_nor_does_the_seam_that_watches_memory():
         scheduler=scheduler,
         config=loop.config,
         compressor=loop.compressor,
-        pre_recording=[request.state],
+        recording_ahead=[request.state],
         ring=loop.ring,
     )
     pressure.watch(runtime, [SimpleNamespace(reqs=[object()])])
-    assert request.state.slot is not None
+    assert request.state.recording.slot is not None
     loop.run(10)
     assert request.done[1] == (40, 2, False)
 
@@ -95,10 +95,10 @@ def test_no_window_is_recorded_ahead_for_a_request_whose_prefill_goes_on_in_chun
         chunked_req=req,
     )
     runtime = SimpleNamespace(
-        scheduler=scheduler, config=loop.config, compressor=loop.compressor, pre_recording=[], ring=loop.ring
+        scheduler=scheduler, config=loop.config, compressor=loop.compressor, recording_ahead=[], ring=loop.ring
     )
     pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
-    assert request.state.slot is None and not runtime.pre_recording
+    assert request.state.recording.slot is None and not runtime.recording_ahead
     scheduler.chunked_req = None
     pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
-    assert request.state.pre_recording and len(runtime.pre_recording) == 1
+    assert request.state.recording.ahead and len(runtime.recording_ahead) == 1

@@ -1,16 +1,31 @@
 """Positions of extend steps that hold rows of one token: decode rows, restored requests, and chunks of a prompt."""
 
+import dataclasses
 from array import array
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from sglang_rpc.hooks import positions
+from sglang_rpc.hooks.model import ModelRPC
 from sglang_rpc.memory.query_ring import QueryRing
 
 EXTEND = SimpleNamespace(is_decode=lambda: False, is_extend=lambda: True)
 DECODE = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False)
+
+
+@dataclass
+class ForwardBatch:
+    """As SGLang's: a dataclass, copied with `dataclasses.replace`."""
+
+    forward_mode: Any
+    seq_lens: torch.Tensor
+    orig_seq_lens: torch.Tensor
+    req_pool_indices: torch.Tensor
+    positions: torch.Tensor
 
 
 def request(prompt: int, output: int, end: int, evicted: int | None = 0):
@@ -36,15 +51,18 @@ def step(mode, rows, ring):
         ),
     )
     positions.count_logically(None, batch)
-    forward_batch = SimpleNamespace(
-        forward_mode=mode,
-        seq_lens=torch.tensor(ends),
-        orig_seq_lens=batch.orig_seq_lens,
-        req_pool_indices=torch.arange(1, len(reqs) + 1),
-        positions=torch.cat([torch.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]),
-    )
-    positions.make_logical(forward_batch, None, batch, SimpleNamespace(rpc_ring=ring))
-    return forward_batch
+
+    def init_new(cls, batch, model_runner):
+        return cls(
+            forward_mode=mode,
+            seq_lens=torch.tensor(ends),
+            orig_seq_lens=batch.orig_seq_lens,
+            req_pool_indices=torch.arange(1, len(reqs) + 1),
+            positions=torch.cat([torch.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]),
+        )
+
+    made = positions.make_logical(init_new, ForwardBatch, batch, SimpleNamespace(rpc=ModelRPC(ring, [], False)))
+    return dataclasses.replace(made)  # as SGLang copies it before the forward
 
 
 @pytest.fixture
@@ -58,8 +76,8 @@ def test_a_restored_request_counts_its_text(ring):
     restored = request(prompt=10, output=50, end=31, evicted=29)
     result = step(EXTEND, [(request(7, 0, 7), 7), (restored, 1)], ring)
     assert result.positions.tolist() == [*range(7), 59]
-    assert result.rpc_logical_lens.tolist() == [7, 60]
-    tokens, (slots, entries) = ring.extend_step
+    assert result.rpc.logical_lengths.tolist() == [7, 60] and result.rpc.rows.tolist() == [1]
+    tokens, (slots, entries) = result.rpc.tokens, result.rpc.where
     assert (tokens.tolist(), slots.tolist(), entries.tolist()) == ([7], [1], [59 % 4])
 
 
@@ -73,7 +91,7 @@ def test_a_chunk_of_one_token_in_the_middle_of_a_prompt_keeps_its_position(ring)
     chunk = request(prompt=100, output=0, end=41)
     result = step(EXTEND, [(chunk, 1), (request(10, 50, 31, evicted=29), 1)], ring)
     assert result.positions.tolist() == [40, 59]
-    assert ring.extend_step[0].tolist() == [1]
+    assert result.rpc.tokens.tolist() == [1]
 
 
 def test_the_last_chunk_of_one_token_and_an_uncompressed_row_do_too(ring):
@@ -84,7 +102,7 @@ def test_the_last_chunk_of_one_token_and_an_uncompressed_row_do_too(ring):
 def test_nothing_is_touched_when_nobody_is_compressed_or_recorded():
     idle = QueryRing(layers=1, slots=2, rows=8, window=4, heads=1, head_dim=2, dtype=torch.float32, device="cpu")
     result = step(EXTEND, [(request(7, 0, 7), 7)], idle)
-    assert not hasattr(result, "rpc_logical_lens") and idle.extend_step is None
+    assert result.rpc is None
 
 
 def test_decode_rows_count_their_text(ring):

@@ -1,14 +1,16 @@
 """One request's record and the receipt it leaves."""
 
-from dataclasses import FrozenInstanceError
-
 import pytest
+import torch
 
 from sglang_rpc.config import RequestOptions, RPCConfig
-from sglang_rpc.policy import budget
+from sglang_rpc.memory.host_backup import Backup, HostKV
 from sglang_rpc.runtime.admission import Plan
-from sglang_rpc.runtime.request_state import Live, RequestState, Totals
+from sglang_rpc.runtime.clock import Clock
+from sglang_rpc.runtime.decision import early_gain
+from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers, TokenMarker
+from sglang_rpc.runtime.totals import Totals
 from sglang_rpc.types import NEVER
 
 START, END, WORD = 900, 901, 1
@@ -27,10 +29,10 @@ def thinking(prompt: list[int], output: list[int], **given) -> RequestState:
     return result
 
 
-def test_a_new_request_is_looked_at_at_once():
+def test_a_new_request_is_polled_at_once():
     fresh = state()
-    assert fresh.check_at == 0 and fresh.active and fresh.slot is None
-    assert (fresh.events, fresh.evicted, fresh.totals) == (0, 0, Totals())
+    assert fresh.active and fresh.recording.slot is None
+    assert (fresh.clock, fresh.totals) == (Clock(events=0, evicted=0, check_at=0), Totals())
 
 
 def test_the_region_starts_with_the_thought():
@@ -59,43 +61,44 @@ def test_active_while_a_compression_may_come(request_state, active):
 
 
 def test_due_dates_count_from_the_start():
-    assert state(scope="all").due() == 64 + 8
+    assert state(scope="all").due(0) == 64 + 8
     late = thinking([], [WORD, START])
-    assert late.due() == 2 + 64 + 8
-    late.events = 3
-    assert late.due() == 2 + 4 * 64 + 8
-    assert thinking([START], [], interval=16, window=2).due() == 18
+    assert [late.due(events) for events in (0, 3)] == [2 + 64 + 8, 2 + 4 * 64 + 8]
+    assert thinking([START], [], interval=16, window=2).due(0) == 18
     with pytest.raises(AssertionError):
-        state().due()
+        state().due(0)
 
 
 def test_reset_forgets_the_row_and_remembers_the_rest():
     used = thinking([START], [WORD])
-    used.events, used.evicted, used.check_at, used.totals.compressions = 2, 96, 500, 2
+    used.clock.events, used.clock.evicted, used.clock.check_at, used.totals.compressions = 2, 96, 500, 2
     segment = used.segment
     used.reset()
-    assert (used.events, used.evicted, used.check_at) == (0, 0, 0)
+    assert (used.clock.events, used.evicted, used.clock.check_at) == (0, 0, 0)
     assert used.segment is segment and used.totals.compressions == 2
-    used.slot = 1
+    used.recording.slot = 1
     with pytest.raises(AssertionError, match="given back with the row"):
         used.reset()
 
 
+def backup(queries: bool = False) -> Backup:
+    none = HostKV((), 0)
+    return Backup(none, "prompt", none, torch.zeros(1) if queries else None)
+
+
 def test_what_a_retracted_request_had_is_given_back_to_it():
     used = thinking([START], [WORD])
-    used.events, used.evicted, used.slot_since, used.check_at = 2, 96, 130, 500
-    used.slot, used.pre_recording, used.totals.compressions = 3, True, 2
-    live = used.live()
-    assert live == Live(events=2, evicted=96, slot_since=130, check_at=500)
-    with pytest.raises(FrozenInstanceError):
-        live.events = 3  # type: ignore[misc]
-    used.slot, used.pre_recording = None, False
+    used.clock = Clock(events=2, evicted=96, check_at=500)
+    used.recording.slot, used.recording.since, used.recording.ahead, used.totals.compressions = 3, 130, True, 2
+    saved = used.save(backup())
+    used.recording.slot, used.recording.ahead = None, False
     used.reset()
-    assert used.live() == Live(0, 0, 130, 0)  # without a slot nobody asks since when
-    used.slot_since, used.totals.compressions = 999, 3
-    used.restore(live)
-    assert used.live() == live and used.due() == 3 * 64 + 8
-    assert used.slot is None and not used.pre_recording and used.totals.compressions == 3
+    assert used.clock == Clock() and saved.clock == Clock(2, 96, 500)
+    assert (saved.recorded_since, saved.backup.tokens) == (130, 0)
+    used.totals.compressions = 3
+    used.restore(saved)
+    assert used.clock == saved.clock and used.clock is not saved.clock  # it may have to be restored once more
+    assert used.recording.slot is None and not used.recording.ahead and used.totals.compressions == 3
 
 
 def test_requests_do_not_share_totals():
@@ -107,7 +110,7 @@ def test_requests_do_not_share_totals():
 def test_the_receipt_of_a_compressed_request():
     used = thinking([START], [WORD])
     used.totals = Totals(compressions=4, evicted=96, slots_freed=90, late=1, early=2, retractions=5, restored=3)
-    used.evicted = 48
+    used.clock.evicted = 48
     assert used.receipt(200) == {
         "compressions": 4,
         "generated": 200,
@@ -165,7 +168,7 @@ def test_why_nothing_was_compressed(request_state, reason):
     ],
 )
 def test_what_an_early_compression_would_evict(generated, ratio, gain):
-    assert state(scope="all").early_gain(generated, ratio) == gain
+    assert early_gain(state(scope="all"), generated, ratio) == gain
 
 
 @pytest.mark.parametrize(
@@ -173,28 +176,28 @@ def test_what_an_early_compression_would_evict(generated, ratio, gain):
 )
 def test_and_what_a_second_one_would(generated, ratio, gain):
     used = state(scope="all")
-    used.events, used.evicted = 1, 48  # compressed at 72: 16 and the window are held
-    assert used.early_gain(generated, ratio) == gain
+    used.clock.events, used.clock.evicted = 1, 48  # compressed at 72: 16 and the window are held
+    assert early_gain(used, generated, ratio) == gain
 
 
 def test_what_is_gone_cannot_be_gained_again():
     used = state(scope="all")
-    assert used.early_gain(48, 4) == 30
-    used.evicted = 30
-    assert [used.early_gain(48 + more, 4) for more in range(9)] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
-    assert used.early_gain(48, 2) < 0  # it has been compressed at more than that
+    assert early_gain(used, 48, 4) == 30
+    used.clock.evicted = 30
+    assert [early_gain(used, 48 + more, 4) for more in range(9)] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    assert early_gain(used, 48, 2) < 0  # it has been compressed at more than that
 
 
 def test_only_a_thought_in_progress_has_something_to_gain():
-    assert thinking([WORD, START], [WORD] * 24).early_gain(24, 4) == 12
-    assert thinking([], [WORD] * 9 + [START]).early_gain(10 + 24, 4) == 12  # behind its start
-    assert thinking([], [WORD] * 100).early_gain(100, 4) == 0
-    assert state().early_gain(100, 4) == 0  # the prompt has not been read
-    assert thinking([START], [WORD] * 30 + [END]).early_gain(100, 4) == 0
-    assert state(scope="all", enabled=False).early_gain(100, 4) == 0
+    assert early_gain(thinking([WORD, START], [WORD] * 24), 24, 4) == 12
+    assert early_gain(thinking([], [WORD] * 9 + [START]), 10 + 24, 4) == 12  # behind its start
+    assert early_gain(thinking([], [WORD] * 100), 100, 4) == 0
+    assert early_gain(state(), 100, 4) == 0  # the prompt has not been read
+    assert early_gain(thinking([START], [WORD] * 30 + [END]), 100, 4) == 0
+    assert early_gain(state(scope="all", enabled=False), 100, 4) == 0
     refused = state(scope="all")
     refused.refused = "a reason"
-    assert refused.early_gain(100, 4) == 0
+    assert early_gain(refused, 100, 4) == 0
 
 
 # --- what it will hold ------------------------------------------------------------------------------------------
@@ -223,9 +226,9 @@ def test_the_plan_of_a_new_request():
 )
 def test_the_plan_of_a_running_request(generated, slot_since, compresses_at):
     used = state(scope="all")
-    used.events, used.evicted = 1, 48
+    used.clock.events, used.clock.evicted = 1, 48
     if slot_since is not None:
-        used.slot, used.slot_since = 2, slot_since
+        used.recording.slot, used.recording.since = 2, slot_since
     plan = used.plan(generated, 70, True, 0)
     assert plan == Plan(generated - 48, generated, 70, True, compresses_at=compresses_at, start=0, **BUDGET)
 
@@ -240,7 +243,7 @@ def test_the_plan_of_a_thought_counts_from_its_start():
 
 def test_what_is_not_compressed_is_planned_at_full_length():
     closed = thinking([START], [WORD] * 90 + [END])
-    closed.events, closed.evicted = 1, 48
+    closed.clock.events, closed.clock.evicted = 1, 48
     refused = state(scope="all")
     refused.refused = "a reason"
     for request_state, held in ((closed, 52), (refused, 100), (state(enabled=False), 100)):
@@ -248,29 +251,21 @@ def test_what_is_not_compressed_is_planned_at_full_length():
         assert plan == Plan(held, 100, 70, True) and plan.compresses_at == NEVER
 
 
-def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored():
+@pytest.mark.parametrize(("queries", "compresses_at"), [(False, 200), (True, 205)])
+def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored(queries, compresses_at):
     used = state(scope="all")
-    used.events, used.evicted, used.slot_since, used.check_at = 2, 96, 130, 500
-    used.to_restore = used.live()
-    before = used.plan(150, 70, False, 0)
-    assert before == Plan(54, 150, 70, False, compresses_at=200, start=0, **BUDGET)
+    used.clock, used.recording.since = Clock(2, 96, 500), 197
+    if queries:
+        used.recording.slot = 1
+    before = used.plan(190, 70, False, 0)
+    assert before == Plan(94, 190, 70, False, compresses_at=compresses_at, start=0, **BUDGET)
+    saved = used.save(backup(queries))
+    used.recording.slot = None
     used.reset()
-    assert used.plan(150, 70, False, 0) == Plan(150, 150, 70, False, compresses_at=158, start=0, **BUDGET)
-    now = used.live()
-    assert used.plan_restored(150, 70, False, 0) == before
-    assert used.live() == now  # asked, not done
-
-
-def test_asking_for_the_plan_of_a_restored_request_changes_nothing_even_if_it_fails(monkeypatch):
-    used = state(scope="all")
-    used.to_restore, now = Live(2, 96, 130, 500), used.live()
-    monkeypatch.setattr(budget, "next_due", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        used.plan_restored(150, 70, False, 0)
-    assert used.live() == now
-    used.to_restore = None
-    with pytest.raises(AssertionError):
-        used.plan_restored(150, 70, False, 0)
+    now = used.plan(190, 70, False, 0)
+    assert now == Plan(190, 190, 70, False, compresses_at=198, start=0, **BUDGET)
+    assert used.plan_saved(saved, 190, 70, False, 0) == before
+    assert used.clock == Clock() and used.plan(190, 70, False, 0) == now  # asked, not done
 
 
 def test_who_was_due_is_not_told_that_it_ended_before():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.hooks import pressure, resume, tree
+from sglang_rpc.hooks import pressure, result_in_flight, tree
 from sglang_rpc.startup import cpu
 
 
@@ -28,9 +28,9 @@ class Step:
     """One step of a scheduler with one running request, last compacted in step `compacted_in`."""
 
     def __init__(self, compacted_in: int, queue: list, setting: str = "off"):
-        request = SimpleNamespace(rpc=SimpleNamespace(compacted_in=compacted_in))
+        request = SimpleNamespace(rpc=SimpleNamespace(hooks=SimpleNamespace(compacted_in=compacted_in)))
         self.runtime = SimpleNamespace(
-            step=STEP, result_awaited=None, config=SimpleNamespace(pressure=setting, ratio=4)
+            step=STEP, retraction_is_certain=None, config=SimpleNamespace(pressure=setting, ratio=4)
         )
         self.scheduler = SimpleNamespace(rpc=self.runtime, result_queue=queue, forward_ct=6)
         self.runtime.scheduler = self.scheduler
@@ -44,8 +44,8 @@ class Step:
             answer = pressure.compress_before_retracting(fits, batch)
             return "launched" if (fits if answer is None else answer) else "retracted"
 
-        result = resume.wait_for_result(update, self.scheduler, self.batch)
-        assert self.runtime.result_awaited is None
+        result = result_in_flight.wait_for_result(update, self.scheduler, self.batch)
+        assert self.runtime.retraction_is_certain is None
         return result
 
 
@@ -73,7 +73,7 @@ def test_compressed_early_and_still_not_enough_it_waits(module, monkeypatch):
     step = Step(STEP - 1, ["a result"], setting="early")
 
     def evict_early(_runtime, batch, _factor):
-        batch.reqs[0].rpc.compacted_in = STEP
+        batch.reqs[0].rpc.hooks.compacted_in = STEP
 
     monkeypatch.setattr(pressure, "_evict_early", evict_early)
     monkeypatch.setattr(pressure, "_highest", lambda _config: 4)
@@ -86,7 +86,7 @@ def test_compressed_early_and_still_not_enough_it_waits(module, monkeypatch):
 def test_questions_that_are_not_about_this_step_do_not_wait(module):
     step = Step(STEP, ["a result"])
     assert pressure.compress_before_retracting(False, step.batch) is None  # before a mixed step
-    step.runtime.result_awaited = False
+    step.runtime.retraction_is_certain = False
     assert pressure.compress_before_retracting(False, step.batch, [0]) is None  # the retraction's own
 
 
@@ -101,7 +101,7 @@ def test_questions_that_are_not_about_this_step_do_not_wait(module):
     ],
 )
 def test_of_a_retracted_request_the_tree_gives_the_prompt(active, backup, generated, longest):
-    state = SimpleNamespace(active=active, backup=backup)
+    state = SimpleNamespace(active=active, hooks=SimpleNamespace(saved=backup))
     req = SimpleNamespace(rpc=state, origin_input_ids=[7] * 10, output_ids=[8] * generated)
     assert tree.match_prompt_only(25, req) == longest
     assert tree.match_prompt_only(5, req) == 5

@@ -16,11 +16,12 @@ from eval.accuracy.errors import EvalError
 from eval.trace_view import holdings, reader
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.hooks import scheduling
+from sglang_rpc.hooks import runtime as hooks_runtime
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.trace import tracer as recorder
-from sglang_rpc.trace.tracer import Tracer, check_folder, pack
+from sglang_rpc.trace import writer as recorder
+from sglang_rpc.trace.tracer import Tracer
+from sglang_rpc.trace.writer import check_folder, pack
 from sglang_rpc.types import Compression
 from tests.unit.decode_loop import LAYERS, WORD, Loop
 from tests.unit.traced_loop import END, MARKERS, START, Traced, config
@@ -99,7 +100,7 @@ def test_a_row_rebuilt_from_tokens_is_whole_again(tmp_path):
     traced.loop.retract(request)
     traced.truth[id(request)].append(traced.loop.held(request))
     receipt = request.state.receipt(80)
-    request.state.trace.finish(request.output[:80], {"type": "abort"}, receipt)
+    request.state.hooks.trace.finish(request.output[:80], {"type": "abort"}, receipt)
     trace = traced.only()
     found = traced.check(request, trace)
     assert [stage.rebuilt for stage in found.stages] == [False, False, False, True, False, False, True]
@@ -123,7 +124,7 @@ def test_a_row_that_came_back_as_it_was_goes_on(tmp_path):
 def test_early_compressions(tmp_path):
     traced = Traced(tmp_path, config())
     request = traced.loop.add()
-    assert traced.loop.pre_record(request)
+    assert traced.loop.record_ahead(request)
     traced.loop.run(15)
     assert traced.loop.evict_early(request, 4) is not None
     traced.loop.run(30)
@@ -201,17 +202,17 @@ def test_a_full_disk_stops_tracing_and_nothing_else(tmp_path, monkeypatch, caplo
     traced.loop.run(25)
     traced.tracer.flush()
     before = traced.only()
-    write = recorder._Line.write
+    write = recorder.Line.write
 
     def full(line):
         with line.path.open("ab") as file:
             file.write(b'{"kind": "compr')
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recorder._Line, "write", full)
+    monkeypatch.setattr(recorder.Line, "write", full)
     traced.loop.run(16)
     traced.tracer.flush()
-    monkeypatch.setattr(recorder._Line, "write", write)
+    monkeypatch.setattr(recorder.Line, "write", write)
     traced.loop.run(40)
     traced.finish(request)
     assert request.state.totals.compressions == 4
@@ -228,8 +229,8 @@ def test_a_writer_that_falls_behind_leaves_kept_sets_out_and_says_so(tmp_path, m
     request = traced.loop.add()
     traced.loop.run(25)
     traced.tracer.flush()
-    segment, write = threading.Event(), recorder._Line.write
-    monkeypatch.setattr(recorder._Line, "write", lambda line: (segment.wait(30), write(line)))
+    segment, write = threading.Event(), recorder.Line.write
+    monkeypatch.setattr(recorder.Line, "write", lambda line: (segment.wait(30), write(line)))
     monkeypatch.setattr(recorder, "PENDING_BYTES", LAYERS * 8 * 8)  # the second one's eight kept candidates, int64
     began = time.monotonic()
     traced.loop.run(32)  # the second waits, the third finds no room
@@ -254,7 +255,7 @@ def test_a_writer_that_falls_behind_leaves_kept_sets_out_and_says_so(tmp_path, m
 def test_a_writer_that_hangs_holds_a_bounded_number_of_lines(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(recorder, "PENDING_LINES", 3)
     segment = threading.Event()
-    monkeypatch.setattr(recorder._Line, "write", lambda line: segment.wait(30))
+    monkeypatch.setattr(recorder.Line, "write", lambda line: segment.wait(30))
     traced = Traced(tmp_path, config())
     traced.loop.add()
     traced.loop.run(120)
@@ -267,7 +268,7 @@ def test_without_a_tracer_nothing_is_shown():
     loop = Loop(config())
     request = loop.add()
     loop.run(40)
-    assert loop.compressor._path.observer is None and request.state.trace is None
+    assert loop.compressor._backend.observer is None and request.state.hooks.trace is None
 
 
 class Group:
@@ -285,12 +286,12 @@ def test_one_rank_of_those_that_keep_the_same_writes(tmp_path, aggregation, rank
     asked = config(aggregation=aggregation, trace=str(tmp_path))
     compressor = Loop(asked, reduce=None if group is None else lambda scores: scores).compressor
     args = SimpleNamespace(model_path="a model", tokenizer_path=None)
-    tracer = scheduling._tracer(SimpleNamespace(server_args=args), asked, compressor, group)
-    assert (tracer is not None) == traces == (compressor._path.observer is not None)
+    tracer = hooks_runtime._tracer(SimpleNamespace(server_args=args), asked, compressor, group)
+    assert (tracer is not None) == traces == (compressor._backend.observer is not None)
 
 
 def test_not_asked_for_there_is_none():
-    assert scheduling._tracer(None, config(), None, Group(0)) is None
+    assert hooks_runtime._tracer(None, config(), None, Group(0)) is None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -422,8 +423,8 @@ def test_a_text_is_its_owners_alone(tmp_path):
 def test_texts_that_wait_for_a_slow_disk_are_bounded_too(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(recorder, "PENDING_IDS", 50)
     segment = threading.Event()
-    write = recorder._Line.write
-    monkeypatch.setattr(recorder._Line, "write", lambda line: (segment.wait(30), write(line)))
+    write = recorder.Line.write
+    monkeypatch.setattr(recorder.Line, "write", lambda line: (segment.wait(30), write(line)))
     traced = Traced(tmp_path, config())
     request = traced.loop.add(prompt=7)
     with caplog.at_level(logging.ERROR):

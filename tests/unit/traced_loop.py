@@ -10,7 +10,8 @@ import torch
 from eval.trace_view import holdings, reader
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
-from sglang_rpc.trace.tracer import Tracer, check_folder
+from sglang_rpc.trace.tracer import Tracer
+from sglang_rpc.trace.writer import check_folder
 from tests.unit.decode_loop import LAYERS, Loop, Request
 
 START, END = 900, 901
@@ -22,7 +23,7 @@ def config(interval=16, window=4, ratio=4, scope="all", **others) -> RPCConfig:
 
 
 class Traced:
-    """A loop whose compressions are traced into `folder`, as the seams do it."""
+    """A loop whose compressions are traced into `folder`, as the hooks do it."""
 
     def __init__(self, folder: Path, config: RPCConfig, **kwargs):
         self.loop = Loop(config, **kwargs)
@@ -37,19 +38,20 @@ class Traced:
         self.truth: dict[int, list] = {}
         commit = compressor.commit
 
-        def settled(state, c, freed):
+        def committed(state, c, freed):
             request = next(r for r in self.loop.requests if r.state is state)
             rid = self.rids.get(id(request), "rid")
-            self.tracer.compressed(state, c, rid, request.prompt, request.output[: request.generated])
+            output = request.output[: request.generated]
+            state.hooks.trace = self.tracer.compressed(state, c, rid, request.prompt, output)
             commit(state, c, freed)
             self.truth.setdefault(id(request), []).append(self.loop.held(request))
 
-        compressor.commit = settled
+        compressor.commit = committed
 
     def finish(self, request: Request) -> None:
         output = request.output[: request.generated]
-        if request.state.trace is not None:
-            request.state.trace.finish(output, {"type": "stop"}, request.state.receipt(len(output)))
+        if request.state.hooks.trace is not None:
+            request.state.hooks.trace.finish(output, {"type": "stop"}, request.state.receipt(len(output)))
         self.truth.setdefault(id(request), []).append(self.loop.held(request))
         self.loop.finish(request)
 

@@ -1,0 +1,44 @@
+"""The KV of a retracted request, on the host while it waits to come back."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang_rpc.hooks.runtime import SchedulerRPC
+from sglang_rpc.memory.host_backup import Backup
+
+logger = logging.getLogger(__name__)
+
+
+def save(runtime: SchedulerRPC, req: Any) -> Backup | None:
+    """Copy `req`'s row to the host; None if there is nothing worth it, or no room for it. Counts and logs a refusal."""
+    state, prompt = req.rpc, len(req.origin_input_ids)
+    entries = state.clock.physical(len(req.output_ids) - 1, prompt)
+    if not (state.active or state.evicted) or len(req.output_ids) == 0 or not req.kv.holds_kv:
+        return None
+    if not entries <= req.kv.kv_committed_len <= entries + 1 or req.input_embeds is not None:
+        return None  # still being prefilled
+    if req.return_logprob and 0 <= req.logprob_start_len < prompt:
+        return None  # SGLang wants the prompt's log probabilities again, and so its prefill
+    runtime.fence()
+    row = runtime.scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :entries].long()
+    recording = state.recording
+    queries = None if recording.slot is None or recording.ahead else runtime.ring.buffer[:, recording.slot]
+    backup = runtime.backups.save(row, prompt, (req.extra_key, tuple(req.origin_input_ids)), queries)
+    if backup is None:
+        runtime.compressor.counters.backups_refused += 1
+        logger.warning(
+            "RPC %s: no room for its KV among the host backups (%.2f of %.2f GB in use); it will be prefilled again",
+            req.rid, runtime.backups.used / 1e9, runtime.backups.limit / 1e9,
+        )  # fmt: skip
+    return backup
+
+
+def forget(runtime: SchedulerRPC, req: Any) -> None:
+    """Drop `req`'s backup, if it has one."""
+    state = req.rpc
+    if state is not None and state.hooks.saved is not None:
+        runtime.backups.drop(state.hooks.saved.backup)
+        state.hooks.saved = None
+        runtime.report_backups()

@@ -1,0 +1,25 @@
+"""RPC in one model runner: its query ring and where its KV lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.types import KVLayer
+
+
+@dataclass(frozen=True)
+class ModelRPC:
+    """What the forward pass and the scheduler share."""
+
+    ring: QueryRing
+    layers: Sequence[KVLayer]
+    every_step: bool  #: whether a policy looks at every step's queries, recorded or not
+
+
+def model_rpc(model_runner: Any) -> ModelRPC | None:
+    """RPC of a ModelRunner; None where it is off, or before the query ring is there."""
+    model: ModelRPC | None = getattr(model_runner, "rpc", None)
+    return model

@@ -1,0 +1,71 @@
+"""A retraction waits for a result that could not be computed again.
+
+Under overlap the scheduler plans step i while the result of forward i-1 is in flight. Retracting a request in that
+moment throws the result away, and SGLang computes its token again when the request comes back. That is exact as long
+as the KV is what forward i-1 attended to. It is not for a request that was compressed in this very step: the entries
+that forward i-1 saw are evicted, so the token would come out of a smaller context, and the output would differ from a
+run that was never retracted.
+
+Such a retraction is put off by one step, in which nothing is launched:
+
+* `update_running_batch` is where SGLang retracts, and the only place where it asks `check_decode_mem` about a whole
+  batch with a result in flight that a retraction would lose. `check` raises there, before anything has been retracted;
+  until then SGLang has only removed ended requests from the batch, which it would do in the next step as well.
+* SGLang takes None for "nothing to run", processes the result in its queue, and plans again. Then no result is in
+  flight, so the next retraction loses nothing: the wait never lasts longer than one step.
+* Nothing was launched, so no slot is written and no length advances; what was compressed stays compressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
+
+
+class ResultInFlight(Exception):
+    """A retraction has to wait: in the next step the result is there."""
+
+
+def would_be_lost(runtime: SchedulerRPC, reqs: Iterable[Any]) -> bool:
+    """Whether retracting one of `reqs` now would lose a result that can't be computed again."""
+    if not _in_flight(runtime.scheduler):
+        return False
+    return any(req.rpc is not None and req.rpc.hooks.compacted_in == runtime.step for req in reqs)
+
+
+def wait_for_result(original: Callable[..., Any], scheduler: Any, batch: Any) -> Any:
+    """AROUND Scheduler.update_running_batch: launch nothing in a step that would lose a result."""
+    from sglang.srt.managers import scheduler as module
+
+    runtime = runtime_of(scheduler)
+    if runtime is None or not _in_flight(scheduler):
+        return original(scheduler, batch)
+    # SGLang's own test switch retracts whether or not memory is short.
+    runtime.retraction_is_certain = bool(
+        module.TEST_RETRACT and scheduler.forward_ct % module.TEST_RETRACT_INTERVAL == 0
+    )
+    try:
+        return original(scheduler, batch)
+    except ResultInFlight:
+        batch.batch_is_full = False
+        return None
+    finally:
+        runtime.retraction_is_certain = None
+
+
+def check(runtime: SchedulerRPC, batch: Any, enough: bool) -> None:
+    """Raise ResultInFlight if the scheduler is about to retract, and a result of `batch` would be lost.
+
+    Args:
+        enough: whether the next step fits the pool.
+    """
+    certain = runtime.retraction_is_certain
+    if certain is not None and (certain or not enough) and would_be_lost(runtime, batch.reqs):
+        raise ResultInFlight
+
+
+def _in_flight(scheduler: Any) -> bool:
+    """Whether a result is in flight; without overlap none ever is."""
+    return bool(scheduler.result_queue)

@@ -1,0 +1,154 @@
+"""RPC in one scheduler: built when the scheduler is whole, found by every hook through `runtime_of`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+import sglang_rpc
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract import refusals
+from sglang_rpc.contract.layers import is_latent
+from sglang_rpc.contract.settings import config_of
+from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks.markers import find_gists, find_markers
+from sglang_rpc.hooks.metrics import Metrics
+from sglang_rpc.memory.host_backup import HostBackup
+from sglang_rpc.runtime.compressor import Compressor
+from sglang_rpc.runtime.pressure import Watermarks
+from sglang_rpc.runtime.request_state import RequestState
+from sglang_rpc.startup.process import ends_if_refused
+from sglang_rpc.trace.tracer import Tracer
+
+logger = logging.getLogger(__name__)
+
+
+class SchedulerRPC:
+    """The compressor and what it needs of one scheduler."""
+
+    def __init__(self, scheduler: Any, config: RPCConfig):
+        self.scheduler = scheduler
+        self.config = config
+        self.page_size: int = scheduler.token_to_kv_pool_allocator.page_size
+        model = scheduler.tp_worker.model_runner.rpc
+        self.ring = model.ring
+        group = _tensor_parallel_group()
+        # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
+        latent = is_latent(scheduler.token_to_kv_pool_allocator.get_kvcache())
+        together = config.aggregation == "all" or latent
+        self.compressor = Compressor(
+            config,
+            model.layers,
+            self.ring,
+            scheduler.req_to_token_pool.req_to_token,
+            markers=find_markers(scheduler, config),
+            gists=find_gists(scheduler, config),
+            reduce=group.all_reduce if group is not None and together else None,
+        )
+        if group is not None:
+            _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots, self.compressor.scoring))
+            if self.compressor.reduces:
+                # Collectives of float32 are set up, or compiled, on first use: now, not at the first compression.
+                for size in (2**8, 2**22):
+                    group.all_reduce(torch.zeros(size, device=scheduler.device))
+        self.tracer = _tracer(scheduler, config, self.compressor, group)
+        self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
+        self.metrics = Metrics(scheduler.metrics_collector)
+        self.step = 0  #: scheduling steps so far
+        self.adder_class: type | None = None
+        self.watermarks = Watermarks(config.high_watermark, config.low_watermark)
+        self.recording_ahead: list[RequestState] = []  #: recorded ahead of time, in case memory runs out
+        #: While the scheduler may retract and a result is in flight (result_in_flight.py): whether it is sure to.
+        self.retraction_is_certain: bool | None = None
+        self._slots_reported = 0
+        # The compaction stream must wait for the forward that still reads what is going to move.
+        on_device = not str(scheduler.device).startswith("cpu")
+        self._forward_stream = scheduler.forward_stream if on_device else None
+
+    @property
+    def scope_in_effect(self) -> str:
+        """The scope of a request that names none."""
+        return self.config.scope if self.compressor.markers is not None else "all"
+
+    def report_slots(self) -> None:
+        """Bring the gauge of query slots in use up to date."""
+        if self.ring.in_use != self._slots_reported:
+            self._slots_reported = self.ring.in_use
+            self.metrics.set("query_slots_in_use", self._slots_reported)
+
+    def report_backups(self) -> None:
+        """Bring the metrics of the host backups up to date."""
+        self.metrics.backups(self.backups.used, self.compressor.counters)
+
+    def fence(self) -> None:
+        """Order the current stream after the forward pass in flight. The host does not wait."""
+        if self._forward_stream is not None:
+            torch.cuda.current_stream().wait_stream(self._forward_stream)
+
+
+def runtime_of(owner: Any) -> SchedulerRPC | None:
+    """RPC of a Scheduler, or of a ReqToTokenPool; None while, or where, it is off."""
+    runtime: SchedulerRPC | None = getattr(owner, "rpc", None)
+    return runtime
+
+
+@ends_if_refused
+def install_compressor(_result: Any, scheduler: Any) -> None:
+    """AFTER Scheduler.init_internal_state. Ends the process with a sentence if RPC cannot work with what is there."""
+    config = config_of(scheduler.server_args)
+    if config is None:
+        return
+    refusals.refuse_model_runner(refusals.gather_facts(scheduler), config)
+    from sglang.srt.managers.schedule_batch import Req
+
+    Req.rpc = None  # requests that never pass `init_req_max_new_tokens` (warm-up) have no state
+    scheduler.rpc = runtime = SchedulerRPC(scheduler, config)
+    scheduler.req_to_token_pool.rpc = runtime
+    logger.info(
+        "RPC on: %s; scope in effect: %s; scoring: %s; %d query slots, %.1f MB",
+        config.to_json(),
+        runtime.scope_in_effect,
+        runtime.compressor.scoring,
+        runtime.ring.slots,
+        runtime.ring.nbytes / 1e6,
+    )
+
+
+def _tracer(scheduler: Any, config: RPCConfig, compressor: Compressor, group: Any | None) -> Tracer | None:
+    """What writes `--rpc-trace`; None if nothing does, or another rank, which keeps the same. Raises ConfigError."""
+    if config.trace is None or (group is not None and group.rank_in_group != 0):
+        return None
+    args = scheduler.server_args
+    server = {
+        "version": sglang_rpc.__version__,
+        "model": args.model_path,
+        "tokenizer": args.tokenizer_path or args.model_path,
+        "scoring": compressor.scoring,
+        "config": config.as_dict(),
+        "layers": len(compressor.layers),
+        "heads": compressor.layers[0].keys.shape[1] if config.aggregation == "group" else 1,
+    }
+    tracer = Tracer(config.trace, server, compressor.markers, compressor.ring.buffer.device)
+    compressor.observe(tracer.observer)
+    return tracer
+
+
+def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:
+    """Raises ConfigError: on ranks that compress differently rows would differ, and collectives would not pair up."""
+    everywhere: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(everywhere, settings, group=group.cpu_group)
+    if any(other != settings for other in everywhere):
+        raise ConfigError(
+            "every rank must have the same --rpc-* flags, query slots and scoring: start every node with the same "
+            f"flags and memory, and name --rpc-scoring where GPUs differ; got {everywhere}"
+        )
+
+
+def _tensor_parallel_group() -> Any | None:
+    """The group whose ranks share the attention heads; None if this rank has them all."""
+    from sglang.srt.distributed.parallel_state import get_attn_tp_group
+
+    group = get_attn_tp_group()
+    return group if group.world_size > 1 else None

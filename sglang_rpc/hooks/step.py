@@ -1,0 +1,37 @@
+"""What one forward step carries for RPC, on SGLang's forward batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class SingleRows:
+    """Rows of one token in an extend step that decode: those of a mixed step, and restored requests."""
+
+    tokens: torch.Tensor  #: int64 [n]: index of each row's token in the step
+    rows: torch.Tensor  #: int64 [n]: index of each row in the batch
+    logical_lengths: torch.Tensor  #: [batch]: of all rows, as SGLang's seq_lens would be without compression
+    where: tuple[torch.Tensor, torch.Tensor] | None  #: where their queries go in the ring; None if nothing is recorded
+
+
+@cache
+def carrying(batch_class: type) -> type:
+    """`batch_class` with a field `rpc`, a SingleRows or None.
+
+    A field, for SGLang makes copies of a batch with `dataclasses.replace`, which drops other attributes.
+    """
+    return dataclasses.make_dataclass(
+        batch_class.__name__, [("rpc", SingleRows | None, dataclasses.field(default=None))], bases=(batch_class,)
+    )
+
+
+def single_rows(forward_batch: Any) -> SingleRows | None:
+    """The step's single rows; None if it has none, or was made for the capture of a graph."""
+    rows: SingleRows | None = getattr(forward_batch, "rpc", None)
+    return rows

@@ -1,0 +1,94 @@
+"""Retracted requests that the pool can never take back: they end with HTTP 503 and a sentence, instead of blocking the
+queue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sglang_rpc.hooks import backups, limits
+from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
+
+logger = logging.getLogger(__name__)
+
+
+def is_unresumable(runtime: SchedulerRPC, req: Any) -> bool:
+    """Whether a retracted request has outgrown the pool, so that it can neither be restored nor prefilled again.
+
+    One that can, but not to the length it may have, is limited to what the empty pool has room for. A length that is
+    known (`ignore_eos`) is not, if it is known too what of it is compressed (scope `all`).
+    """
+    state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
+    if state is None or generated == 0:
+        return False
+    if state.segment is not None:
+        state.segment.advance(req.output_ids, generated)  # it may have begun to think since the last poll
+    saved = state.hooks.saved
+    wanted = max(0, req.sampling_params.max_new_tokens - generated)
+
+    def plan(tokens: int) -> limits.Plan:
+        if saved is None:
+            return state.plan(generated, tokens, True, prompt)
+        return state.plan_saved(saved, generated, tokens, True, prompt)
+
+    tokens = limits.most(runtime.scheduler, wanted, plan)
+    if tokens >= wanted:
+        return False
+    if tokens < 1 or (req.sampling_params.ignore_eos and state.segment is None):
+        state.hooks.ended = sentence(runtime, req)
+        backups.forget(runtime, req)
+        return True
+    limits.lower(req, generated + tokens)
+    return False
+
+
+def sentence(runtime: SchedulerRPC, req: Any) -> str:
+    """Why `req`, retracted, cannot go on, and what would help. A retry alone may meet the same end."""
+    slots, tokens = runtime.scheduler.max_total_num_tokens, len(req.output_ids)
+    if req.rpc.hooks.saved is not None:
+        return (
+            f"Retracted after {tokens} tokens: to go on, it needs more than the {slots} slots of the KV pool; "
+            "ask for fewer tokens, or start the server with more memory."
+        )
+    used, limit = runtime.backups.used / 1e9, runtime.backups.limit / 1e9
+    return (
+        f"Retracted after {tokens} tokens without a KV backup ({used:.2f} of {limit:.2f} GB of host backups in use): "
+        f"computed again, uncompressed, it needs more than the {slots} slots of the KV pool; ask for fewer "
+        "tokens, or start the server with a larger --rpc-host-backup-gb or more memory."
+    )
+
+
+def explain(result: tuple[Any, float, list[Any]], batch: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ScheduleBatch.retract_decode: requests that `is_unresumable` ended say why.
+
+    SGLang's own message asks to retry later, which can end the same way.
+    """
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    for req in result[2]:
+        if req.rpc is not None and req.rpc.hooks.ended is not None:
+            req.to_finish = FINISH_ABORT(req.rpc.hooks.ended, status_code=503)
+
+
+def queue_if_resumable(original: Callable[..., Any], scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    """AROUND Scheduler._add_request_to_queue: preemption and pauses queue what they retract without a question."""
+    runtime = runtime_of(scheduler)
+    if runtime is not None and end_if_unresumable(runtime, req):
+        return None
+    return original(scheduler, req, *args, **kwargs)
+
+
+def end_if_unresumable(runtime: SchedulerRPC, req: Any) -> bool:
+    """End `req` with 503 if it waits and can never be resumed; returns whether it ended."""
+    if not req.is_retracted or not is_unresumable(runtime, req):
+        return False
+    from sglang.srt.managers.scheduler import _make_abort_req
+
+    scheduler, message = runtime.scheduler, req.rpc.hooks.ended
+    reason = {"type": "abort", "status_code": 503, "message": message}
+    scheduler._release_aborted_request(req)
+    scheduler.beam_coordinator.retire_group(req)
+    scheduler.send_abort_output(_make_abort_req(req, finished_reason=reason), req)
+    logger.warning("RPC %s: %s", req.rid, message)
+    return True

@@ -1,0 +1,55 @@
+"""The receipt: what a response says of its request's compressions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_rpc.config import RequestOptions
+from sglang_rpc.runtime.totals import Totals
+
+#: Fields of a receipt (`meta_info.rpc` of a response) and what they mean, in their order.
+RECEIPT_FIELDS = {
+    "compressions": "compressions over the request's life, retractions included",
+    "generated": "tokens generated: the logical length after the prompt",
+    "held": "KV entries held at the end, after the prompt: the physical length",
+    "evicted": "KV entries evicted over the request's life, counted once per position, not per layer",
+    "slots_freed": "pool slots given back, in whole pages",
+    "late": "compressions after their due date: no query slot was free, memory pressure began later, or the request "
+    "was prefilled again",
+    "early": "compressions before their due date, to spare a retraction",
+    "retractions": "times SGLang retracted the request",
+    "restored": "retractions after which the request came back with the KV it had",
+    "interval": "P, of this request",
+    "window": "R, of this request",
+    "ratio": "c, of this request",
+    "scope": "think or all, of this request",
+    "reason": "why the request was never compressed; only where `compressions` is 0",
+}
+
+
+def make_receipt(options: RequestOptions, totals: Totals, generated: int, held: int, reason: str) -> dict[str, Any]:
+    """Build a receipt, with the fields of RECEIPT_FIELDS.
+
+    Args:
+        generated: tokens generated, the logical length.
+        held: KV entries held of them.
+        reason: why the request was not compressed; used if it was not.
+    """
+    receipt: dict[str, Any] = {
+        "compressions": totals.compressions,
+        "generated": generated,
+        "held": held,
+        "evicted": totals.evicted,
+        "slots_freed": totals.slots_freed,
+        "late": totals.late,
+        "early": totals.early,
+        "retractions": totals.retractions,
+        "restored": totals.restored,
+        "interval": options.interval,
+        "window": options.window,
+        "ratio": options.ratio,
+        "scope": options.scope,
+    }
+    if totals.compressions == 0:
+        receipt["reason"] = reason
+    return receipt

@@ -1,0 +1,56 @@
+"""What has been compressed so far: over one request's life, and over a server's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang_rpc.types import Compression
+
+
+@dataclass
+class Tally:
+    """Compressions and what they gave. Only its own methods change it."""
+
+    compressions: int = 0
+    evicted: int = 0  #: KV entries evicted, counted once per position (not per layer)
+    slots_freed: int = 0  #: slots given back to the pool, in whole pages: the unfilled rest of a page counts
+    late: int = 0  #: compressions after their due date
+    early: int = 0  #: compressions before their due date, to spare a retraction
+
+    def compressed(self, c: Compression, slots_freed: int) -> None:
+        """Count `c`, which freed `slots_freed` pool slots."""
+        self.compressions += 1
+        self.evicted += c.evicted
+        self.slots_freed += slots_freed
+        self.late += c.late
+        self.early += c.early
+
+
+@dataclass
+class Totals(Tally):
+    """Of one request, retractions included."""
+
+    retractions: int = 0
+    restored: int = 0  #: retractions after which the request came back with the KV it had
+    deferred: bool = False  #: whether a due date was not kept, for want of memory pressure
+
+    def retracted(self) -> None:
+        self.retractions += 1
+
+    def came_back(self) -> None:
+        """Count a retraction after which the request has the KV it had."""
+        self.restored += 1
+
+    def defer(self) -> None:
+        """Note that due dates are not kept now."""
+        self.deferred = True
+
+
+@dataclass
+class Counters(Tally):
+    """Of the server since it started, over all requests."""
+
+    slot_waits: int = 0  #: steps in which a compression was put off because no query slot was free
+    requests_compressed: int = 0
+    restored: int = 0  #: retracted requests that came back with the KV they had
+    backups_refused: int = 0  #: retracted requests for whose KV the host backups had no room
