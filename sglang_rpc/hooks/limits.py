@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.runtime.admission import Forecast, Plan, longest, refuse_unfit
+from sglang_rpc.runtime.admission import Forecast, Plan, largest, longest, refuse_unfit
+from sglang_rpc.runtime.request_state import RequestState
 
 
 def capacity_after(scheduler: Any, entries: int) -> int:
@@ -28,8 +28,13 @@ def refuse_prompt(scheduler: Any, req: Any) -> None:
         )
 
 
-def fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int | None, at_least: int) -> None:
-    """Set the most tokens a new `req` may generate; raises ConfigError if it asked for more than can ever fit."""
+def fit_to_pool(scheduler: Any, req: Any, state: RequestState, asked: int | None, at_least: int) -> None:
+    """Set the most tokens that a new `req`, of `state`, may generate.
+
+    Raises:
+        ConfigError: it asked for more than can ever fit.
+    """
+    state.hooks.fitted_for = None if state.start is None else (state.start, True)
     prompt = len(req.origin_input_ids)
     if prompt >= scheduler.max_req_input_len or req.to_finish is not None:
         return  # SGLang refuses it itself
@@ -38,10 +43,10 @@ def fit_to_pool(scheduler: Any, req: Any, options: RequestOptions, asked: int | 
     if scheduler.max_new_tokens_limit:
         limit = min(limit, scheduler.max_new_tokens_limit)
     if asked is None:
-        tokens = max(1, longest(limit, room, options))  # of none, `refuse_prompt` speaks
+        tokens = max(1, longest(limit, room, state.options))  # of none, `refuse_prompt` speaks
     else:
         tokens = min(asked, limit)
-        refuse_unfit(tokens, prompt, room, scheduler.max_total_num_tokens, options)
+        refuse_unfit(tokens, prompt, room, scheduler.max_total_num_tokens, state.options)
     params = req.sampling_params
     params.max_new_tokens = max(0, tokens)
     params.min_new_tokens = min(at_least, params.max_new_tokens)
@@ -55,15 +60,11 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     """
     state, params = req.rpc, req.sampling_params
     known = state.start, state.active
-    if (
-        state.segment is None
-        or not state.options.enabled
-        or state.refused is not None
-        or known == state.hooks.fitted_for
-    ):
-        return
+    never = state.segment is None or not state.options.enabled or state.refused is not None
+    if never or known == state.hooks.fitted_for:
+        return None
     if state.active and state.thoughts is not None:
-        return  # nobody knows what it will hold, and SGLang's clip stands
+        return None  # nobody knows what it will hold, and SGLang's clip stands
     output, answer = len(req.output_ids), _answer_room(scheduler, req)
     if not state.active:
         state.hooks.fitted_for = known
@@ -76,7 +77,7 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     if state.start is not None:
         state.hooks.fitted_for = known
         return None
-    # From its first thought to its first compression it holds R + P more: the last look must come before that.
+    # From its first thought to its first compression it holds R + P more: the last poll must come before that.
     ahead = answer - state.options.interval - state.options.window
     if ahead < 1:
         return lower(req, output + max(1, answer))
@@ -92,13 +93,7 @@ def most(scheduler: Any, want: int, plan: Callable[[int], Plan]) -> int:
         room = capacity_after(scheduler, planned.prompt + planned.held)
         return Forecast([planned], scheduler.page_size).peak <= room
 
-    if fits(want):
-        return want
-    low, high = 0, want
-    while high - low > 1:  # what is held at most never falls with the length
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return largest(want, fits)
 
 
 def _answer_room(scheduler: Any, req: Any) -> int:

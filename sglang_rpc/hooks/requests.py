@@ -45,8 +45,7 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
         state = RequestState(options, refused=None if refusal is None else refusal.sentence)
         runtime.compressor.begin(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
-            fit_to_pool(scheduler, req, options, asked, at_least)
-            state.hooks.fitted_for = None if state.start is None else (state.start, True)
+            fit_to_pool(scheduler, req, state, asked, at_least)
         refuse_prompt(scheduler, req)
     except ConfigError as error:
         req.rpc = None

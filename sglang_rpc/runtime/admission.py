@@ -7,7 +7,7 @@ even added up over time, since they do not all stand at their peak at once. No s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ import numpy as np
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.policy import budget
+from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.types import NEVER
 
-#: Stretches that the time ahead is cut into; each counts as high as its highest moment.
+#: Buckets that the time ahead is cut into; each counts as high as its highest moment.
 BUCKETS = 64
 
 
@@ -34,7 +35,7 @@ class Plan:
     interval: int = 1
     window: int = 0
     budget_step: int = 1
-    prompt: int = 0  #: entries in front of the generated region, in the same pages
+    prompt: int = 0  #: entries before the generated region, in the same pages
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -45,9 +46,9 @@ class Plan:
 
 
 class Forecast:
-    """How much more than now is held, stretch by stretch of the steps ahead, by all `plans` together.
+    """How much more than now is held, bucket by bucket of the steps ahead, by all `plans` together.
 
-    Every running request advances by one token a step. The last stretch has no end, so that what is added later and
+    Every running request advances by one token a step. The last bucket has no end, so that what is added later and
     outlasts the first plans is counted there.
     """
 
@@ -76,21 +77,21 @@ class Forecast:
         self._total = self._total + self._growth([plan])[0]
 
     def _growth(self, plans: Sequence[Plan]) -> np.ndarray:
-        """Slots above what is held now: int64 [plans, stretches]; negative where a plan holds less, or has ended."""
+        """Slots above what is held now: int64 [plans, buckets]; negative where a plan holds less, or has ended."""
         if not plans:
             return np.zeros((1, BUCKETS), dtype=np.int64)
         prompt = np.array([[plan.prompt] for plan in plans])
         now = prompt + np.array([[plan.held] for plan in plans])
         then = prompt + highest_held(plans, self._begin, self._end)
-        growth: np.ndarray = (-(-then // self._page) + -now // self._page) * self._page  # ceil(then) - ceil(now)
+        growth: np.ndarray = ceil_align(then, self._page) - ceil_align(now, self._page)
         return growth
 
 
 def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The most that each plan holds at any moment of each stretch [begin, end] of steps from now.
+    """The most that each plan holds at any moment of each bucket [begin, end] of steps from now.
 
     An upper bound: a compression that comes later than its due date takes what came since with it. int64 [plans,
-    stretches].
+    buckets].
     """
 
     columns = np.array([plan.counts for plan in plans], dtype=np.int64).T[:, :, None]
@@ -100,7 +101,7 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> n
     last = now + np.minimum(end[None, :], remaining)
 
     until_compressed = np.where(first <= compresses_at, held + np.minimum(last, compresses_at) - now, 0)
-    # Behind it: at the stretch's end, and just before the last due date inside the stretch. Peaks rise with time.
+    # After it: at the bucket's end, and just before the last due date inside the bucket. Peaks rise with time.
     region = last - start
     dates = np.maximum(-(-(region - window) // interval) - 1, 0)
     at_end = start + dates * step + region - dates * interval
@@ -118,20 +119,18 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> n
 
 def longest(want: int, room: int, options: RequestOptions) -> int:
     """The largest n <= `want` such that n generated tokens never hold more than `room` entries."""
+    return largest(want, lambda n: budget.peak_held(n, options.interval, options.window, options.budget_step) <= room)
 
-    def peak(n: int) -> int:
-        return budget.peak_held(n, options.interval, options.window, options.budget_step)
 
-    if peak(want) <= room:
+def largest(want: int, fits: Callable[[int], bool]) -> int:
+    """The largest n <= `want` that fits; 0 if none does. What is held at most never falls with n."""
+    if fits(want):
         return want
-    fits, too_long = 0, want
-    while too_long - fits > 1:  # peak_held never falls
-        middle = (fits + too_long) // 2
-        if peak(middle) <= room:
-            fits = middle
-        else:
-            too_long = middle
-    return fits
+    low, high = 0, want
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestOptions) -> None:
@@ -139,7 +138,7 @@ def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestO
 
     Args:
         prompt: tokens of the prompt.
-        room: entries that the pool, of `pool` slots, has for what is generated behind this prompt.
+        room: entries that the pool, of `pool` slots, has for what is generated after this prompt.
     """
     fits = longest(want, room, options)
     if fits >= want:

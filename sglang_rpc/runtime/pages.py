@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
 
-def ceil_align(entries: int, page: int) -> int:
+import numpy as np
+
+Entries = TypeVar("Entries", int, np.ndarray)
+
+
+def ceil_align(entries: Entries, page: int) -> Entries:
     """Slots of the pages that `entries` from a page's start on lie in."""
     return -(-entries // page) * page

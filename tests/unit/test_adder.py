@@ -217,9 +217,9 @@ def test_what_sglang_serves_uncompressed_is_not_refused(page):
         req = request(page, prompt, False, False)
         served = req.sampling_params.max_new_tokens
         req.rpc = RequestState(options)
-        fit_to_pool(arriving(page), req, options, served, 0)
+        fit_to_pool(arriving(page), req, req.rpc, served, 0)
         assert req.sampling_params.max_new_tokens == served and (served == 0 or Pool(page).admits(req))
-        fit_to_pool(arriving(page), req, options, None, 0)
+        fit_to_pool(arriving(page), req, req.rpc, None, 0)
         assert req.sampling_params.max_new_tokens >= served
 
 
@@ -251,8 +251,7 @@ def thinking(page: int, prompt: int, output: list[int], events: int = 0, thinks:
     """Its limit was found on arrival, as if it thought to its end."""
     req = sgl().Req("", "", [START if thinks else WORD] * prompt, sgl().SamplingParams(max_new_tokens=1))
     req.rpc = state = RequestState(THINKING, segment=SegmentTracker(MARKERS, req.origin_input_ids))
-    fit_to_pool(arriving(page), req, THINKING, None, 0)
-    state.hooks.fitted_for = (state.start, True) if thinks else None
+    fit_to_pool(arriving(page), req, state, None, 0)
     state.clock.events, state.clock.evicted = events, events * 48
     state.totals.compressions = events
     back(req, 0)
