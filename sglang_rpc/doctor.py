@@ -1,51 +1,52 @@
 """`python -m sglang_rpc.doctor`: can RPC run here, and is this SGLang the one it was proven on?
 
 Exit status: 0 if RPC can start, with or without warnings; 1 if it would refuse to. With `--pin`: whether pins were
-written.
+written. `--hooks` prints docs/hooks.md, and asks SGLang nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import logging
-import os
-import platform
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sglang_rpc import __version__
 from sglang_rpc.contract import pins as pinned
-from sglang_rpc.contract.assumptions import ASSUMPTIONS, LATENT_ASSUMPTIONS, Assumption
-from sglang_rpc.contract.pins import Finding, Pins, State
-from sglang_rpc.contract.targets import CLI_HOOKS, HOOKS, LATENT_HOOKS
+from sglang_rpc.contract.assumptions import assumptions
+from sglang_rpc.contract.pins import ASSUMED, Finding, State, use_of
+from sglang_rpc.contract.targets import COMMAND_LINE, LATENT, SERVING, Hook, Need, hooks_in
 from sglang_rpc.errors import RPCError
 from sglang_rpc.startup import cpu
-
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
-NEEDS: tuple[pinned.Need, ...] = (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS, *ASSUMPTIONS, *LATENT_ASSUMPTIONS)
-GROUP = "sglang.srt.plugins"
+from sglang_rpc.startup.machine import PROBLEM, WARNING, Fact, facts_of
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One line about this machine. A problem means that RPC can't start."""
+def every_hook() -> tuple[Hook, ...]:
+    """All hooks that RPC has, in the order in which they are put on."""
+    from sglang_rpc.startup import flags
+    from sglang_rpc.startup.process import declared_hooks
 
-    name: str
-    value: str
-    state: str = OK
-    advice: str = ""
+    hooks = (*hooks_in(flags), *declared_hooks())
+    return tuple(hook for when in (COMMAND_LINE, SERVING, LATENT) for hook in hooks if hook.when == when)
+
+
+def needs() -> tuple[Need, ...]:
+    """All that RPC needs of SGLang."""
+    return (*every_hook(), *assumptions(SERVING), *assumptions(LATENT))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report; returns the exit status."""
     options = _parser().parse_args(argv)
+    if options.hooks:
+        print(hooks_page(), end="")
+        return 0
     folder = pinned.directory() if options.pins is None else Path(options.pins)
     # SGLang's imports warn of kernels and parsers that matter to nobody who asks for a diagnosis.
     logging.disable(logging.WARNING)
@@ -65,8 +66,8 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     if options.pin:
         return _pin(version, folder)
     pins = pinned.load(version, folder)
-    facts = machine(version, pins)
-    findings = pinned.compare(pins, NEEDS)
+    facts = facts_of(version, pins)
+    findings = pinned.compare(pins, needs())
     if options.json:
         print(json.dumps(as_json(facts, findings), indent=1))
     else:
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sglang_rpc.doctor", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     parser.add_argument("--pin", action="store_true", help="pin the SGLang installed here, once it is proven")
+    parser.add_argument("--hooks", action="store_true", help="the hooks and their targets, as Markdown")
     parser.add_argument("--pins", metavar="DIR", help="where pins are read and written (default: those of sglang-rpc)")
     return parser
 
@@ -91,129 +93,18 @@ def _prepare() -> str:
         import sglang
     except Exception as error:  # whatever a broken installation raises: the reader needs the sentence, not the stack
         raise RPCError(f"SGLang can't be imported: {type(error).__name__}: {error}") from error
-    return sglang.__version__
+    return str(sglang.__version__)
 
 
 def _pin(version: str, folder: Path) -> int:
-    path = pinned.save(pinned.take(version, NEEDS), folder)
-    print(f"pinned {len(NEEDS)} targets of SGLang {version} in {path}")
+    pins = pinned.take(version, needs())
+    print(f"pinned {len(pins.pins)} targets of SGLang {version} in {pinned.save(pins, folder)}")
     return 0
 
 
 def broken(facts: Sequence[Fact], findings: Sequence[Finding]) -> bool:
     """Whether RPC would refuse to start."""
     return any(fact.state == PROBLEM for fact in facts) or any(finding.state.breaks for finding in findings)
-
-
-# ---- this machine -------------------------------------------------------------------------------------------
-
-
-def machine(version: str, pins: Pins) -> list[Fact]:
-    """What decides whether RPC can run here. Raises ConfigError on a wrong SGLANG_RPC_ALLOW_VERSION."""
-    return [_sglang(version, pins), _python(), _package("PyTorch", "torch"), *_device(), _plugin(), _whitelist()]
-
-
-def _sglang(version: str, pins: Pins) -> Fact:
-    from sglang_rpc.hooks.install import ALLOW_VERSION_ENV, allowed_version
-
-    if pinned.public(version) == pins.version:
-        return Fact("SGLang", f"{version}, the version pinned")
-    value = f"{version}; pinned is {pins.version}"
-    if allowed_version(version, pins):
-        return Fact("SGLang", value, WARNING, f"unproven, allowed by {ALLOW_VERSION_ENV}=1")
-    advice = f"install sglang=={pins.version}, or set {ALLOW_VERSION_ENV}=1 to try it all the same"
-    return Fact("SGLang", value, PROBLEM, advice)
-
-
-def _python() -> Fact:
-    return Fact("Python", f"{platform.python_version()}, {platform.machine()} {platform.system()}")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _package(name: str, distribution: str, needed: bool = True) -> Fact:
-    value = _version(distribution)
-    if value is not None:
-        return Fact(name, value)
-    return Fact(name, "not installed", PROBLEM if needed else OK, "SGLang needs it: install it again" if needed else "")
-
-
-def _device() -> list[Fact]:
-    """The device, the kernels' packages, and the attention backends that RPC and this device can both use."""
-    import torch
-
-    if torch.cuda.is_available():
-        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        shown = ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
-        major, minor = torch.cuda.get_device_capability()
-        return [
-            Fact("Device", shown),
-            _package("Triton", "triton"),
-            _flashinfer(used=torch.version.hip is None),
-            Fact("Attention", ", ".join(_gpu_backends(major * 10 + minor, torch.version.hip is not None))),
-        ]
-    triton = _package("Triton", "triton", needed=False)
-    if not cpu.wanted():
-        return [Fact("Device", "an accelerator other than CUDA or ROCm", PROBLEM, "add --device cpu"), triton]
-    kernels = "SGLang's CPU kernels" if cpu.cpu_kernels_available() else "a stand-in for SGLang's CPU kernels, slow"
-    return [
-        Fact("Device", f"CPU, {os.cpu_count()} cores: reference mode, with {kernels}"),
-        triton,
-        _flashinfer(used=False),
-        Fact("Attention", "torch_native"),
-    ]
-
-
-def _flashinfer(used: bool) -> Fact:
-    distribution = "flashinfer-python"
-    value = _version(distribution) or _version("flashinfer")
-    if value is None:
-        return Fact("FlashInfer", "not installed" + (": the triton backend serves" if used else ""))
-    return Fact("FlashInfer", value + ("" if used else ", not used on this device"))
-
-
-def _gpu_backends(capability: int, rocm: bool) -> list[str]:
-    """Of the backends RPC is built for, those this GPU can run: `capability` is 90 for Hopper's 9.0."""
-    from sglang_rpc.contract.refusals import ATTENTION_BACKENDS
-
-    usable: dict[str, Callable[[], bool]] = {
-        # SGLang's FlashAttention 3 kernels: Ampere to Hopper. FlashInfer: Turing and later.
-        "fa3": lambda: not rocm and 80 <= capability < 100,
-        "flashinfer": lambda: not rocm and capability >= 75 and importlib.util.find_spec("flashinfer") is not None,
-    }
-    return [name for name in ATTENTION_BACKENDS if usable.get(name, lambda: True)()]
-
-
-def _plugin() -> Fact:
-    """The entry point that `sglang serve` with SGLANG_RPC_CONFIG needs; our own launcher doesn't."""
-    from sglang_rpc.config import CONFIG_ENV
-
-    advice = f"`sglang serve` with {CONFIG_ENV} would run uncompressed; install sglang-rpc again with pip"
-    found = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name == "rpc"]
-    if not found:
-        return Fact("Plugin", f"no entry point `rpc` in {GROUP}", WARNING, advice)
-    try:
-        found[0].load()
-    except Exception as error:  # an import may raise anything, and SGLang would swallow it
-        return Fact("Plugin", f"{found[0].value} can't be imported: {error}", WARNING, advice)
-    return Fact("Plugin", f"rpc = {found[0].value}")
-
-
-def _whitelist() -> Fact:
-    listed = os.environ.get("SGLANG_PLUGINS", "")
-    names = {name.strip() for name in listed.split(",") if name.strip()}
-    if not names:
-        return Fact("SGLANG_PLUGINS", "not set: every plugin is loaded")
-    if "rpc" in names:
-        return Fact("SGLANG_PLUGINS", listed)
-    from sglang_rpc.config import CONFIG_ENV
-
-    return Fact("SGLANG_PLUGINS", listed, WARNING, f"`sglang serve` with {CONFIG_ENV} would run uncompressed; add rpc")
 
 
 # ---- showing it ---------------------------------------------------------------------------------------------
@@ -225,10 +116,10 @@ def as_json(facts: Sequence[Fact], findings: Sequence[Finding]) -> dict[str, Any
         "sglang_rpc": __version__,
         "can_run": not broken(facts, findings),
         "machine": [asdict(fact) for fact in facts],
-        "seams": [
+        "places": [
             {
                 "target": finding.need.target,
-                "use": _use(finding),
+                "use": use_of(finding.need),
                 "state": finding.state.value,
                 "breaks": finding.state.breaks,
                 "detail": finding.detail,
@@ -247,22 +138,18 @@ def report(facts: Sequence[Fact], findings: Sequence[Finding], path: Path) -> st
         if fact.advice:
             lines.append(f"  {'':<8} {'':<15} -> {fact.advice}")
     lines += ["", f"What RPC needs of SGLang, compared with {path}"]
-    # Of what is only relied upon, a person reads what differs; --json has all of it.
-    quiet = [f for f in findings if f.state is State.OK and isinstance(f.need, Assumption)]
+    # Of what is only assumed, a person reads what differs; --json has all of it.
+    quiet = [f for f in findings if f.state is State.OK and use_of(f.need) == ASSUMED]
     shown = [f for f in findings if f not in quiet]
     width = max((len(f.state.value) for f in findings), default=0)
     for finding in shown:
         target = finding.need.target.removeprefix("sglang.")
-        lines.append(f"  {finding.state.value:<{width}}  {_use(finding):<11}  {target}")
+        lines.append(f"  {finding.state.value:<{width}}  {use_of(finding.need):<7}  {target}")
         if finding.state is not State.OK:
-            lines.append(f"  {'':<{width}}  {'':<11}  -> {finding.detail}; needed: {finding.need.reason}")
+            lines.append(f"  {'':<{width}}  {'':<7}  -> {finding.detail}; needed: {finding.need.reason}")
     if quiet:
-        lines.append(f"  {State.OK.value:<{width}}  {pinned.ASSUMPTIONS:<11}  {len(quiet)} places (--json lists them)")
+        lines.append(f"  {State.OK.value:<{width}}  {ASSUMED:<7}  {len(quiet)} places (--json lists them)")
     return "\n".join([*lines, "", _verdict(facts, findings)])
-
-
-def _use(finding: Finding) -> str:
-    return pinned.ASSUMPTIONS if isinstance(finding.need, Assumption) else finding.need.kind
 
 
 def _verdict(facts: Sequence[Fact], findings: Sequence[Finding]) -> str:
@@ -275,6 +162,38 @@ def _verdict(facts: Sequence[Fact], findings: Sequence[Finding]) -> str:
     if caveats:
         return f"RPC can run here, with {len(caveats)} warning{'s' * (len(caveats) > 1)}: {', '.join(caveats)}"
     return f"RPC can run here: all {len(findings)} places in SGLang are as pinned"
+
+
+# ---- docs/hooks.md ------------------------------------------------------------------------------------------
+
+_HOOKS_HEAD = """# Hooks
+
+Where RPC is attached to SGLang. Each hook is declared above its function, with its target and the reason.
+This page is generated: `python -m sglang_rpc.doctor --hooks > docs/hooks.md`.
+"""
+_WHEN = {
+    COMMAND_LINE: "Put on by `sglang_rpc.launch_server` before it parses its arguments, RPC on or off",
+    SERVING: "Put on in every process of a server with RPC",
+    LATENT: "Put on when a model with latent attention (MLA) is met",
+}
+
+
+def hooks_page() -> str:
+    """The text of docs/hooks.md."""
+    lines = [_HOOKS_HEAD]
+    for when, title in _WHEN.items():
+        lines += [
+            f"## {title}\n",
+            "| target, under `sglang` | hook, under `sglang_rpc` | kind | reason |",
+            "|---|---|---|---|",
+        ]
+        for hook in every_hook():
+            if hook.when == when:
+                function = f"{hook.function.__module__}.{hook.function.__qualname__}".removeprefix("sglang_rpc.")
+                target = hook.target.removeprefix("sglang.")
+                lines.append(f"| `{target}` | `{function}` | {hook.kind} | {hook.reason} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ class Engine(SGLangEngine):
     """
 
     def __init__(self, *, rpc: RPCConfig | dict[str, Any] | None = _DEFAULT, **kwargs: Any):
+        from sglang_rpc.contract.refused import was_refused
         from sglang_rpc.contract.settings import attach
-        from sglang_rpc.hooks.install import install
-        from sglang_rpc.startup.process import was_refused
+        from sglang_rpc.startup.process import switch_on
 
         config = rpc if rpc is None or isinstance(rpc, RPCConfig) else RPCConfig.from_mapping(rpc)
         if config is not None:
-            install()
+            switch_on()
         if "server_args" in kwargs:
             attach(kwargs["server_args"], config)
         elif _ON_CPU:

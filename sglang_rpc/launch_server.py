@@ -20,8 +20,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str]):
-    from sglang_rpc.contract.targets import CLI_HOOKS
+    from sglang_rpc.contract.targets import hooks_in
     from sglang_rpc.hooks.install import install
+    from sglang_rpc.startup import flags
 
     # The plugin entry point must not switch on what --disable-rpc switches off; read_flags reads the variable itself.
     asked = os.environ.pop(CONFIG_ENV, None)
@@ -30,7 +31,7 @@ def _parse(argv: list[str]):
     load_plugins()
     if asked is not None:
         os.environ[CONFIG_ENV] = asked
-    install(CLI_HOOKS)
+    install(hooks_in(flags))
     from sglang.srt.server_args import prepare_server_args
 
     server_args = prepare_server_args(argv)
@@ -42,12 +43,13 @@ def _serve(server_args) -> None:
     from sglang.launch_server import run_server
     from sglang.srt.utils import kill_process_tree
 
+    from sglang_rpc.contract.refused import was_refused
     from sglang_rpc.contract.settings import config_of
-    from sglang_rpc.hooks.install import install
-    from sglang_rpc.startup.process import was_refused
 
     if config_of(server_args) is not None:
-        install()
+        from sglang_rpc.startup.process import switch_on
+
+        switch_on()
     try:
         run_server(server_args)
     except RuntimeError as error:

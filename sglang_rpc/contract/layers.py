@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeGuard, cast
 
 import torch
 
+from sglang_rpc.contract.sglang.memory import KVPool, LatentPool
+from sglang_rpc.contract.sglang.model import AttentionLayer, HookableLayer, LatentAttention, ModelRunner
 from sglang_rpc.types import KVLayer
 
 
-def decoder_layers(model: torch.nn.Module) -> list[Any]:
+def decoder_layers(model: torch.nn.Module) -> list[HookableLayer]:
     """The attention layers whose KV is compressed, by layer id.
 
     Latent attention (MLA) has two a layer: `attn_mqa` reads the latents as they are stored, with queries absorbed into
@@ -22,22 +24,23 @@ def decoder_layers(model: torch.nn.Module) -> list[Any]:
     return sorted(found, key=lambda layer: layer.layer_id)
 
 
-def latent_attentions(model: torch.nn.Module) -> list[Any]:
+def latent_attentions(model: torch.nn.Module) -> list[LatentAttention]:
     """The modules that choose, step by step, between `attn_mqa` and `attn_mha`."""
-    return [m for m in model.modules() if hasattr(m, "attn_mqa") and hasattr(m, "attn_mha")]
+    found = [m for m in model.modules() if hasattr(m, "attn_mqa") and hasattr(m, "attn_mha")]
+    return cast("list[LatentAttention]", found)
 
 
-def is_latent(pool: Any) -> bool:
+def is_latent(pool: KVPool) -> TypeGuard[LatentPool]:
     """Whether a token's KV is one latent, which is key and value in one."""
     return hasattr(pool, "kv_lora_rank")
 
 
-def pool_bytes(pool: Any) -> int:
+def pool_bytes(pool: KVPool) -> int:
     buffers = pool.kv_buffer if is_latent(pool) else (*pool.k_buffer, *pool.v_buffer)
     return sum(buffer.nbytes for buffer in buffers)
 
 
-def kv_layer(model_runner: Any, layer: Any) -> KVLayer:
+def kv_layer(model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
     """Where this layer's KV lies in the pool, and how its logits are scaled."""
     pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
     index = layer.layer_id - pool.start_layer

@@ -6,6 +6,8 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract import refusals
+from sglang_rpc.contract.sglang.server import ServerArgs
+from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.table import NAMES, accumulates
@@ -14,18 +16,24 @@ from sglang_rpc.trace.writer import check_folder
 _ATTRIBUTE = "_rpc_config"
 
 
-def config_of(server_args: Any) -> RPCConfig | None:
+def config_of(server_args: ServerArgs) -> RPCConfig | None:
     """The configuration attached to these arguments; None means RPC is off."""
     return getattr(server_args, _ATTRIBUTE, None)
 
 
-def attach(server_args: Any, config: RPCConfig | None) -> None:
+def attach(server_args: ServerArgs, config: RPCConfig | None) -> None:
     """Attach; None says explicitly that RPC is off, whatever the environment asks for."""
     # An underscore name that is no field: the sealed record takes it and ships it to subprocesses.
     setattr(server_args, _ATTRIBUTE, config)
 
 
-def attach_and_refuse(_result: Any, server_args: Any) -> None:
+@hook(
+    AFTER,
+    "sglang.srt.server_args.ServerArgs.check_server_args",
+    "the last word on the arguments before a process is spawned: attach the RPC configuration, refuse what it cannot "
+    "work with",
+)
+def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
     """AFTER ServerArgs.check_server_args. Raises UnsupportedError or ConfigError."""
     if not hasattr(server_args, _ATTRIBUTE):
         attach(server_args, RPCConfig.from_env())
@@ -38,7 +46,7 @@ def attach_and_refuse(_result: Any, server_args: Any) -> None:
             check_folder(config.trace)
 
 
-def _refuse_text_without_tokenizer(server_args: Any, config: RPCConfig) -> None:
+def _refuse_text_without_tokenizer(server_args: ServerArgs, config: RPCConfig) -> None:
     named = [("think-start", config.think_start), ("think-end", config.think_end)]
     named += [*(("gist-tokens", token) for token in config.gist_tokens or ()), ("gist-resume", config.gist_resume)]
     for name, marker in named:
@@ -49,13 +57,13 @@ def _refuse_text_without_tokenizer(server_args: Any, config: RPCConfig) -> None:
             )
 
 
-def _refuse_policy(server_args: Any, config: RPCConfig) -> None:
+def _refuse_policy(server_args: ServerArgs, config: RPCConfig) -> None:
     if config.policy not in NAMES:
         raise ConfigError(f"policy must be one of {', '.join(NAMES)}, got {config.policy!r}")
     _refuse_gists(config)
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    resolved = resolving_view(server_args)
+    resolved: ServerArgs = resolving_view(server_args)
     graphs = resolved.cuda_graph_config
     on_gpu = not str(resolved.device).startswith("cpu")
     if accumulates(config.policy) and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):

@@ -6,11 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks import result_in_flight, resume
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.admission import Forecast, Plan
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class",
+    "SGLang's own extension point for admission, which otherwise reserves full lengths",
+)
 def adder_that_knows(adder_class: type, scheduler: Any) -> type:
     """AFTER Scheduler.get_prefill_adder_class, SGLang's own extension point."""
     runtime = runtime_of(scheduler)

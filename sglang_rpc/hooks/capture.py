@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from sglang_rpc.contract import refusals
-from sglang_rpc.contract.assumptions import LATENT_ASSUMPTIONS
 from sglang_rpc.contract.layers import decoder_layers, kv_layer, latent_attentions
+from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.targets import LATENT_HOOKS
+from sglang_rpc.contract.targets import AFTER, AROUND, LATENT, hook, hook_of
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
@@ -19,9 +19,13 @@ from sglang_rpc.hooks.query_slots import count_slots, ring_shape
 from sglang_rpc.hooks.step import single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.table import accumulates
-from sglang_rpc.startup.process import ends_if_refused
 
 
+@hook(
+    AFTER,
+    "sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends",
+    "the query ring must exist before CUDA graphs are captured",
+)
 @ends_if_refused
 def install_query_ring(_result: Any, model_runner: Any) -> None:
     """AFTER ModelRunner.init_attention_backends: build the ring, hook each attention layer.
@@ -34,7 +38,7 @@ def install_query_ring(_result: Any, model_runner: Any) -> None:
     refusals.refuse_model_runner(refusals.gather_facts(model_runner), config)
     latent = latent_attentions(model_runner.model)
     if latent:
-        install(LATENT_HOOKS, assumptions=LATENT_ASSUMPTIONS)
+        install([hook_of(absorb)])
     layers = decoder_layers(model_runner.model)
     shape = ring_shape(config, layers, model_runner.dtype)
     rows = model_runner.req_to_token_pool.req_to_token.shape[0]
@@ -61,6 +65,11 @@ def _load_kernels(ring: QueryRing, split: int | None) -> None:
         ring.store(0, ring.where(row_0, row_0), *query.tensor_split([split], -1))
 
 
+@hook(
+    AROUND,
+    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner.can_run_graph",
+    "a replayed prefill would not record the queries of rows that go on decoding",
+)
 def eager_while_recording(original: Callable[..., bool], runner: Any, forward_batch: Any) -> bool:
     """AROUND PrefillCudaGraphRunner.can_run_graph: a replayed prefill runs no hooks of modules, so rows of one token
     would not be recorded."""
@@ -72,6 +81,12 @@ def eager_while_recording(original: Callable[..., bool], runner: Any, forward_ba
     return original(runner, forward_batch)
 
 
+@hook(
+    AROUND,
+    "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA.dispatch_attn_forward_method",
+    "queries are recorded as the latents are read, absorbed, also where a prefill would expand the latents",
+    LATENT,
+)
 def absorb(original: Callable[..., Any], attention: Any, forward_batch: Any) -> Any:
     """AROUND DeepseekV2AttentionMLA.dispatch_attn_forward_method: a step with rows to record takes the absorbed way,
     whose queries are those that latents are scored with. After a long prefix SGLang would expand the latents.

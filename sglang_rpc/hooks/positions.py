@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 
+from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.model import model_rpc
 from sglang_rpc.hooks.resume import restore_ids
 from sglang_rpc.hooks.step import SingleRows, carrying, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 
 
+@hook(
+    AROUND,
+    "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+    "positions count the sequence, not the KV entries that are left of it",
+)
 def make_logical(
     original: Callable[..., Any], cls: type, batch: Any, model_runner: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -63,6 +69,11 @@ def _correct_extend(forward_batch: Any, batch: Any, ring: QueryRing) -> None:
     )
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
+    "a restored request is extended from a row that is shorter than its text",
+)
 def count_logically(_result: Any, batch: Any) -> None:
     """AFTER ScheduleBatch.prepare_for_extend: `orig_seq_lens`, which it sets to the row's length, is logical."""
     evicted = [0 if req.rpc is None else req.rpc.evicted for req in batch.reqs]
@@ -80,6 +91,11 @@ def _any_compressed(reqs: list[Any]) -> bool:
     return any(req.rpc is not None and req.rpc.evicted for req in reqs)
 
 
+@hook(
+    AROUND,
+    "sglang.srt.model_executor.model_runner.ModelRunner.sample",
+    "seeded sampling of a mixed batch takes its positions from seq_lens, which are physical",
+)
 def sample_at_logical(
     original: Callable[..., torch.Tensor], model_runner: Any, logits_output: Any, forward_batch: Any
 ) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks import result_in_flight, rows
 from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
@@ -76,6 +77,11 @@ def _highest(config: RPCConfig) -> float:
     return config.highest_ratio if config.pressure == "ratio" else config.ratio
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
+    "the last question before a retraction; what is freed here counts in its answer",
+)
 def compress_before_retracting(enough: bool, batch: Any, selected_indices: list[int] | None = None) -> bool | None:
     """AFTER ScheduleBatch.check_decode_mem, which asks whether the next decode step of `batch` fits the pool.
 

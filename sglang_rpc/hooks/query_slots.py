@@ -10,6 +10,7 @@ from sglang_rpc.backends.choose import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, pool_bytes
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.table import accumulates
@@ -20,6 +21,11 @@ CPU_SLOTS = 64
 POOL_SHARE = 0.01
 
 
+@hook(
+    AFTER,
+    "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
+    "the query ring's memory comes out of the KV pool's, not on top of it",
+)
 def leave_room(available: int, configurator: Any, *_args: Any, **_kwargs: Any) -> int | None:
     """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less what RPC takes on a GPU."""
     config = config_of(configurator.server_args)

@@ -7,11 +7,17 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
+from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.runtime import runtime_of
 
 KEY = "rpc"
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.scheduler.Scheduler.get_output_streamer_class",
+    "SGLang's own extension point for per-request output fields",
+)
 def streamer_with_receipts(streamer_class: type, scheduler: Any) -> type:
     """AFTER Scheduler.get_output_streamer_class."""
     return _with_receipts(streamer_class)
@@ -45,6 +51,11 @@ def _receipt(req: Any) -> list[dict[str, Any]]:
     return [receipt]
 
 
+@hook(
+    AROUND,
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+    "meta_info.rpc is one receipt, not SGLang's per-chunk list",
+)
 def add_receipt(
     original: Callable, manager: Any, meta_info: dict, state: Any, customized_info: dict, index: int, reason: Any
 ) -> Any:
@@ -57,6 +68,11 @@ def add_receipt(
     return result
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController.get_internal_state",
+    "/server_info shows the configuration and what has been done",
+)
 def add_server_info(result: Any, controller: Any, recv_req: Any) -> None:
     """AFTER SchedulerInternalStateController.get_internal_state."""
     runtime = runtime_of(controller.scheduler)

@@ -8,12 +8,18 @@ from typing import Any
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract import refusals
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.targets import AROUND, BEFORE, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks.limits import fit_to_pool, refuse_prompt
 from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.runtime.request_state import RequestState
 
 
+@hook(
+    BEFORE,
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+    "malformed custom_params.rpc becomes HTTP 400 before the request is queued",
+)
 def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> None:
     """BEFORE TokenizerManager._validate_one_request. Raises ValueError, which every endpoint turns into HTTP 400."""
     config = config_of(tokenizer_manager.server_args)
@@ -27,6 +33,11 @@ def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Non
         raise ConfigError(refusal.sentence)
 
 
+@hook(
+    AROUND,
+    "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
+    "every request passes here once between creation and the queue, and is clipped to what fits uncompressed",
+)
 def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
     """AROUND Scheduler.init_req_max_new_tokens: `req.rpc` holds RPC's state; SGLang's clip to what the pool holds
     uncompressed gives way to what it holds. Wrong options, or more tokens than fit, end the request with 400."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from sglang_rpc.contract.targets import AROUND, hook
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 
 
@@ -35,6 +36,11 @@ def would_be_lost(runtime: SchedulerRPC, reqs: Iterable[Any]) -> bool:
     return any(req.rpc is not None and req.rpc.hooks.compacted_in == runtime.step for req in reqs)
 
 
+@hook(
+    AROUND,
+    "sglang.srt.managers.scheduler.Scheduler.update_running_batch",
+    "retracting a request throws away the result in flight; just compressed, it could not be computed again",
+)
 def wait_for_result(original: Callable[..., Any], scheduler: Any, batch: Any) -> Any:
     """AROUND Scheduler.update_running_batch: launch nothing in a step that would lose a result."""
     from sglang.srt.managers import scheduler as module

@@ -12,11 +12,17 @@ from typing import Any
 
 import torch
 
+from sglang_rpc.contract.targets import AROUND, BEFORE, hook
 from sglang_rpc.hooks import backups, unresumable
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.pages import ceil_align
 
 
+@hook(
+    AROUND,
+    "sglang.srt.managers.schedule_batch.release_req",
+    "every retraction and preemption releases the row here; its KV is saved before",
+)
 def back_up(
     original: Callable[..., bool], *, req: Any, req_to_token_pool: Any, offload_kv: bool = True, **kwargs: Any
 ) -> bool:
@@ -41,6 +47,11 @@ def back_up(
     return resumable and not unresumable.is_unresumable(runtime, req)
 
 
+@hook(
+    BEFORE,
+    "sglang.srt.managers.scheduler.Scheduler._release_aborted_request",
+    "every request that is aborted while it waits passes here",
+)
 def forget_aborted(scheduler: Any, req: Any) -> None:
     """BEFORE Scheduler._release_aborted_request: a waiting request will not come back."""
     runtime = runtime_of(scheduler)
@@ -48,6 +59,11 @@ def forget_aborted(scheduler: Any, req: Any) -> None:
         backups.forget(runtime, req)
 
 
+@hook(
+    BEFORE,
+    "sglang.srt.managers.scheduler.Scheduler.pause_generation",
+    "after a pause with mode retract, every KV entry must be computed anew",
+)
 def forget_on_pause(scheduler: Any, recv_req: Any) -> None:
     """BEFORE Scheduler.pause_generation: mode `retract` promises that every KV entry is computed again."""
     runtime = runtime_of(scheduler)

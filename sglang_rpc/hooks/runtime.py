@@ -11,7 +11,9 @@ import sglang_rpc
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract import refusals
 from sglang_rpc.contract.layers import is_latent
+from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
@@ -19,7 +21,6 @@ from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.startup.process import ends_if_refused
 from sglang_rpc.trace.tracer import Tracer
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,11 @@ def runtime_of(owner: Any) -> SchedulerRPC | None:
     return runtime
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.scheduler.Scheduler.init_internal_state",
+    "the scheduler is whole: pools, tree, streams and tokenizer can be read",
+)
 @ends_if_refused
 def install_compressor(_result: Any, scheduler: Any) -> None:
     """AFTER Scheduler.init_internal_state. Ends the process with a sentence if RPC cannot work with what is there."""

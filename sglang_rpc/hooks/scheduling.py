@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_rpc.contract.targets import BEFORE, hook
 from sglang_rpc.hooks import pressure, rows
 from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
@@ -11,6 +12,11 @@ from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.types import Compression
 
 
+@hook(
+    BEFORE,
+    "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free",
+    "every row that ends, finished, aborted or retracted, gives its query slot back here",
+)
 def release_row(req_to_token_pool: Any, req: Any) -> None:
     """BEFORE ReqToTokenPool.free."""
     runtime = runtime_of(req_to_token_pool)
@@ -19,6 +25,11 @@ def release_row(req_to_token_pool: Any, req: Any) -> None:
         runtime.report_slots()
 
 
+@hook(
+    BEFORE,
+    "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run",
+    "before merging, admission and retraction, so that freed slots count in the same step",
+)
 def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     """BEFORE Scheduler.get_next_batch_to_run.
 

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sglang_rpc.contract.targets import AFTER, AROUND, hook
 
+
+@hook(
+    AROUND,
+    "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint",
+    "KV of a compressed request must not enter the tree under its token ids, nor KV that is going to be compacted",
+)
 def insert_prompt_only(original: Callable, tree: Any, req: Any, *, up_to: int, **kwargs: Any) -> Any:
     """AROUND UnifiedRadixCache.checkpoint: clamp to the prompt what is compressed, or may be later."""
     state = getattr(req, "rpc", None)
@@ -19,6 +26,11 @@ def insert_prompt_only(original: Callable, tree: Any, req: Any, *, up_to: int, *
     return original(tree, req, up_to=up_to, **kwargs)
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.schedule_batch.Req._compute_max_prefix_len",
+    "generated tokens found in the tree are shared, and compaction writes in place",
+)
 def match_prompt_only(longest: int, req: Any, *args: Any, **kwargs: Any) -> int:
     """AFTER Req._compute_max_prefix_len: a request resumed after a retraction takes only its prompt from the tree, if
     what follows may be compressed, or comes from its backup."""
@@ -28,6 +40,11 @@ def match_prompt_only(longest: int, req: Any, *args: Any, **kwargs: Any) -> int:
     return longest
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.schedule_batch.Req.reset_for_retract",
+    "the row is rebuilt from tokens, uncompressed",
+)
 def forget_row(_result: Any, req: Any) -> None:
     """AFTER Req.reset_for_retract."""
     state = getattr(req, "rpc", None)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks import backups, limits
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 
@@ -59,6 +60,11 @@ def sentence(runtime: SchedulerRPC, req: Any) -> str:
     )
 
 
+@hook(
+    AFTER,
+    "sglang.srt.managers.schedule_batch.ScheduleBatch.retract_decode",
+    "a request that cannot come back ends with 503; SGLang's message promises that a retry helps",
+)
 def explain(result: tuple[Any, float, list[Any]], batch: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ScheduleBatch.retract_decode: requests that `is_unresumable` ended say why.
 
@@ -71,6 +77,11 @@ def explain(result: tuple[Any, float, list[Any]], batch: Any, *args: Any, **kwar
             req.to_finish = FINISH_ABORT(req.rpc.hooks.ended, status_code=503)
 
 
+@hook(
+    AROUND,
+    "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+    "a retracted request that can never be prefilled again would block the queue for ever",
+)
 def queue_if_resumable(original: Callable[..., Any], scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND Scheduler._add_request_to_queue: preemption and pauses queue what they retract without a question."""
     runtime = runtime_of(scheduler)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang_rpc.config import AGGREGATIONS, POOLINGS, PRESSURES, SCOPES, SCORINGS, SELECTORS, WHEN, RPCConfig
 from sglang_rpc.contract.settings import attach
+from sglang_rpc.contract.targets import AFTER, AROUND, COMMAND_LINE, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.policy.table import NAMES
 
@@ -60,6 +61,12 @@ _FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
+@hook(
+    AFTER,
+    "sglang.srt.server_args.ServerArgs.add_cli_args",
+    "the --rpc-* flags in one parser with SGLang's, so that --help and --config know them",
+    COMMAND_LINE,
+)
 def add_flags(_result: Any, parser: argparse.ArgumentParser) -> None:
     """AFTER ServerArgs.add_cli_args."""
     group = parser.add_argument_group(
@@ -75,7 +82,13 @@ def add_flags(_result: Any, parser: argparse.ArgumentParser) -> None:
     group.add_argument("--disable-rpc", action="store_true", help="SGLang as it is, without a single hook")
 
 
-def read_flags(original: Callable, cls: Any, args: argparse.Namespace) -> Any:
+@hook(
+    AROUND,
+    "sglang.srt.server_args.ServerArgs.from_cli_args",
+    "the flags' values, attached to the server arguments they came with",
+    COMMAND_LINE,
+)
+def read_flags(original: Callable[..., Any], cls: Any, args: argparse.Namespace) -> Any:
     """AROUND ServerArgs.from_cli_args: the record it returns carries the RPC configuration. Raises ConfigError."""
     server_args = original(cls, args)
     attach(server_args, None if args.disable_rpc else config_from_flags(args))

@@ -19,8 +19,8 @@ def load() -> None:
         return
     try:
         RPCConfig.from_env()
-        from sglang_rpc.hooks.install import install
+        from sglang_rpc.startup.process import switch_on
 
-        install()
+        switch_on()
     except RPCError as error:
         raise SystemExit(f"sglang-rpc: {error}") from error

@@ -1,23 +1,47 @@
-"""Carries RPC into the scheduler processes, and a refusal out of them."""
+"""Switches RPC on in a process, and carries it into the scheduler processes."""
 
 from __future__ import annotations
 
-import functools
-import os
+import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from sglang_rpc import hooks
+from sglang_rpc.contract import settings
+from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.errors import IncompatibleSGLangError, RPCError
+from sglang_rpc.contract.sglang.server import ServerArgs
+from sglang_rpc.contract.targets import AROUND, SERVING, Hook, hook, hooks_in
+from sglang_rpc.errors import IncompatibleSGLangError
+from sglang_rpc.hooks.install import install
 
-#: Exit code (EX_CONFIG) of a scheduler that RPC refuses to run in; its parent's error quotes it.
-REFUSED = 78
+
+def switch_on() -> None:
+    """Put the hooks of a server with RPC on, all or none. Raises IncompatibleSGLangError or ConfigError."""
+    install(found for found in declared_hooks() if found.when == SERVING)
 
 
+def declared_hooks() -> tuple[Hook, ...]:
+    """Every hook but the command line's. Imports the modules that hold them."""
+    names = [f"{hooks.__name__}.{module.name}" for module in pkgutil.iter_modules(hooks.__path__)]
+    return hooks_in(settings, sys.modules[__name__], *map(importlib.import_module, names))
+
+
+@hook(
+    AROUND,
+    "sglang.srt.entrypoints.engine.Engine._launch_scheduler_processes",
+    "scheduler processes install the hooks before anything else, whatever SGLANG_PLUGINS lists",
+)
 def carry_into_schedulers(
-    original: Callable, cls: Any, server_args: Any, port_args: Any, run_scheduler_process_func: Callable, **kwargs: Any
+    original: Callable[..., Any],
+    cls: Any,
+    server_args: ServerArgs,
+    port_args: Any,
+    run_scheduler_process_func: Callable[..., Any],
+    **kwargs: Any,
 ) -> Any:
     """AROUND Engine._launch_scheduler_processes: what the children run installs the hooks first."""
     if config_of(server_args) is not None:
@@ -25,38 +49,14 @@ def carry_into_schedulers(
     return original(cls, server_args, port_args, run_scheduler_process_func, **kwargs)
 
 
-def run_with_rpc(run_scheduler_process_func: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Runs in the child, which ends with the seam's name if one is missing."""
+def run_with_rpc(run_scheduler_process_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Runs in the child, which ends with the target's name if one is missing."""
     _prepare_scheduler(*args, **kwargs)
     return run_scheduler_process_func(*args, **kwargs)
 
 
-def ends_if_refused(function: Callable) -> Callable:
-    """`function`, but an RPCError in it ends this process at once, with the sentence and no traceback.
-
-    SGLang would answer the exception with a traceback and kill its parent.
-    """
-
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except RPCError as error:
-            print(f"sglang-rpc: {error}", file=sys.stderr, flush=True)
-            os._exit(REFUSED)  # nothing has been served, and other threads must not keep the process
-
-    return checked
-
-
 @ends_if_refused
-def _prepare_scheduler(server_args: Any, *args: Any, **kwargs: Any) -> None:
-    from sglang_rpc.hooks.install import install
-
+def _prepare_scheduler(server_args: ServerArgs, *args: Any, **kwargs: Any) -> None:
     if config_of(server_args) is None:
         raise IncompatibleSGLangError("the RPC configuration was lost between the server and its scheduler process")
-    install()
-
-
-def was_refused(error: RuntimeError) -> bool:
-    """Whether this error of SGLang's start-up means that a scheduler ended with a refusal."""
-    return f"(exit code: {REFUSED})" in str(error)
+    switch_on()

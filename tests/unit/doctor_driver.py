@@ -58,7 +58,7 @@ with attribute(Scheduler, "get_next_batch_to_run", lambda self, batch: None):
 with attribute(Scheduler, "get_next_batch_to_run", lambda self, running_batch, last_batch: None):
     run("other body")
 with attribute(Req, "set_finish_with_abort"):
-    run("relied upon renamed")
+    run("assumed renamed")
 
 # The same code under the name of another version.
 version = pins.load("0", SCRATCH).version
@@ -77,8 +77,10 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch  # noqa: E
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
 
-from sglang_rpc.contract.targets import CLI_HOOKS, HOOKS  # noqa: E402
+from sglang_rpc.contract.targets import LATENT, hooks_in  # noqa: E402
 from sglang_rpc.hooks.install import install, installed  # noqa: E402
+from sglang_rpc.startup import flags  # noqa: E402
+from sglang_rpc.startup.process import switch_on  # noqa: E402
 
 calls = []
 HookRegistry.register(
@@ -87,11 +89,11 @@ HookRegistry.register(
     HookType.BEFORE,
 )
 HookRegistry.apply_hooks()
-install(CLI_HOOKS)
-install()
+install(hooks_in(flags))
+switch_on()
 run("hooked")
 hook = ServerArgs.check_server_args
-install()
+switch_on()
 stack, function = [], Scheduler.get_next_batch_to_run
 while function is not None:
     stack.append(function.__code__.co_filename)
@@ -99,7 +101,7 @@ while function is not None:
 said["install"] = [
     0,
     {
-        "installed": installed() == {*CLI_HOOKS, *HOOKS},
+        "installed": installed() == {hook for hook in doctor.every_hook() if hook.when != LATENT},
         "once": ServerArgs.check_server_args is hook,
         "bindings": [
             type(ForwardBatch.__dict__["init_new"]).__name__,

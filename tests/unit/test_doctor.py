@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 
 from sglang_rpc import doctor
-from sglang_rpc.contract.assumptions import ASSUMPTIONS, LATENT_ASSUMPTIONS
 from sglang_rpc.contract.pins import Finding, State
-from sglang_rpc.contract.targets import CLI_HOOKS, HOOKS, LATENT_HOOKS
-from sglang_rpc.doctor import Fact
-from sglang_rpc.startup import cpu
+from sglang_rpc.startup import cpu, machine
+from sglang_rpc.startup.machine import Fact
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = sorted((ROOT / "patches").glob("sglang-*.json"))[-1]
-PLACES = sum(map(len, (CLI_HOOKS, HOOKS, LATENT_HOOKS, ASSUMPTIONS, LATENT_ASSUMPTIONS)))
+PLACES = len(doctor.needs())
 
 
 def python(*arguments, timeout=600):
@@ -44,8 +42,8 @@ def test_passes_here(said):
     status, text = said["as it is"]
     assert status == 0, text
     assert text.splitlines()[-1] == f"RPC can run here: all {PLACES} places in SGLang are as pinned"
-    for seam in (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS):
-        assert seam.target.removeprefix("sglang.") in text
+    for hook in doctor.every_hook():
+        assert hook.target.removeprefix("sglang.") in text
 
 
 def test_json_has_every_place(said):
@@ -53,8 +51,8 @@ def test_json_has_every_place(said):
     report = json.loads(text)
     assert status == 0
     assert report["can_run"] is True
-    assert len(report["seams"]) == PLACES
-    assert {entry["state"] for entry in report["seams"]} == {"ok"}
+    assert len(report["places"]) == PLACES
+    assert {entry["state"] for entry in report["places"]} == {"ok"}
     assert {fact["name"] for fact in report["machine"]} >= {"SGLang", "Python", "PyTorch", "Device", "Plugin"}
 
 
@@ -71,7 +69,7 @@ def test_pinning_what_is_here_gives_the_pins_of_the_project(said, scratch):
     [
         ("renamed", "sglang.srt.managers.schedule_batch.Req.reset_for_retract", "missing"),
         ("other arguments", "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run", "signature changed"),
-        ("relied upon renamed", "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort", "missing"),
+        ("assumed renamed", "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort", "missing"),
     ],
 )
 def test_what_breaks_rpc_is_named(said, circumstance, target, state):
@@ -124,7 +122,7 @@ def test_the_command_on_a_changed_sglang(tmp_path):
     """Pins that say something else are to the doctor what a changed SGLang is."""
     content = json.loads(PINS.read_text())
     of = {pin["target"]: pin for pin in content["pins"]}
-    content["files"]["sglang/srt/managers/scheduler.py"] = "0" * 64
+    content["modules"]["sglang.srt.managers.scheduler"] = "0" * 64
     of["sglang.srt.managers.scheduler.Scheduler.run_batch"]["fingerprint"] = "0" * 64
     of["sglang.srt.managers.schedule_batch.Req.reset_for_retract"]["signature"] = "(self, mode)"
     (tmp_path / PINS.name).write_text(json.dumps(content))
@@ -132,7 +130,7 @@ def test_the_command_on_a_changed_sglang(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert "takes (self), pinned (self, mode); needed: the row is rebuilt from tokens" in done.stdout
-    assert "body changed       relied upon  srt.managers.scheduler.Scheduler.run_batch" in done.stdout
+    assert "body changed       assumed  srt.managers.scheduler.Scheduler.run_batch" in done.stdout
     last = done.stdout.splitlines()[-1]
     assert last == "RPC can't run here: sglang.srt.managers.schedule_batch.Req.reset_for_retract"
 
@@ -162,7 +160,8 @@ def test_an_sglang_that_cannot_be_imported(monkeypatch, capsys, tmp_path):
 
 
 def findings(state=State.OK):
-    return [Finding(HOOKS[0], state, "" if state is State.OK else "detail"), Finding(ASSUMPTIONS[0], State.OK)]
+    hook, assumption = doctor.needs()[0], doctor.needs()[-1]
+    return [Finding(hook, state, "" if state is State.OK else "detail"), Finding(assumption, State.OK)]
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -170,12 +169,13 @@ def test_states_decide(state):
     facts = [Fact("SGLang", "0.5.23")]
     assert doctor.broken(facts, findings(state)) == (state not in (State.OK, State.BODY))
     text = doctor.report(facts, findings(state), PINS)
-    assert (f"{state.value}  {HOOKS[0].kind}" in text) and ("detail; needed: " in text) == (state is not State.OK)
+    assert f"{state.value}  {doctor.needs()[0].kind}" in text
+    assert ("detail; needed: " in text) == (state is not State.OK)
 
 
 def test_a_problem_of_the_machine_decides():
-    assert doctor.broken([Fact("Device", "none", doctor.PROBLEM)], findings())
-    assert not doctor.broken([Fact("Plugin", "none", doctor.WARNING)], findings())
+    assert doctor.broken([Fact("Device", "none", machine.PROBLEM)], findings())
+    assert not doctor.broken([Fact("Plugin", "none", machine.WARNING)], findings())
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_problem_of_the_machine_decides():
 )
 def test_attention_backends_of_a_gpu(monkeypatch, capability, rocm, flashinfer, usable):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if flashinfer else None)
-    assert doctor._gpu_backends(capability, rocm) == usable
+    assert machine._gpu_backends(capability, rocm) == usable
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_attention_backends_of_a_gpu(monkeypatch, capability, rocm, flashinfer, 
 )
 def test_whitelist(monkeypatch, listed, state):
     monkeypatch.setenv("SGLANG_PLUGINS", listed)
-    assert doctor._whitelist().state == state
+    assert machine._whitelist().state == state
 
 
 def test_a_missing_entry_point_is_a_warning(monkeypatch):
-    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [])
-    fact = doctor._plugin()
+    monkeypatch.setattr(machine.importlib.metadata, "entry_points", lambda group: [])
+    fact = machine._plugin()
     assert (fact.state, fact.value) == ("warning", "no entry point `rpc` in sglang.srt.plugins")

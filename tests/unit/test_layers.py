@@ -1,7 +1,9 @@
 """The import rule, read from the source:
 
-types, config, errors <- policy | scoring | memory <- backends <- runtime <- trace <- contract, hooks, startup
-                                                                  <- launch_server, engine, doctor
+types, config, errors <- policy | scoring | memory <- backends <- runtime <- trace
+                                  <- contract <- hooks <- startup <- launch_server, engine, doctor
+
+and no circles, at whatever depth an import stands.
 """
 
 import ast
@@ -15,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "sglang_rpc"
 BASE = {"types", "config", "errors"}
 MIDDLE = {"policy", "scoring", "memory"}
 BELOW_SGLANG = BASE | MIDDLE | {"backends", "runtime", "trace"}
-SGLANG = {"contract", "hooks", "startup"}
+SGLANG = ("contract", "hooks", "startup")
 
 #: first part of a module's name under sglang_rpc -> what it may import of sglang_rpc. Whatever is not listed is on top:
 #: it may import everything, and nothing listed may import it.
@@ -25,7 +27,7 @@ MAY_IMPORT = {
     "backends": BASE | MIDDLE | {"backends"},
     "runtime": BASE | MIDDLE | {"backends", "runtime"},
     "trace": BASE | {"runtime", "trace"},
-    **{layer: BELOW_SGLANG | SGLANG for layer in SGLANG},
+    **{layer: BELOW_SGLANG | {*SGLANG[: index + 1]} for index, layer in enumerate(SGLANG)},
 }
 MAY_IMPORT_SGLANG = {*SGLANG, "launch_server", "engine", "doctor"}
 #: layers, or modules -> packages that must not appear in them
@@ -45,7 +47,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(source: str, module: str, is_package: bool) -> list[tuple[int, str]]:
-    """(line, absolute name) of every import, at whatever depth; `from a import b` counts as both a and a.b."""
+    """(line, absolute name) of every import, at whatever depth; `from a import b` counts as a.b."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -56,8 +58,26 @@ def imports(source: str, module: str, is_package: bool) -> list[tuple[int, str]]
                 package = module.split(".") if is_package else module.split(".")[:-1]
                 parents = package[: len(package) - node.level + 1]
                 origin = ".".join([*parents, origin]) if origin else ".".join(parents)
-            found += [(node.lineno, origin), *((node.lineno, f"{origin}.{alias.name}") for alias in node.names)]
+            found += [(node.lineno, f"{origin}.{alias.name}") for alias in node.names]
     return found
+
+
+def circles(sources: dict[str, tuple[str, bool]]) -> list[list[str]]:
+    """Modules that import each other, at whatever depth: {module: (source, whether it is a package)}."""
+    imported = {}
+    for module, (source, is_package) in sources.items():
+        names = [name for _, name in imports(source, module, is_package)]
+        imported[module] = {name if name in sources else name.rpartition(".")[0] for name in names} & set(sources)
+    reached: dict[str, set[str]] = {}
+    for module in sources:
+        reached[module], todo = set(), [module]
+        while todo:
+            new = imported[todo.pop()] - reached[module]
+            reached[module] |= new
+            todo += new
+    in_a_circle = [module for module in sources if module in reached[module]]
+    rings = {frozenset(other for other in reached[module] if module in reached[other]) for module in in_a_circle}
+    return sorted(sorted(ring) for ring in rings)
 
 
 def broken_rules(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -84,6 +104,26 @@ def test_imports_point_downwards(path):
     assert broken_rules(source, module_name(path), path.name == "__init__.py") == []
 
 
+def test_there_are_no_circles():
+    sources = {module_name(p): (p.read_text(encoding="utf-8"), p.name == "__init__.py") for p in MODULES}
+    assert circles(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ({"p.a": "from p import b", "p.b": "def f():\n    import p.a"}, [["p.a", "p.b"]]),
+        ({"p.a": "from p.b import x", "p.b": "from p.c import x", "p.c": "from .a import y"}, [["p.a", "p.b", "p.c"]]),
+        ({"p.a": "from p.b import x", "p.b": "from p.c import x", "p.c": "import os"}, []),
+        ({"p": "from p.a import x", "p.a": "from p import b", "p.b": ""}, []),
+        ({"p": "from p.a import x", "p.a": "from p import b, y", "p.b": ""}, [["p", "p.a"]]),
+        ({"p": "from p.a import x", "p.a": "import p\nfrom p import b", "p.b": ""}, [["p", "p.a"]]),
+    ],
+)
+def test_a_circle_is_seen(sources, found):
+    assert circles({module: (source, module == "p") for module, source in sources.items()}) == found
+
+
 def test_every_layer_is_there():
     layers = {module_name(path).split(".")[1] for path in MODULES if "." in module_name(path)}
     assert set(MAY_IMPORT) | {"engine", "launch_server"} <= layers
@@ -105,6 +145,9 @@ def test_every_layer_is_there():
         ("sglang_rpc.scoring.reference", "if True:\n    from sglang import Engine"),
         ("sglang_rpc.startup.flags", "from sglang_rpc.launch_server import main"),
         ("sglang_rpc.startup.flags", "from sglang_rpc import engine"),
+        ("sglang_rpc.contract.settings", "def f():\n    from sglang_rpc.hooks.install import install"),
+        ("sglang_rpc.contract.settings", "from sglang_rpc.startup.process import run_with_rpc"),
+        ("sglang_rpc.hooks.capture", "from sglang_rpc.startup import process"),
         ("sglang_rpc.new_module", "import sglang"),
         ("sglang_rpc", "from sglang import Engine"),
     ],
@@ -119,7 +162,9 @@ def test_a_broken_rule_is_seen(module, source):
         ("sglang_rpc.policy.rpc", "import math\nfrom sglang_rpc.config import RPCConfig"),
         ("sglang_rpc.runtime.compressor", "import torch\nfrom sglang_rpc.memory.compaction import move_kept"),
         ("sglang_rpc.startup.flags", "import sglang\nfrom sglang_rpc.runtime import compressor"),
-        ("sglang_rpc.startup.flags", "from .settings import attach"),
+        ("sglang_rpc.startup.process", "from sglang_rpc.hooks.install import install"),
+        ("sglang_rpc.hooks.capture", "from sglang_rpc.contract import settings"),
+        ("sglang_rpc.startup.flags", "from .process import switch_on"),
         ("sglang_rpc.launch_server", "from sglang_rpc.startup import flags\nimport sglang"),
         ("sglang_rpc.memory.compaction", "from sglang_rpc import types"),
     ],

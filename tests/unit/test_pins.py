@@ -1,26 +1,24 @@
-"""Pins: the normal form, what counts as a difference, and installing all hooks or none."""
+"""Pins: what counts as a difference; and installing all hooks or none."""
 
-import ast
-import hashlib
 import importlib
 import inspect
 import os
 import re
 import shutil
 import sys
-import textwrap
 import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract import pins
-from sglang_rpc.contract.assumptions import ASSUMPTIONS, LATENT_ASSUMPTIONS, Assumption
+from sglang_rpc import doctor
+from sglang_rpc.contract import pins, source
 from sglang_rpc.contract.pins import State
-from sglang_rpc.contract.targets import AFTER, BEFORE, CLI_HOOKS, HOOKS, LATENT_HOOKS, Hook
+from sglang_rpc.contract.source import find
+from sglang_rpc.contract.targets import AFTER, BEFORE, COMMAND_LINE, Assumption, Hook, hook, hook_of, hooks_in
 from sglang_rpc.errors import ConfigError, IncompatibleSGLangError
 from sglang_rpc.hooks import install as installer
 
@@ -29,6 +27,8 @@ PATCHES = ROOT / "patches"
 
 CORE = '''
 import functools
+
+LIMIT = 64
 
 
 def logged(function):
@@ -86,8 +86,8 @@ def write(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
 
-    def write_source(source):
-        (package / "core.py").write_text(source)
+    def write_source(text):
+        (package / "core.py").write_text(text)
         shutil.rmtree(package / "__pycache__", ignore_errors=True)  # two writes within a second look alike to Python
         forget()
         importlib.invalidate_caches()
@@ -100,14 +100,22 @@ def write(tmp_path, monkeypatch):
     forget()
 
 
-def seam(name, kind=AFTER):
-    return Hook(f"fake_engine.core.{name}", kind, "hooks.tree:forget_row", f"why {name}")
+def nothing(*_args):
+    """What the hooks here do."""
+
+
+def on(name, kind=AFTER, when="serving"):
+    return Hook(f"fake_engine.core.{name}", kind, f"why {name}", nothing, when)
 
 
 def needs():
     methods = ("Loop.step", "Loop.decorated", "Loop.make", "Loop.add", "plan", "Loop.serve")
     attributes = ("depth", "full", "inherited", "size", "step")
-    return [*map(seam, methods), Assumption("fake_engine.core.Loop", "its fields", attributes)]
+    return [
+        *map(on, methods),
+        Assumption("fake_engine.core.Loop", "its fields", attributes),
+        Assumption("fake_engine.core.LIMIT", "a value of the module"),
+    ]
 
 
 def states(pinned):
@@ -116,61 +124,6 @@ def states(pinned):
 
 def compare(pinned):
     return pins.compare(pinned, needs())
-
-
-# ---- the normal form ----------------------------------------------------------------------------------------
-
-
-def form(source):
-    return pins.normal_form(ast.parse(textwrap.dedent(source)).body[0])
-
-
-def test_normal_form_is_the_same_text_on_every_python():
-    source = '''
-    @wraps(g)
-    async def f(a, b: int = 1, *c, d=None, **e) -> str:
-        """Doc."""
-        def inner():
-            "doc"
-        x: list[int] = [1, 2.5, b"x", ..., -1]
-        with open(a) as h, b:
-            return f"{a!r:>{b}}" f" {{ {c = }" "tail" f"{d['k']}" if a not in x else {**e, 'k': lambda y: y[1:, ...]}
-    '''
-    digest = hashlib.sha256(form(source).encode()).hexdigest()
-    # Written down, so that the run on each Python version compares with the others.
-    assert digest == "a327890d71b58a5d50bb069b6302f55e3cb8015e7c970853a9aebc4323c7c6fe"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        "def f(a, b=1):\n    return a + b  # a comment",
-        'def f(a, b=1):\n    """Docstring."""\n    return a + b',
-        "def f(a: int, b: int = 1) -> int:\n\n    return (a\n            + b)",
-        "def f(\n    a,\n    b=1,\n):\n    return a + b",
-    ],
-)
-def test_what_does_not_count(other):
-    assert form(other) == form("def f(a, b=1):\n    return a + b")
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        "def f(a, b=2):\n    return a + b",
-        "def f(a, b=1):\n    return a - b",
-        "def f(a, b=1):\n    'no docstring', a\n    return a + b",
-        "@g\ndef f(a, b=1):\n    return a + b",
-        "async def f(a, b=1):\n    return a + b",
-    ],
-)
-def test_what_counts(other):
-    assert form(other) != form("def f(a, b=1):\n    return a + b")
-
-
-def test_split_literals_of_f_strings_do_not_count():
-    assert form('x = f"a{b}c" "d"') == form('x = f"a" f"{b}cd"')
-    assert form('x = f"a{b}c"') != form('x = f"a{b}d"')
 
 
 # ---- finding ------------------------------------------------------------------------------------------------
@@ -187,25 +140,26 @@ def test_split_literals_of_f_strings_do_not_count():
         ("Loop.full", "property", "(self)"),
         ("Loop.serve", "async method", "(self)"),
         ("Loop", "class", "{}"),
+        ("LIMIT", "value", "{LIMIT}"),
     ],
 )
 def test_kind_and_signature(write, name, kind, signature):
     write(CORE)
-    found = pins.find(f"fake_engine.core.{name}")
-    assert (found.kind, found.signature(())) == (kind, signature)
+    found = find(f"fake_engine.core.{name}")
+    assert (found.kind, found.signature) == (kind, signature)
 
 
 @pytest.mark.parametrize("target", ["fake_engine.core.Loop.gone", "fake_engine.gone.f", "gone_engine.f"])
 def test_what_is_not_there_is_named(write, target):
     write(CORE)
     with pytest.raises(LookupError, match="gone"):
-        pins.find(target)
+        find(target)
 
 
 def test_a_module_that_cannot_be_imported_is_a_lookup_error(write):
     write("raise RuntimeError('no driver')")
     with pytest.raises(LookupError, match="RuntimeError: no driver"):
-        pins.find("fake_engine.core.f")
+        find("fake_engine.core.f")
 
 
 # ---- comparing ----------------------------------------------------------------------------------------------
@@ -216,20 +170,43 @@ def test_nothing_changed(write):
     assert {finding.state for finding in compare(pins.take("1.0", needs()))} == {State.OK}
 
 
-def test_a_touched_file_with_the_same_code(write):
+def test_a_touched_module_with_the_same_code(write):
     write(CORE)
     pinned = pins.take("1.0", needs())
-    write(
-        "# Moves every line.\n" + CORE.replace('"""Doc."""', '"""Other."""').replace("up_to):", "up_to: int) -> int:")
-    )
+    write("# Moves every line.\n" + CORE.replace("class Base", "class Other:\n    pass\n\n\nclass Base"))
     assert {finding.state for finding in compare(pinned)} == {State.OK}
+
+
+def test_indentation_in_common_does_not_count(write):
+    write(CORE)
+    pinned = pins.take("1.0", needs())
+    write(CORE.replace("class Loop(Base):", "if True:\n  class Loop(Base):").replace("\n    ", "\n      "))
+    found = states(pinned)
+    assert {found[name].state for name in ("Loop.add", "Loop.serve", "Loop")} == {State.OK}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return a + b", "return b + a"),
+        ("def add(a, b=2)", "def add(a, b=3)"),
+        ("def add(a, b=2)", "def add(a, b: int = 2)"),
+        ("return a + b", "return a + b  # unless it overflows"),
+    ],
+)
+def test_what_counts_is_the_source(write, old, new):
+    write(CORE)
+    pinned = pins.take("1.0", needs())
+    assert CORE.count(old) == 1
+    write(CORE.replace(old, new))
+    assert states(pinned)["Loop.add"].state is State.BODY
 
 
 def test_every_difference_is_told_apart(write):
     write(CORE)
     pinned = pins.take("1.0", needs())
     changed = (
-        CORE.replace("# a comment", "# another")
+        CORE.replace("LIMIT = 64", "LIMIT = 32")
         .replace("def decorated", "def renamed")
         .replace("    @classmethod\n    def make(cls", "    def make(cls")
         .replace("def add(a, b=2)", "def add(a)")
@@ -246,11 +223,12 @@ def test_every_difference_is_told_apart(write):
         "plan": State.BODY,
         "Loop.serve": State.KIND,
         "Loop": State.OK,
+        "LIMIT": State.BODY,
     }
     assert "has no decorated" in found["Loop.decorated"].detail
     assert found["Loop.make"].detail == "is a method, pinned a classmethod"
     assert found["Loop.add"].detail == "takes (a), pinned (a, b=...)"
-    assert found["plan"].detail == "in fake_engine/core.py"
+    assert found["plan"].detail == "in fake_engine.core"
     assert [state for state in State if not state.breaks] == [State.OK, State.BODY]
 
 
@@ -269,7 +247,7 @@ def test_a_changed_decorator_is_a_changed_body(write):
         ("return self.spare == 0", "return self.spare < 1", State.BODY),
         ("inherited: int = 0", "inherited: int = 1", State.BODY),
         ("inherited: int = 0", "other: int = 0", State.MISSING),
-        ("return cls(size)", "return cls(size + 1)", State.OK),  # no attribute of it is relied upon
+        ("return cls(size)", "return cls(size + 1)", State.OK),  # nothing it makes is read
     ],
 )
 def test_attributes_of_a_class(write, old, new, state):
@@ -314,10 +292,20 @@ def test_a_need_without_a_pin_is_refused(write):
     assert states(pinned)["Loop.step"].state is State.UNPINNED
 
 
-def test_an_unchanged_file_is_not_parsed(write, monkeypatch):
+def test_a_callable_without_source_is_another_body(write):
     write(CORE)
     pinned = pins.take("1.0", needs())
-    monkeypatch.setattr(pins.ast, "parse", lambda *_: pytest.fail("parsed"))
+    importlib.import_module("fake_engine.core").plan = len
+    assert states(pinned)["plan"].state is State.SIGNATURE
+    importlib.import_module("fake_engine.core").plan = print
+    assert find("fake_engine.core.plan").modules == ()
+    assert source.Sources().fingerprint(find("fake_engine.core.plan")) is None
+
+
+def test_an_unchanged_module_is_not_parsed(write, monkeypatch):
+    write(CORE)
+    pinned = pins.take("1.0", needs())
+    monkeypatch.setattr(source.ast, "parse", lambda *_: pytest.fail("parsed"))
     assert {finding.state for finding in compare(pinned)} == {State.OK}
 
 
@@ -338,7 +326,7 @@ def test_an_unpinned_version_gets_the_newest_pins(tmp_path):
     assert pins.load("0.5.9", tmp_path).version == "0.5.9"
 
 
-@pytest.mark.parametrize("content", [None, "not json", "{}", '{"sglang": "1.0", "files": {}, "pins": [{"a": 1}]}'])
+@pytest.mark.parametrize("content", [None, "not json", "{}", '{"sglang": "1.0", "modules": {}, "pins": [{"a": 1}]}'])
 def test_no_pins_is_an_error_that_names_the_file(tmp_path, content):
     if content is not None:
         (tmp_path / "sglang-1.0.json").write_text(content)
@@ -354,17 +342,16 @@ def project_pins():
     return pins.load(path.stem.removeprefix("sglang-"), PATCHES)
 
 
-def test_pins_and_tables_are_in_step():
-    """`python -m sglang_rpc.doctor --pin` after a change of a table."""
-    wanted = Counter((need.target, need.kind, need.reason) for need in (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS))
-    wanted += Counter((need.target, pins.ASSUMPTIONS, need.reason) for need in (*ASSUMPTIONS, *LATENT_ASSUMPTIONS))
+def test_pins_and_declarations_are_in_step():
+    """`python -m sglang_rpc.doctor --pin` after a change of a declaration."""
+    wanted = Counter((need.target, pins.use_of(need), need.reason) for need in doctor.needs())
     assert Counter((pin.target, pin.use, pin.reason) for pin in project_pins().pins) == wanted
 
 
 def test_attributes_are_pinned():
     pinned = project_pins()
-    for need in (*ASSUMPTIONS, *LATENT_ASSUMPTIONS):
-        if need.attributes:
+    for need in doctor.needs():
+        if isinstance(need, Assumption) and need.attributes:
             assert pinned.of(need.target).signature == "{" + ", ".join(need.attributes) + "}"
             assert list(need.attributes) == sorted(set(need.attributes)), need.target
 
@@ -373,8 +360,8 @@ def test_every_pin_has_a_source():
     pinned = project_pins()
     for pin in pinned.pins:
         assert re.fullmatch(r"[0-9a-f]{64}", pin.fingerprint or ""), pin.target
-        assert pin.files and set(pin.files) <= set(pinned.files), pin.target
-        assert all(file.startswith("sglang/") for file in pin.files), pin.target
+        assert pin.modules and set(pin.modules) <= set(pinned.modules), pin.target
+        assert all(module.startswith("sglang.") for module in pin.modules), pin.target
 
 
 def test_the_pinned_version_is_the_required_one():
@@ -382,13 +369,9 @@ def test_the_pinned_version_is_the_required_one():
     assert f"sglang=={project_pins().version}" in project["project"]["dependencies"]
 
 
-@pytest.mark.parametrize(
-    "hooked", (*CLI_HOOKS, *HOOKS, *LATENT_HOOKS), ids=lambda hooked: hooked.target.rpartition(".")[2]
-)
+@pytest.mark.parametrize("hooked", doctor.every_hook(), ids=lambda hooked: hooked.target.rpartition(".")[2])
 def test_every_hook_takes_what_its_target_takes(hooked):
     """SGLang's calls reach a hook as they are: by position what can be, the rest by name."""
-    module, _, name = hooked.hook.partition(":")
-    hook = getattr(importlib.import_module(f"sglang_rpc.{module}"), name)
     scope: dict = {}
     # A pinned signature is Python's own notation, with `...` for a default.
     exec(f"def target{project_pins().of(hooked.target).signature}: ...", scope)
@@ -398,7 +381,7 @@ def test_every_hook_takes_what_its_target_takes(hooked):
         given = [p for p in parameters if optional or p.default is p.empty]
         positional = [None for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         by_name = {p.name: None for p in given if p.kind is p.KEYWORD_ONLY}
-        inspect.signature(hook).bind(*first, *positional, **by_name)
+        inspect.signature(hooked.function).bind(*first, *positional, **by_name)
 
 
 # ---- installing ---------------------------------------------------------------------------------------------
@@ -413,22 +396,25 @@ def engine(write, monkeypatch):
     monkeypatch.delenv(installer.ALLOW_VERSION_ENV, raising=False)
     monkeypatch.setenv(installer._WARNED_ENV, "")
     put_on = []
-    monkeypatch.setattr(installer, "_put_on", lambda seam, hook: put_on.append(seam))
-    return SimpleNamespace(write=write, put_on=put_on, pins=pins.take("1.0", needs()))
+    monkeypatch.setattr(installer, "_put_on", put_on.append)
+    monkeypatch.setattr(installer, "assumptions", lambda when: here.assumed if when == "serving" else ())
+    monkeypatch.setattr(pins, "load", lambda version: here.pins)
+    here = SimpleNamespace(write=write, put_on=put_on, pins=pins.take("1.0", needs()), assumed=())
+    return here
 
 
-SEAMS_HERE = [seam("Loop.step"), seam("Loop.add")]
+HOOKS_HERE = [on("Loop.step"), on("Loop.add")]
 
 
-def install(engine, **options):
-    installer.install(SEAMS_HERE, **{"pins": engine.pins, "assumptions": (), **options})
+def install():
+    installer.install(iter(HOOKS_HERE))
 
 
-def test_installs_each_seam_once(engine):
-    install(engine)
-    install(engine)
-    assert engine.put_on == SEAMS_HERE
-    assert installer.installed() == frozenset(SEAMS_HERE)
+def test_installs_each_hook_once(engine):
+    install()
+    install()
+    assert engine.put_on == HOOKS_HERE
+    assert installer.installed() == frozenset(HOOKS_HERE)
 
 
 @pytest.mark.parametrize(
@@ -440,92 +426,115 @@ def test_installs_each_seam_once(engine):
     ],
 )
 def test_all_hooks_or_none(engine, old, new, told):
-    """The first seam is fine, the second isn't: nothing is hooked, and the sentence names the second and a way out."""
+    """The first hook is fine, the second isn't: nothing is hooked, and the sentence names the second and a way out."""
     assert CORE.count(old) == 1
     engine.write(CORE.replace(old, new))
     with pytest.raises(IncompatibleSGLangError, match=told + r".*install sglang==1\.0, or start with --disable-rpc"):
-        install(engine)
+        install()
     assert engine.put_on == []
     assert installer.installed() == frozenset()
 
 
-def test_what_is_relied_upon_is_required_too(engine):
+def test_what_is_assumed_is_required_too(engine):
+    engine.assumed = needs()[-2:]
     engine.write(CORE.replace("self.size, ", "self.length, "))
     with pytest.raises(
         IncompatibleSGLangError, match=r"fake_engine\.core\.Loop, which RPC needs \(its fields\).* have no size"
     ):
-        install(engine, assumptions=needs()[-1:])
+        install()
     assert engine.put_on == []
 
 
-def test_a_seam_without_a_pin_is_refused(engine):
+def test_a_hook_without_a_pin_is_refused(engine):
     with pytest.raises(
         IncompatibleSGLangError, match=r"Loop\.full .*not in RPC's pins: run `python -m sglang_rpc\.doctor --pin`"
     ):
-        installer.install([seam("Loop.full")], pins=engine.pins, assumptions=())
+        installer.install([on("Loop.full")])
     assert engine.put_on == []
 
 
 def test_changed_bodies_are_one_warning_a_server(engine, caplog):
     engine.write(CORE.replace("return a + b", "return b + a").replace("batch + up_to", "up_to + batch"))
-    install(engine)
+    install()
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "fake_engine.core.Loop.step, fake_engine.core.Loop.add" in record.getMessage()
-    assert engine.put_on == SEAMS_HERE
+    assert engine.put_on == HOOKS_HERE
     # A process that this one spawns inherits the environment.
     assert os.environ[installer._WARNED_ENV] == "1"
     installer._installed.clear()
-    install(engine)
+    install()
     assert len(caplog.records) == 1
 
 
 def test_another_version_is_refused_unless_allowed(engine, monkeypatch):
-    other = replace(engine.pins, version="0.9")
+    engine.pins = replace(engine.pins, version="0.9")
     told = r"SGLang 1\.0 is installed.*proven on 0\.9.*sglang==0\.9.*SGLANG_RPC_ALLOW_VERSION=1.*--disable-rpc"
     with pytest.raises(IncompatibleSGLangError, match=told):
-        install(engine, pins=other)
+        install()
     assert engine.put_on == []
     monkeypatch.setenv(installer.ALLOW_VERSION_ENV, "1")
-    install(engine, pins=other)
-    assert engine.put_on == SEAMS_HERE
+    install()
+    assert engine.put_on == HOOKS_HERE
 
 
 def test_an_allowed_version_must_still_fit(engine, monkeypatch):
     monkeypatch.setenv(installer.ALLOW_VERSION_ENV, "1")
     engine.write(CORE.replace("def add", "def plus"))
+    engine.pins = replace(engine.pins, version="0.9")
     with pytest.raises(IncompatibleSGLangError, match=r"Loop\.add"):
-        install(engine, pins=replace(engine.pins, version="0.9"))
+        install()
     assert engine.put_on == []
 
 
 def test_a_distributors_build_is_the_same_version(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "sglang", SimpleNamespace(__version__="1.0+cu130"))
-    install(engine)
-    assert engine.put_on == SEAMS_HERE
+    install()
+    assert engine.put_on == HOOKS_HERE
 
 
 def test_a_wrong_switch_is_not_ignored(engine, monkeypatch):
     monkeypatch.setenv(installer.ALLOW_VERSION_ENV, "yes")
     with pytest.raises(ConfigError, match="SGLANG_RPC_ALLOW_VERSION must be 0 or 1, got 'yes'"):
-        install(engine)
+        install()
 
 
-def test_the_command_line_goes_on_in_any_version(engine, monkeypatch):
+def test_the_command_line_goes_on_in_any_version(engine):
     """--disable-rpc is read by these hooks; it must get an unpinned SGLang going."""
-    monkeypatch.setattr(installer, "CLI_HOOKS", tuple(SEAMS_HERE))
-    install(engine, pins=replace(engine.pins, version="0.9"), assumptions=[Assumption("fake_engine.gone", "not asked")])
-    assert engine.put_on == SEAMS_HERE
+    engine.pins, engine.assumed = replace(engine.pins, version="0.9"), [Assumption("fake_engine.gone", "not asked")]
+    hooks = [on("Loop.step", when=COMMAND_LINE), on("Loop.add", when=COMMAND_LINE)]
+    installer.install(hooks)
+    assert engine.put_on == hooks
 
 
 def test_the_way_out_of_a_broken_command_line_is_not_a_flag_of_it():
-    finding = pins.Finding(CLI_HOOKS[0], State.MISSING, "gone")
-    assert "--disable-rpc" not in installer._sentence(finding, "1.0")
+    for when, named in ((COMMAND_LINE, False), ("serving", True), ("latent", True)):
+        finding = pins.Finding(on("Loop.step", when=when), State.MISSING, "gone")
+        assert ("--disable-rpc" in installer._sentence(finding, "1.0")) is named
 
 
-def test_require_target(engine):
-    installer.require_target(seam("Loop.step"))
-    with pytest.raises(
-        IncompatibleSGLangError, match=r"no fake_engine\.core\.Loop\.gone, which RPC needs \(why Loop\.gone\)"
-    ):
-        installer.require_target(seam("Loop.gone"))
+# ---- declaring ----------------------------------------------------------------------------------------------
+
+
+def test_a_hook_is_declared_above_its_function():
+    @hook(BEFORE, "fake_engine.core.Loop.step", "why", COMMAND_LINE)
+    def prepare(loop, batch):
+        return loop, batch
+
+    assert prepare(1, 2) == (1, 2)
+    assert hook_of(prepare) == Hook("fake_engine.core.Loop.step", BEFORE, "why", prepare, COMMAND_LINE)
+    module = ModuleType(__name__)
+    module.prepare, module.other = prepare, nothing
+    assert hooks_in(module) == (hook_of(prepare),)
+    elsewhere = ModuleType("elsewhere")  # which imports it
+    elsewhere.prepare = prepare
+    assert hooks_in(elsewhere) == ()
+
+
+def test_every_declared_hook_is_found():
+    """Those that the doctor knows are as many as are written in the source."""
+    written = sum(
+        len(re.findall(r"^@hook\($", path.read_text(encoding="utf-8"), re.MULTILINE))
+        for path in (ROOT / "sglang_rpc").rglob("*.py")
+    )
+    assert len(doctor.every_hook()) == len({found.target for found in doctor.every_hook()}) == written

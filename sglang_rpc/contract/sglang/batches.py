@@ -1,0 +1,55 @@
+"""Batches: of the scheduler, and of a forward step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.targets import assumed
+
+if TYPE_CHECKING:
+    import torch
+
+
+@assumed("sglang.srt.model_executor.forward_batch_info.ForwardMode", "what a step does with its rows")
+class ForwardMode(Protocol):
+    def is_decode(self) -> bool:
+        """a step of one token a row"""
+
+    def is_extend(self) -> bool:
+        """a step that prefills, mixed with decode rows or not"""
+
+
+@assumed("sglang.srt.managers.schedule_batch.ScheduleBatch", "rows and lengths of a batch")
+class ScheduleBatch(Protocol):
+    batch_is_full: bool  #: whether admission may be skipped
+    extend_lens: list[int]  #: tokens that each row prefills in this step
+    forward_mode: ForwardMode
+    orig_seq_lens: torch.Tensor  #: int32 [rows], logical
+    req_to_token_pool: ReqToTokenPool
+    reqs: list[Req]
+    seq_lens: torch.Tensor  #: int64 [rows], physical
+    seq_lens_cpu: torch.Tensor  #: the same, on the host
+    seq_lens_sum: int | None
+    spec_algorithm: Any
+    token_to_kv_pool_allocator: Allocator
+    tree_cache: Tree
+
+    def new_tokens_required_next_decode(self, selected_indices: Sequence[int] | None = None) -> int:
+        """admission and retraction count from kv_committed_len, which compression shortens"""
+
+
+@assumed(
+    "sglang.srt.model_executor.forward_batch_info.ForwardBatch",
+    "rows, positions and lengths of a step: the static tensors of a CUDA graph, or this step's own",
+)
+class ForwardBatch(Protocol):
+    forward_mode: ForwardMode
+    orig_seq_lens: torch.Tensor  #: int32 [rows], logical
+    out_cache_loc: torch.Tensor | None  #: slots that the step writes
+    positions: torch.Tensor  #: int64 [tokens]
+    req_pool_indices: torch.Tensor  #: rows
+    seq_lens: torch.Tensor  #: [rows], physical
+    seq_lens_cpu: torch.Tensor

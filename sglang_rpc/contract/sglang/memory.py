@@ -1,0 +1,99 @@
+"""Memory: the KV pools, their allocators, the table of rows, and the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang_rpc.contract.sglang.requests import Req, ReqKvInfo
+from sglang_rpc.contract.targets import assumed
+
+if TYPE_CHECKING:
+    import torch
+
+_CACHE = "sglang.srt.mem_cache"
+
+
+@assumed(
+    f"{_CACHE}.memory_pool.MHATokenToKVPool",
+    "one K and one V buffer a layer, by slot; the layout and scales that RPC refuses are named here",
+)
+class KVPool(Protocol):
+    dtype: torch.dtype
+    k_buffer: list[torch.Tensor]  #: [slots, KV heads, head size] a layer
+    kv_cache_layout: str
+    layer_num: int
+    quant_method: Any
+    start_layer: int
+    v_buffer: list[torch.Tensor]
+
+
+@assumed(
+    f"{_CACHE}.memory_pool.MLATokenToKVPool",
+    "one latent a token and layer, in one buffer, the part that stands for the value first",
+)
+class LatentPool(Protocol):
+    dtype: torch.dtype
+    kv_buffer: list[torch.Tensor]  #: [slots, 1, kv_cache_dim] a layer
+    kv_cache_dim: int
+    kv_lora_rank: int
+    layer_num: int
+    start_layer: int
+
+
+@assumed(f"{_CACHE}.allocator.base.BaseTokenToKVPoolAllocator", "the page size, and the pool behind the slots")
+class Allocator(Protocol):
+    page_size: int  #: slots
+
+    def get_kvcache(self) -> KVPool:
+        """the pool behind the slots"""  # or a LatentPool: `layers.is_latent` tells
+
+    def available_size(self) -> int:
+        """free slots"""
+
+    def alloc(self, need_size: int) -> torch.Tensor | None:
+        """that many slots, in whole pages, or None"""
+
+    def evict_to_free_tokens(self, tree_cache: Tree, num_tokens: int) -> bool | None:
+        """makes room in the tree before slots are taken"""
+
+    def check_decode_capacity(
+        self, *, num_tokens: int, tree_cache: Tree, requests: Sequence[Req], spec_algorithm: Any
+    ) -> bool:
+        """whether the pool, with what the tree can give, has room for a decode step"""
+
+
+@assumed(
+    f"{_CACHE}.memory_pool.ReqToTokenPool",
+    "the slot of each row position; row 0 is no request's, padded rows of a CUDA graph write there",
+)
+class ReqToTokenPool(Protocol):
+    _aux_cache: Any  #: memory beside the row, sized by its length; RPC refuses it
+    req_to_token: torch.Tensor  #: int32 [rows, row positions]
+
+    def available_size(self) -> int:
+        """free rows"""
+
+    def alloc(self, reqs: list[Req]) -> list[int] | None:
+        """a row for a request, kept if it holds one"""
+
+    def free(self, req: Req) -> None:
+        """gives a request's row back"""
+
+    def write(self, indices: Any, values: torch.Tensor) -> None:
+        """sets row positions to slots"""
+
+
+@assumed(f"{_CACHE}.unified_radix_cache.UnifiedRadixCache", "what would make it more than a tree on this device")
+class Tree(Protocol):
+    cache_controller: Any
+    linker: Any
+
+    def evictable_size(self) -> int:
+        """slots that nobody but the tree holds"""
+
+    def free_kv_row(self, kv: ReqKvInfo, ranges: list[tuple[int, int]]) -> None:
+        """frees row positions [a, b), a on a page boundary, without waiting for the device"""
+
+    def prefix_device_indices(self, req: Req) -> torch.Tensor:
+        """the slots of a matched prefix"""

@@ -1,0 +1,99 @@
+"""The model, its attention layers, and what runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool
+from sglang_rpc.contract.sglang.server import ServerArgs
+from sglang_rpc.contract.targets import LATENT, assumed
+
+if TYPE_CHECKING:
+    import torch
+
+
+@assumed("sglang.srt.configs.model_config.ModelConfig", "what the model is, for the refusals, and how long it reads")
+class ModelConfig(Protocol):
+    context_len: int  #: tokens
+    hf_config: Any
+    is_encoder_decoder: bool
+    is_generation: bool
+    model_is_mrope: bool
+    use_ngram_embedding: bool
+
+    def get_total_num_kv_heads(self) -> int:
+        """of the model, not of this rank"""
+
+
+@assumed(
+    "sglang.srt.layers.radix_attention.RadixAttention",
+    "an attention layer's shape and scale, and what makes it one that RPC refuses",
+)
+class AttentionLayer(Protocol):
+    attn_type: Any
+    is_cross_attention: bool
+    k_scale_float: float | None
+    layer_id: int
+    logit_cap: float | None
+    logit_capping_method: str
+    pos_encoding_mode: str
+    qk_head_dim: int
+    scaling: float
+    sliding_window_size: int
+    tp_k_head_num: int
+    tp_q_head_num: int
+    use_irope: bool
+    xai_temperature_len: int
+
+
+class HookableLayer(AttentionLayer, Protocol):
+    """An attention layer as the torch module that it is."""
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any], *, with_kwargs: bool) -> Any: ...
+
+    def register_forward_hook(self, hook: Callable[..., Any], *, with_kwargs: bool) -> Any: ...
+
+
+@assumed("sglang.srt.model_executor.model_runner.ModelRunner", "the model, its pools and what serves it")
+class ModelRunner(Protocol):
+    decode_attention_backend_str: str
+    device: str
+    dtype: torch.dtype
+    is_draft_worker: bool
+    model: torch.nn.Module
+    model_config: ModelConfig
+    prefill_attention_backend_str: str
+    req_to_token_pool: ReqToTokenPool
+    server_args: ServerArgs
+    token_to_kv_pool_allocator: Allocator
+    use_mla_backend: bool
+
+
+@assumed("sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator", "what the KV pool is sized for")
+class KVCacheConfigurator(Protocol):
+    device: str
+    is_draft_worker: bool
+    model: torch.nn.Module
+    model_dtype: torch.dtype
+    server_args: ServerArgs
+
+
+@assumed(
+    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner", "which model its graphs are of"
+)
+class PrefillCudaGraphRunner(Protocol):
+    model_runner: ModelRunner
+
+
+@assumed(
+    "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA",
+    "its two attention layers: of latents as they are stored, and of expanded ones; how wide a latent is, and what "
+    "attends",
+    LATENT,
+)
+class LatentAttention(Protocol):
+    attn_mha: AttentionLayer
+    attn_mqa: AttentionLayer
+    current_attention_backend: str
+    kv_lora_rank: int

@@ -1,0 +1,87 @@
+"""Requests: as they came in, and as the scheduler holds them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang_rpc.contract.targets import assumed
+
+if TYPE_CHECKING:
+    from sglang_rpc.runtime.request_state import RequestState
+
+_BATCH = "sglang.srt.managers.schedule_batch"
+
+
+@assumed("sglang.srt.sampling.sampling_params.SamplingParams", "how long a request may get, and its options for RPC")
+class SamplingParams(Protocol):
+    beam_width: int
+    custom_params: Mapping[str, Any] | None  #: as the sender wrote them
+    ignore_eos: bool
+    max_new_tokens: int | None  #: tokens; None until the scheduler has clipped it
+    min_new_tokens: int
+
+
+@assumed(
+    f"{_BATCH}.ReqKvInfo",
+    "what a request holds: its row, [0, cache_protected_len) owned by the tree, and how far its KV reaches",
+)
+class ReqKvInfo(Protocol):
+    cache_protected_len: int
+    holds_kv: bool
+    kv_allocated_len: int  #: KV entries
+    kv_committed_len: int  #: KV entries
+    req_pool_idx: int | None  #: the row
+
+    def mark_kv_released(self) -> None:
+        """sets the allocated length to zero"""
+
+
+@assumed(f"{_BATCH}.BaseFinishReason", "why a request ended")
+class FinishReason(Protocol):
+    def to_json(self) -> dict[str, Any]:
+        """why a request ended, as a trace has it"""
+
+
+@assumed(f"{_BATCH}.Req", "a request's tokens and state; a plain class, so that it takes `rpc`")
+class Req(Protocol):
+    extend_end: int  #: of the ids, where this step's prefill ends
+    extra_key: str | None  #: what keeps prompts of equal ids apart in the tree
+    finished_reason: FinishReason | None
+    full_untruncated_fill_ids: array[int]  #: what is prefilled behind `prefix_len`
+    input_embeds: Any
+    is_retracted: bool
+    kv: ReqKvInfo
+    last_node: Any  #: of the tree, where the matched prefix ends
+    logprob_start_len: int
+    origin_input_ids: array[int]  #: the prompt
+    output_ids: array[int]
+    output_ids_through_stop: array[int]
+    prefix_len: int  #: tokens matched in the tree, or held by the row
+    return_indexer_topk: bool
+    return_logprob: bool
+    return_routed_experts: bool
+    rid: str
+    rpc: RequestState | None
+    sampling_params: SamplingParams
+    to_finish: FinishReason | None
+
+    def finished(self) -> bool:
+        """whether it has a reason to have ended"""
+
+    def set_finish_with_abort(self, error_msg: str) -> None:
+        """ends a request with a message, HTTP 400"""
+
+
+@assumed("sglang.srt.managers.io_struct.GenerateReqInput", "a request as it came in")
+class GenerateReqInput(Protocol):
+    input_embeds: Any
+    return_indexer_topk: bool
+    return_routed_experts: bool
+    sampling_params: Any  #: a dict, or a list of them
+
+
+@assumed("sglang.srt.managers.io_struct.PauseGenerationReqInput", "whether a pause drops the KV: mode `retract`")
+class PauseGenerationReqInput(Protocol):
+    mode: str

@@ -1,0 +1,133 @@
+"""The scheduler, and what it reports through."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
+from sglang_rpc.contract.sglang.model import ModelConfig, ModelRunner
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.server import ServerArgs
+from sglang_rpc.contract.targets import assumed
+
+if TYPE_CHECKING:
+    import torch
+
+_MANAGERS = "sglang.srt.managers"
+
+
+@assumed(f"{_MANAGERS}.tp_worker.TpModelWorker", "the way from a scheduler to its model")
+class TpModelWorker(Protocol):
+    model_runner: ModelRunner
+
+
+@assumed("sglang.srt.beam_search.coordinator.BeamCoordinator", "told of every request that ends while it waits")
+class BeamCoordinator(Protocol):
+    def retire_group(self, req: Req) -> None:
+        """forgets the beams of a request that ends while it waits; of one without beams, nothing"""
+
+
+@assumed(
+    "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector", "labels and classes of SGLang's own metrics"
+)
+class MetricsCollector(Protocol):
+    _counter_cls: Any
+    _gauge_cls: Any
+    labels: dict[str, str]
+
+
+@assumed(
+    f"{_MANAGERS}.scheduler.Scheduler", "pools, tree, streams, tokenizer, metrics, queues and limits of a scheduler"
+)
+class Scheduler(Protocol):
+    beam_coordinator: BeamCoordinator
+    chunked_req: Req | None  #: whose prefill goes on, in chunks
+    device: str
+    forward_ct: int  #: forward passes so far
+    forward_stream: torch.cuda.Stream
+    max_new_tokens_limit: int | None
+    max_req_input_len: int  #: tokens
+    max_total_num_tokens: int  #: slots of the pool
+    metrics_collector: MetricsCollector | None
+    model_config: ModelConfig
+    page_size: int  #: slots
+    req_to_token_pool: ReqToTokenPool
+    result_queue: deque[Any]  #: results in flight; empty without overlap
+    server_args: ServerArgs
+    token_to_kv_pool_allocator: Allocator
+    tokenizer: Any
+    tp_worker: TpModelWorker
+    tree_cache: Tree
+    waiting_queue: list[Req]
+
+    def _release_aborted_request(self, req: Req) -> None:
+        """drops the tree's state of a request that ends while it waits"""
+
+    def send_abort_output(self, abort_req: Any, req: Req) -> None:
+        """answers a request that waits"""
+
+
+@assumed(
+    f"{_MANAGERS}.scheduler_components.internal_state.SchedulerInternalStateController", "the way to the scheduler"
+)
+class InternalStateController(Protocol):
+    scheduler: Scheduler
+
+
+@assumed(f"{_MANAGERS}.io_struct.GetInternalStateReqOutput", "the dict that /server_info shows")
+class GetInternalStateReqOutput(Protocol):
+    internal_state: dict[str, Any]
+
+
+@assumed(
+    f"{_MANAGERS}.scheduler_components.output_streamer.SchedulerOutputStreamer",
+    "SGLang's extension point for per-request output fields",
+)
+class OutputStreamer(Protocol):
+    has_additional_customized_info: bool
+
+    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list[Any]]:
+        """one value a request"""
+
+
+@assumed("sglang.srt.mem_cache.prefill_budget.PrefillBudget", "the slots that admission has promised")
+class PrefillBudget(Protocol):
+    total_offset: int
+
+
+@assumed(
+    f"{_MANAGERS}.schedule_policy.PrefillAdder",
+    "the requests it has admitted, the slots it has promised them, and what it starts from",
+)
+class PrefillAdder(Protocol):
+    can_run_list: list[Req]
+    memory_budget: PrefillBudget
+    new_chunked_req: Req | None
+    new_token_ratio: float
+    page_size: int  #: slots
+    per_req_token_overhead: int
+    rem_total_tokens: int
+    running_batch: ScheduleBatch | None
+
+    def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> Any:
+        """reads max_new_tokens and ignore_eos at once, and books what it admits at the end of can_run_list"""
+
+    def add_chunked_req(self, req: Req) -> Req | None:
+        """books a chunk, with the new tokens only if it is the last"""
+
+    def ceil_paged_tokens(self, tokens: int) -> int:
+        """whole pages"""
+
+    def preempt_to_schedule(self, req: Req) -> bool:
+        """changes total_offset only by the offsets of those it preempts"""
+
+    def _get_running_request_total_token_offset(self, req: Req) -> float:
+        """what a running request is promised; the adder's constructor and preemption sum it up"""
+
+    def _lock_node(self, last_node: Any) -> Any:
+        """pins a matched prefix while slots are taken for what is behind it"""
+
+    def _select_prefill_admission(self, req: Req, *, total_tokens: int, **kwargs: Any) -> Any:
+        """decides by total_tokens: those to prefill, those to come, a page"""

@@ -1,0 +1,91 @@
+"""The server's arguments, the processes around the scheduler, and groups of ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang_rpc.contract.targets import assumed
+
+if TYPE_CHECKING:
+    import torch
+
+_FIELDS = "sglang.srt.arg_groups.fields"
+
+
+@assumed("sglang.srt.model_executor.cuda_graph_config.PhaseConfig", "whether a phase runs in CUDA graphs")
+class PhaseConfig(Protocol):
+    backend: str
+
+
+@assumed("sglang.srt.model_executor.cuda_graph_config.CudaGraphConfig", "which phases run in CUDA graphs")
+class CudaGraphConfig(Protocol):
+    decode: PhaseConfig
+    prefill: PhaseConfig
+
+
+@assumed(f"{_FIELDS}.model.Model", "which model a trace is of")
+class ModelArgs(Protocol):
+    model_path: str
+
+
+@assumed(f"{_FIELDS}.serving.Serving", "whose texts are tokens, and the reasoning parser's name")
+class ServingArgs(Protocol):
+    reasoning_parser: str | None
+    skip_tokenizer_init: bool
+    tokenizer_path: str | None
+
+
+@assumed(f"{_FIELDS}.device.Device", "whether there are CUDA graphs to mind")
+class DeviceArgs(Protocol):
+    device: str | None
+
+
+@assumed(f"{_FIELDS}.exec_.ExecGraph", "whether a policy's work would be lost in a CUDA graph")
+class GraphArgs(Protocol):
+    cuda_graph_config: CudaGraphConfig | None
+
+
+@assumed(f"{_FIELDS}.parallel.Parallel", "the ranks that share the attention heads")
+class ParallelArgs(Protocol):
+    attn_tp_size: int
+
+
+class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, Protocol):
+    """The server's arguments, which SGLang puts together from namespaces of fields.
+
+    The refusals read others by the names of their flags, and refuse to start where one is missing.
+    """
+
+
+@assumed("sglang.srt.managers.tokenizer_manager.TokenizerManager", "the arguments that carry the configuration")
+class TokenizerManager(Protocol):
+    server_args: ServerArgs
+
+
+@assumed(
+    "sglang.srt.entrypoints.engine.Engine",
+    "how sglang_rpc.Engine attaches the configuration before the arguments are checked",
+)
+class Engine(Protocol):
+    server_args_class: Any
+
+
+@assumed("sglang.srt.parser.reasoning_parser.BaseReasoningFormatDetector", "a model's think markers")
+class ReasoningDetector(Protocol):
+    think_end_token: str
+    think_start_token: str
+
+
+@assumed("sglang.srt.parser.reasoning_parser.ReasoningParser", "the detector of a parser's name")
+class ReasoningParser(Protocol):
+    detector: ReasoningDetector
+
+
+@assumed("sglang.srt.distributed.parallel_state.GroupCoordinator", "its size, and which of its ranks this is")
+class GroupCoordinator(Protocol):
+    cpu_group: Any
+    rank_in_group: int
+    world_size: int
+
+    def all_reduce(self, input_: torch.Tensor) -> torch.Tensor:
+        """sums scores over ranks, on the current stream, in place or not: the result is what it returns"""
