@@ -12,7 +12,7 @@ Needs the standard library only; `--engines` needs an environment with the test 
 | files over 400 lines | the same count per file |
 | functions over 50 lines | from `def` to the last line of the body, docstring and nested functions included |
 | lines that name `Any` | lines with the word `Any`, imports included; `seams` was all three packages in one |
-| import circles | strongly connected groups of modules, imports inside functions included; imports under `TYPE_CHECKING` not |
+| import circles | groups of modules that import each other, also inside functions; not under `TYPE_CHECKING` |
 | engines started per test run | see `pytest_collection_finish` |
 """
 
