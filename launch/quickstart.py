@@ -1,4 +1,4 @@
-"""The demo behind launch/quickstart.sh: a small reasoner with RPC on, eight problems, and what remembering less costs.
+"""The demo behind launch/quickstart.sh: a small reasoner with RPC on, eight problems, and what holding less KV costs.
 
     python launch/quickstart.py MODEL_DIR
 
@@ -131,12 +131,12 @@ def solve(url: str, problem: task.Problem, rpc: dict[str, Any]) -> dict[str, Any
     }
 
 
-def line(name: str, solved: list[dict[str, Any]], right: int, seconds: float) -> str:
+def line(name: str, solved: list[dict[str, Any]], correct: int, seconds: float) -> str:
     def total(field: str) -> int:
         return sum(one["receipt"][field] for one in solved)
 
     return (
-        f"{name:<12}{right:>3} of {len(solved)}{total('generated'):>11}{total('compressions'):>14}{total('held'):>7}"
+        f"{name:<12}{correct:>3} of {len(solved)}{total('generated'):>11}{total('compressions'):>14}{total('held'):>7}"
         f"{total('slots_freed'):>7}{sum(one['cached'] for one in solved):>8}{seconds:>9.1f}"
     )
 
@@ -150,21 +150,21 @@ def show(url: str) -> None:
     problems = task.problems(LEVEL, PROBLEMS, seed=1)
     print(f"\n{PROBLEMS} problems, each solved by {LEVEL.thought_tokens} tokens of thought\n")
     print(
-        f"{'':<12}{'right':>8}{'generated':>11}{'compressions':>14}{'held':>7}{'freed':>7}{'cached':>8}{'seconds':>9}"
+        f"{'':<12}{'correct':>8}{'generated':>11}{'compressions':>14}{'held':>7}{'freed':>7}{'cached':>8}{'seconds':>9}"
     )
     compressed = 0
     for name, rpc in ARMS.items():
         begin = time.monotonic()
         with ThreadPoolExecutor(PROBLEMS) as at_once:
             solved = list(at_once.map(lambda problem, rpc=rpc: solve(url, problem, rpc), problems))
-        right = sum(one["answer"] == task.decode(p.answer) for one, p in zip(solved, problems, strict=True))
+        correct = sum(one["answer"] == task.decode(p.answer) for one, p in zip(solved, problems, strict=True))
         compressed += sum(one["receipt"]["compressions"] for one in solved)
-        print(line(name, solved, right, time.monotonic() - begin), flush=True)
+        print(line(name, solved, correct, time.monotonic() - begin), flush=True)
     print("\nheld: generated tokens whose KV was there to the end; freed: slots given back on the way; cached: prompt")
     print("tokens found in the prefix cache. All numbers are sums over the problems.")
     print(f"\nthe last one's prompt   {short(problems[-1].message)}")
     print(f"its thoughts            {short(solved[-1]['thoughts'])}")
-    print(f"its answer              {solved[-1]['answer']} (right: {task.decode(problems[-1].answer)})")
+    print(f"its answer              {solved[-1]['answer']} (expected: {task.decode(problems[-1].answer)})")
     print(f"its receipt             {json.dumps(solved[-1]['receipt'])}")
     if not compressed:
         raise SystemExit("No request was compressed, although each should have been: this is a bug.")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # See RPC work, or serve a model with it.
 #
-#   bash launch/quickstart.sh                              demo: a small reasoner solves eight problems, remembering less
+#   bash launch/quickstart.sh                              demo: a small reasoner solves eight problems, holding less KV
 #   bash launch/quickstart.sh --model-path MODEL [FLAGS]   serves MODEL in the foreground with RPC on; FLAGS are those
 #                                                          of sglang_rpc.launch_server, which are SGLang's and --rpc-*
 #

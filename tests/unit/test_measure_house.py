@@ -1,22 +1,15 @@
 """launch/measure_house.py on small checkouts of which every number is known."""
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "measure_house.py"
+from launch import measure_house as house
 
-
-@pytest.fixture(scope="module")
-def house():
-    spec = importlib.util.spec_from_file_location("measure_house", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = Path(house.__file__)
 
 
 @pytest.fixture
@@ -33,7 +26,7 @@ def checkout(tmp_path):
     return write
 
 
-def test_lines_are_counted_by_package(house, checkout):
+def test_lines_are_counted_by_package(checkout):
     rows = house.measure(checkout({"sglang_rpc/config.py": "a = 1\n\n# b\n", "sglang_rpc/hooks/a.py": "b = 2\n"}))
     assert rows["lines, sglang_rpc"] == "4"
     assert rows["lines, (top level)"] == "3 in 2 files"
@@ -42,7 +35,7 @@ def test_lines_are_counted_by_package(house, checkout):
 
 
 @pytest.mark.parametrize(("length", "count"), [(400, "0"), (401, "1")])
-def test_a_long_file_has_more_than_400_lines(house, checkout, length, count):
+def test_a_long_file_has_more_than_400_lines(checkout, length, count):
     root = checkout({"sglang_rpc/a.py": "x = 1\n" * length, "tests/b.py": "x = 1\n" * length})
     rows = house.measure(root)
     assert rows["files over 400 lines, sglang_rpc"] == count
@@ -51,13 +44,13 @@ def test_a_long_file_has_more_than_400_lines(house, checkout, length, count):
 
 @pytest.mark.parametrize(("body", "count"), [(49, "0"), (50, "1")])
 @pytest.mark.parametrize("head", ["def f():\n", "async def f():\n", "class C:\n    def f(self):\n"])
-def test_a_long_function_has_more_than_50_lines_from_its_def_on(house, checkout, head, body, count):
+def test_a_long_function_has_more_than_50_lines_from_its_def_on(checkout, head, body, count):
     indent = "        " if "class" in head else "    "
     rows = house.measure(checkout({"sglang_rpc/a.py": head + f"{indent}x = 1\n" * body}))
     assert rows["functions over 50 lines, sglang_rpc"] == count
 
 
-def test_any_is_counted_in_the_packages_that_touch_sglang(house, checkout):
+def test_any_is_counted_in_the_packages_that_touch_sglang(checkout):
     source = "from typing import Any\ndef f(a: Any, b: Any) -> None: ...\nMany = 1\n"  # two lines name it
     new = {"sglang_rpc/hooks/a.py": source, "sglang_rpc/contract/b.py": source, "sglang_rpc/policy/c.py": source}
     rows = house.measure(checkout(new))
@@ -95,7 +88,7 @@ CIRCLES = {
 
 
 @pytest.mark.parametrize(("files", "circles"), CIRCLES.values(), ids=CIRCLES)
-def test_import_circles_are_found_at_any_depth(house, checkout, files, circles):
+def test_import_circles_are_found_at_any_depth(checkout, files, circles):
     rows = house.measure(checkout({f"sglang_rpc/{name}.py": source for name, source in files.items()}))
     assert rows["import circles"] == circles
 
@@ -125,13 +118,13 @@ def test_five():
 }
 
 
-def test_an_engine_is_counted_once_for_each_start(house, checkout):
+def test_an_engine_is_counted_once_for_each_start(checkout):
     """Three for the fixture's parameters, two for the test that starts its own; one for the run."""
     root = checkout({f"tests/engine/{name}": source for name, source in ENGINES.items()})
     assert house.engines(root) == 3 + 2 + 1
 
 
-def test_a_folder_without_tests_ends_in_pytests_own_words(house, checkout):
+def test_a_folder_without_tests_ends_in_pytests_own_words(checkout):
     with pytest.raises(SystemExit, match="counted nothing"):
         house.engines(checkout({}))
 
