@@ -51,7 +51,7 @@ def test_a_long_function_has_more_than_50_lines_from_its_def_on(checkout, head, 
 
 
 def test_any_is_counted_in_the_packages_that_touch_sglang(checkout):
-    source = "from typing import Any\ndef f(a: Any, b: Any) -> None: ...\nMany = 1\n"  # two lines name it
+    source = "from typing import Any\ndef f(a: Any, b: Any) -> None: ...\nAnyOther = 1\n"  # two lines name it
     new = {"sglang_rpc/hooks/a.py": source, "sglang_rpc/contract/b.py": source, "sglang_rpc/policy/c.py": source}
     rows = house.measure(checkout(new))
     assert rows["lines that name `Any`, contract + hooks + startup"] == "4"
