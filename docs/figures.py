@@ -175,7 +175,7 @@ def results() -> Drawing:
     d.text(
         LEFT,
         336,
-        "Two virtual CPU cores, float32, no GPU. Left: made-up weights, forced lengths, medians of pairs.",
+        "Two virtual CPU cores, float32, no GPU. Left: random weights, forced lengths, medians of pairs.",
         11,
         MUTED,
     )
