@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(columns: list[Rows], names: list[str]) -> str:
-    """Markdown: one line per row that any column has, in order of first appearance; a dash where one lacks it."""
-    rows = sorted(dict.fromkeys(row for column in columns for row in column), key=_is_package, reverse=True)
+    """Markdown: one line per row that any column has, in the order of the last one; a dash where one lacks it."""
+    rows = sorted(dict.fromkeys(row for column in reversed(columns) for row in column), key=_is_package, reverse=True)
     lines = ["| | " + " | ".join(names) + " |", "|---" + "|---:" * len(names) + "|"]
     return "\n".join([*lines, *(f"| {row} | " + " | ".join(c.get(row, "-") for c in columns) + " |" for row in rows)])
 
