@@ -1,5 +1,6 @@
 """CPU reference mode: the stand-in's one real operator, and when the mode switches itself on. No sglang is imported."""
 
+import argparse
 import functools
 import importlib.util
 import os
@@ -24,14 +25,20 @@ SET_BY_PREPARE = (
 )
 
 
+def load(file: Path) -> types.ModuleType:
+    """The module of this file, imported outside its package."""
+    spec = importlib.util.spec_from_file_location(f"{file.stem}_under_test", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def ops(monkeypatch):
     """The stand-in, loaded against an empty namespace: torch.ops.sgl_kernel of this process stays as it is."""
     namespace = types.SimpleNamespace()
     monkeypatch.setitem(torch.ops.__dict__, "sgl_kernel", namespace)
-    spec = importlib.util.spec_from_file_location("common_ops_under_test", Path(cpu.STAND_IN) / "common_ops.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load(Path(cpu.STAND_IN) / "common_ops.py")
     module.namespace = namespace
     return module
 
@@ -216,12 +223,93 @@ def test_ranks_must_be_positive(machine):
         cpu.prepare(ranks=0)
 
 
-def test_command_line_is_completed_with_what_was_not_given(machine):
+DEFAULTS = {
+    "--device": ["cpu"],
+    "--attention-backend": ["torch_native"],
+    "--sampling-backend": ["pytorch"],
+    "--sleep-on-idle": [],
+    "--max-total-tokens": [str(cpu.MAX_TOTAL_TOKENS)],
+}
+
+
+def flags(*without: str) -> list[str]:
+    return [part for flag, values in DEFAULTS.items() if flag not in without for part in (flag, *values)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--max-total-tokens", "99", "--attention-backend=triton", "--tp", "2"],
+        ["--max-total-token", "99", "--attention-b=triton", "--tensor-parallel", "2"],
+        ["--sleep-on", "--sampling-b", "pytorch", "--dp-s=2"],
+    ],
+)
+def test_defaults_stand_before_the_command_line_so_that_it_wins(machine, given):
     machine(accelerator=False, kernels=False)
-    argv = ["--model-path", "m", "--max-total-tokens", "99", "--attention-backend=triton", "--tp", "2"]
-    added = command_line.complete(argv)[len(argv) :]
-    assert added == ["--device", "cpu", "--sampling-backend", "pytorch", "--sleep-on-idle"]
-    assert "SGLANG_CPU_OMP_THREADS_BIND" in os.environ
+    assert command_line.complete(["--model-path", "m", *given]) == [*flags(), "--model-path", "m", *given]
+    assert "SGLANG_CPU_OMP_THREADS_BIND" in os.environ  # the ranks were seen
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        ("max-total-tokens: 99\nattention-backend: triton\n", ["--max-total-tokens", "--attention-backend"]),
+        ("max-total-token: 99\nsampling_b: flashinfer\n", ["--max-total-tokens", "--sampling-backend"]),
+        ("sleep-on-idle: false\ndevice: cpu\n", ["--sleep-on-idle", "--device"]),
+        ("max-running-requests: 4\n", []),
+        ("", []),
+        ("[1, 2]", []),
+        ("a: [", []),
+    ],
+)
+def test_what_the_config_file_gives_is_no_default(machine, tmp_path, text, left_out):
+    machine(accelerator=False, kernels=False)
+    file = tmp_path / "server.yaml"
+    file.write_text(text)
+    argv = ["--model-path", "m", "--config", str(file)]
+    assert command_line.complete(argv) == [*flags(*left_out), *argv]
+
+
+def test_a_config_file_that_sglang_does_not_read_counts_for_nothing(machine, tmp_path):
+    machine(accelerator=False, kernels=False)
+    file = tmp_path / "server.yaml"
+    file.write_text("max-total-tokens: 99\n")
+    for argv in (["--model-path", "m", f"--config={file}"], ["--model-path", "m", "--config", str(tmp_path / "none")]):
+        assert command_line.complete(argv) == [*flags(), *argv]
+
+
+@pytest.mark.parametrize("given", [["--device=cuda"], ["--dev", "cuda"], ["--config", "{file}"]])
+def test_another_device_leaves_the_command_line_as_it_is(machine, tmp_path, given):
+    machine(accelerator=False, kernels=False)
+    file = tmp_path / "server.yaml"
+    file.write_text("device: cuda\n")
+    argv = ["--model-path", "m", *(part.format(file=file) for part in given)]
+    assert command_line.complete(argv) is argv
+    assert not changed()
+
+
+@pytest.mark.parametrize("wrong", [["--d", "2"], ["--device"], ["--tp"]])
+def test_what_is_wrong_is_left_to_sglangs_parser(machine, wrong):
+    machine(accelerator=False, kernels=False)
+    assert command_line.complete(["--model-path", "m", *wrong])[-len(wrong) :] == wrong
+
+
+@pytest.mark.parametrize("text", ["", "max-total-tokens: 2048\n", "max-total-token: 2048\n"])
+@pytest.mark.parametrize("given", [[], ["--max-total-tokens=1536"], ["--max-total-token", "1536"]])
+def test_sglangs_own_merging_lets_the_command_line_win_then_the_file(machine, tmp_path, text, given):
+    """SGLang's merger, from its file, and a parser with the flags that matter here."""
+    machine(accelerator=False, kernels=False)
+    sglang = Path(importlib.util.find_spec("sglang").origin).parent
+    merger = load(sglang / "srt" / "utils" / "server_args_config_parser.py").ConfigArgumentMerger
+    file = tmp_path / "server.yaml"
+    file.write_text(text)
+    parser = argparse.ArgumentParser()
+    for flag, values in DEFAULTS.items():
+        parser.add_argument(flag, **({} if values else {"action": "store_true"}))
+    argv = command_line.complete([*given, "--config", str(file)])
+    parsed = parser.parse_args(merger(parser).merge_config_with_args(argv))
+    assert parsed.max_total_tokens == ("1536" if given else "2048" if text else str(cpu.MAX_TOTAL_TOKENS))
+    assert parsed.device == "cpu" and parsed.sleep_on_idle
 
 
 def test_command_line_stays_as_it_is_with_an_accelerator(machine):

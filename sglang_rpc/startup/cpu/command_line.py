@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 from sglang_rpc.startup import cpu
 
@@ -11,16 +11,17 @@ _RANKS = (("--tp-size", "--tensor-parallel-size", "--tp"), ("--dp-size", "--data
 
 
 def complete(argv: list[str]) -> list[str]:
-    """`argv` with the flags SGLang needs on a CPU, for those not given there or in its `--config` file.
+    """`argv` after the flags SGLang needs on a CPU, so that whatever is given there, abbreviated or not, wins.
 
+    SGLang puts the flags of a `--config` file before the whole command line: those of the file are left out here.
     Call before anything imports `sglang.srt`. On a machine with an accelerator, and no `--device cpu`: `argv` itself.
     """
-    given = _given(argv)
-    ranks = int(given["tp_size"] or 1) * int(given["dp_size"] or 1)
-    if not cpu.prepare(given["device"], ranks):
+    file = _config_file(argv)
+    given = _given(argv, file)
+    if not cpu.prepare(given["device"], int(given["tp_size"] or 1) * int(given["dp_size"] or 1)):
         return argv
-    missing = {name: value for name, value in cpu.server_defaults().items() if given[name] is None}
-    return argv + [part for name, value in missing.items() for part in _flag(name, value)]
+    defaults = cpu.server_defaults()
+    return [part for name, value in defaults.items() if not _names(file, name) for part in _flag(name, value)] + argv
 
 
 def _flag(name: str, value: str | int | bool) -> list[str]:
@@ -28,28 +29,37 @@ def _flag(name: str, value: str | int | bool) -> list[str]:
     return [flag] if value is True else [flag, str(value)]
 
 
-def _given(argv: list[str]) -> dict[str, Any]:
+def _names(file: dict[str, Any], name: str) -> bool:
+    """Whether the file gives this flag; its keys become flags, which may be abbreviated like any other."""
+    return any(key and name.startswith(key) for key in file)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _given(argv: list[str], file: dict[str, Any]) -> dict[str, Any]:
     """The few flags that matter here; SGLang's own parser can't be asked, importing it would be too early."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--config", "--device", "--attention-backend", "--sampling-backend", "--max-total-tokens"):
-        parser.add_argument(name)
-    parser.add_argument("--sleep-on-idle", action="store_const", const=True)
-    for names in _RANKS:
+    parser = _Parser(add_help=False)
+    for names in (("--device",), *_RANKS):
         parser.add_argument(*names)
-    known, _ = parser.parse_known_args(argv)
-    values = vars(known)
-    from_file = _from_file(known.config)
-    return {name: from_file.get(name) if value is None else value for name, value in values.items()}
+    from_file = [part for key, value in file.items() for part in _flag(key, str(value))]
+    try:
+        return vars(parser.parse_known_args(from_file + argv)[0])
+    except ValueError:  # SGLang's parser says what is wrong, with its own usage
+        return vars(parser.parse_args([]))
 
 
-def _from_file(path: str | None) -> dict[str, Any]:
-    if path is None:
+def _config_file(argv: list[str]) -> dict[str, Any]:
+    """What the `--config` file holds. SGLang reads it only where the flag is spelled out and stands alone."""
+    if "--config" not in argv[:-1]:
         return {}
     import yaml  # type: ignore[import-untyped]
 
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(argv[argv.index("--config") + 1], encoding="utf-8") as file:
             content = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return {}  # SGLang reads the file too, and says what is wrong with it
     return {str(k).replace("-", "_"): v for k, v in content.items()} if isinstance(content, dict) else {}
