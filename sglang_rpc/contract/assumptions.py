@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sglang_rpc.contract.sglang import batches, memory, model, requests, scheduler, server
+from sglang_rpc.contract.sglang import batches, endpoints, memory, model, requests, scheduler, server
 from sglang_rpc.contract.targets import LATENT, SERVING, Assumption, assumptions_in
 
 #: module or class -> name in it -> what RPC needs of it
@@ -174,7 +174,7 @@ def _functions(table: Mapping[str, Mapping[str, str]], when: str) -> Iterable[As
 
 
 _ALL: tuple[Assumption, ...] = (
-    *assumptions_in(requests, batches, scheduler, memory, model, server),
+    *assumptions_in(requests, batches, scheduler, memory, model, server, endpoints),
     *_functions(_FUNCTIONS, SERVING),
     *_functions(_LATENT_FUNCTIONS, LATENT),
     *_NAMES,

@@ -1,0 +1,30 @@
+"""The endpoints that RPC carries a request's options through, and their responses."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from sglang_rpc.contract.sglang.server import TokenizerManager
+from sglang_rpc.contract.targets import assumed
+
+_ENTRYPOINTS = "sglang.srt.entrypoints"
+
+
+@assumed(f"{_ENTRYPOINTS}.openai.serving_base.OpenAIServingBase", "what an endpoint sends its requests to")
+class OpenAIServing(Protocol):
+    tokenizer_manager: TokenizerManager
+
+
+@assumed(f"{_ENTRYPOINTS}.anthropic.serving.AnthropicServing", "stands on the chat endpoint")
+class AnthropicServing(Protocol):
+    openai_serving_chat: OpenAIServing
+
+
+@assumed(f"{_ENTRYPOINTS}.ollama.serving.OllamaServing", "what an endpoint sends its requests to")
+class OllamaServing(Protocol):
+    tokenizer_manager: TokenizerManager
+
+
+@assumed(f"{_ENTRYPOINTS}.openai.protocol.ResponsesResponse", "has a place for the receipt")
+class ResponsesResponse(Protocol):
+    metadata: dict[str, Any] | None

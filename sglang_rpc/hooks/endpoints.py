@@ -1,0 +1,126 @@
+"""RPC options of the endpoints whose own request models have no custom_params: Responses, Anthropic, Ollama.
+
+These endpoints drop what their models don't know. The options are read from the body that FastAPI has parsed, travel
+on the HTTP request, and are laid into the sampling parameters where the request enters the tokenizer manager.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from sglang_rpc.config import RequestOptions
+from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.targets import AFTER, AROUND, hook
+from sglang_rpc.hooks.reporting import KEY
+
+#: Where the HTTP request's `scope`, a dict of one request, holds `custom_params.rpc`.
+_SCOPE_KEY = "sglang_rpc.options"
+#: The receipt of the request that this asyncio task serves. A task serves one request, and no more if it is streamed.
+_receipt: ContextVar[dict[str, Any] | None] = ContextVar("rpc_receipt", default=None)
+
+_WHY = "the endpoint's request model drops custom_params; the HTTP request has them"
+
+
+@hook(AROUND, "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses.create_responses", _WHY)
+async def take_from_responses(original: Callable, serving: Any, request: Any, raw_request: Any = None) -> Any:
+    """AROUND the handler of /v1/responses. Raises HTTPException, 400."""
+    return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
+
+
+@hook(AROUND, "sglang.srt.entrypoints.anthropic.serving.AnthropicServing.handle_messages", _WHY)
+async def take_from_messages(original: Callable, serving: Any, request: Any, raw_request: Any) -> Any:
+    """AROUND the handler of /v1/messages. Raises HTTPException, 400."""
+    return await _take(original, serving, request, raw_request, serving.openai_serving_chat.tokenizer_manager)
+
+
+@hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_chat", _WHY)
+async def take_from_ollama_chat(original: Callable, serving: Any, request: Any, raw_request: Any) -> Any:
+    """AROUND the handler of /api/chat. Raises HTTPException, 400."""
+    return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
+
+
+@hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_generate", _WHY)
+async def take_from_ollama_generate(original: Callable, serving: Any, request: Any, raw_request: Any) -> Any:
+    """AROUND the handler of /api/generate. Raises HTTPException, 400."""
+    return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
+
+
+@hook(
+    AROUND,
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+    "every endpoint passes its HTTP request here, beside the sampling parameters it made of it",
+)
+def carry_options(original: Callable, manager: Any, obj: Any, request: Any = None) -> Any:
+    """AROUND TokenizerManager.generate_request: lays the options kept by `_take` into the sampling parameters.
+
+    Changes `obj.sampling_params`, which is this request's own dict. Other requests pass through untouched.
+    """
+    # None from the engine; gRPC has requests of its own.
+    options = request.scope.get(_SCOPE_KEY) if isinstance(request, HTTPConnection) else None
+    if options is None:
+        return original(manager, obj, request)
+    others = obj.sampling_params.get("custom_params") or {}
+    obj.sampling_params["custom_params"] = {**others, "rpc": options}
+    return _noting_receipt(original(manager, obj, request))
+
+
+@hook(
+    AFTER,
+    "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._build_response",
+    "every finished response, whole, streamed or in the background, is built here once its tokens are there",
+)
+def show_receipt(response: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER OpenAIServingResponses._build_response: `metadata.rpc` is the receipt as JSON, for a request that asked.
+
+    A value of `metadata` is a string, in OpenAI's API and its clients.
+    """
+    receipt = _receipt.get()
+    if receipt is not None:
+        response.metadata = {**(response.metadata or {}), KEY: json.dumps(receipt)}
+
+
+async def _noting_receipt(results: AsyncGenerator) -> AsyncGenerator:
+    _receipt.set(None)
+    async with aclosing(results):
+        async for result in results:
+            _receipt.set(result["meta_info"].get(KEY))
+            yield result
+
+
+async def _take(original: Callable, serving: Any, request: Any, raw_request: Any, manager: Any) -> Any:
+    """Calls the handler; before, checks `custom_params.rpc` of the body and keeps it on the HTTP request.
+
+    Raises:
+        HTTPException: 400, for malformed options before anything is streamed, and where a request that carries
+            options is refused later and the endpoint would answer 500. SGLang gives it the endpoint's own shape.
+    """
+    config = config_of(manager.server_args)
+    custom_params = None if config is None or raw_request is None else _custom_params(await raw_request.json())
+    if config is None or custom_params is None:
+        return await original(serving, request, raw_request)
+    from fastapi import HTTPException
+
+    try:
+        RequestOptions.from_custom_params(custom_params, config)
+        raw_request.scope[_SCOPE_KEY] = custom_params["rpc"]
+        return await original(serving, request, raw_request)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+
+
+def _custom_params(body: Any) -> dict[str, Any] | None:
+    """The body's `custom_params`, or those in its `options` (all that Ollama's client can send), if RPC is in them."""
+    if not isinstance(body, dict):
+        return None
+    options = body.get("options")
+    for place in (body, options if isinstance(options, dict) else {}):
+        custom_params = place.get("custom_params")
+        if isinstance(custom_params, dict) and "rpc" in custom_params:
+            return custom_params
+    return None
