@@ -111,7 +111,8 @@ def parts(scene: Scene) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """Name, bytes that must move, and what to time."""
     from sglang_rpc.backends.choose import make_backend
     from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
-    from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores
+    from sglang_rpc.scoring.key_table import KeyTable
+    from sglang_rpc.scoring.triton_scores import candidate_scores
     from sglang_rpc.scoring.triton_select import select
 
     config, ring, rows = scene.config, scene.ring, scene.req_to_token

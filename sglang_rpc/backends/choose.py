@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 
+from sglang_rpc.backends import self_check
+from sglang_rpc.backends.base import Backend, Reduce, unavailable
 from sglang_rpc.backends.move_backend import move_backend
 from sglang_rpc.backends.reference_backend import ReferenceBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.table import POLICIES
-from sglang_rpc.types import Compression, KVLayer, Observer
+from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
-
-#: Bytes of device memory that the kernels may take for one part of a batch. Batches that need more are cut.
-SCRATCH_BYTES = 2**27
-
-#: Sums a float32 tensor over tensor-parallel ranks.
-Reduce = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Backend(Protocol):
-    name: str  #: as `--rpc-scoring` calls it
-    observer: Observer | None  #: is shown what each compression keeps
-
-    def compress(self, compressions: Sequence[Compression]) -> None:
-        """Score, select and move, on the current stream."""
 
 
 def make_backend(
@@ -56,28 +43,45 @@ def make_backend(
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
         return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+    kernels, reason = _kernels(as_rpc(config), wanted, layers, ring, req_to_token, reduce)
+    if kernels is not None:
+        return kernels
+    if config.scoring == wanted:
+        raise ConfigError(f"scoring '{wanted}' cannot serve this model: {reason}; use --rpc-scoring reference")
+    logger.warning("%s", unavailable(reason))
+    return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+
+
+def _kernels(
+    config: RPCConfig,
+    wanted: str,
+    layers: Sequence[KVLayer],
+    ring: QueryRing,
+    req_to_token: torch.Tensor,
+    reduce: Reduce | None,
+) -> tuple[Backend | None, str]:
+    """The kernels if they pass their trial here; else None, and the reason as a part of a sentence.
+
+    Raises ConfigError if there is nothing to try: a package or a GPU is missing.
+    """
     for package in {"triton", wanted}:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"scoring '{wanted}' needs the package {package}; install it, or use 'auto'")
-    from sglang_rpc.backends import self_check
-    from sglang_rpc.backends import triton_backend as triton_path
-    from sglang_rpc.scoring import triton_scores
+    # Triton is imported only where it is wanted.
+    from sglang_rpc.backends.triton_backend import TritonBackend
+    from sglang_rpc.scoring import key_table
 
-    if not triton_scores.runs_on(req_to_token.device):
+    if not key_table.runs_on(req_to_token.device):
         raise ConfigError(f"scoring '{wanted}' needs a GPU, and the KV cache is on {req_to_token.device}; use 'auto'")
-    asked, config = config, as_rpc(config)
     try:
-        wrong = self_check.failure(config, layers, ring)
-        if wrong is None:
-            return triton_path.TritonBackend(config, layers, ring, req_to_token, reduce)
+        reason = self_check.failure(config, layers, ring, expected=ReferenceBackend, actual=TritonBackend)
+        if reason is None:
+            return TritonBackend(config, layers, ring, req_to_token, reduce), ""
     except ValueError as error:
-        wrong = str(error)
+        reason = str(error)
     except Exception as error:  # whatever keeps kernels from being compiled here need not keep the server from starting
-        wrong = f"{type(error).__name__}: {error}"
-    if asked.scoring == wanted:
-        raise ConfigError(f"scoring '{wanted}' cannot serve this model: {wrong}; use --rpc-scoring reference")
-    logger.warning("RPC compresses with PyTorch, which is slower, not with its kernels: %s", wrong)
-    return ReferenceBackend(asked, layers, ring, req_to_token, reduce)
+        reason = f"{type(error).__name__}: {error}"
+    return None, reason
 
 
 def _best(device: torch.device) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from sglang_rpc.backends.base import unavailable
+from sglang_rpc.backends.made_up import copy, mismatch, random_layer
 from sglang_rpc.memory import compaction
 from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Observer
 
@@ -35,27 +37,25 @@ def move_backend(scoring: str, layers: Sequence[KVLayer], req_to_token: torch.Te
     on_gpu = req_to_token.device.type == "cuda"
     if scoring == "auto" and on_gpu and importlib.util.find_spec("triton") is not None:
         try:
-            wrong = failure(layers, req_to_token.device)
-            if wrong is None:
+            reason = failure(layers, req_to_token.device)
+            if reason is None:
                 return MoveBackend("triton", len(layers), _in_one_launch(layers, req_to_token))
         except Exception as error:  # whatever keeps a kernel from being compiled need not keep the server from starting
-            wrong = f"{type(error).__name__}: {error}"
-        logger.warning("RPC moves with PyTorch, which is slower, not with its kernel: %s", wrong)
+            reason = f"{type(error).__name__}: {error}"
+        logger.warning("%s", unavailable(reason))
     return MoveBackend("reference", len(layers), _in_pytorch(layers, req_to_token))
 
 
 def failure(layers: Sequence[KVLayer], device: torch.device) -> str | None:
-    """What is wrong with the kernel, as a part of a sentence; None if nothing is. Waits for the device: for start-up.
+    """What the kernel leaves otherwise than PyTorch, as a part of a sentence; None if nothing. Waits for the device.
 
     It moves made-up entries of the model's own shape, and must leave what PyTorch leaves, byte for byte.
 
     Raises ValueError if no kernel takes these layers.
     """
-    from sglang_rpc.backends import self_check
-
-    made = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     rows = torch.zeros(3, 300, dtype=torch.int32)
-    rows[1:, :290] = (torch.randperm(580, generator=made) + 1).view(2, 290)
+    rows[1:, :290] = (torch.randperm(580, generator=generator) + 1).view(2, 290)
     rows = rows.to(device)
     # A long window, which overlaps itself as it moves, and a short one.
     trials = [
@@ -65,11 +65,11 @@ def failure(layers: Sequence[KVLayer], device: torch.device) -> str | None:
         )
         for row, window, end in ((1, 200, 290), (2, 3, 65))
     ]  # fmt: skip
-    made_up = [self_check.random_layer(layers[0], 581, made) for _ in range(2)]
-    right, found = ([self_check.copy(layer) for layer in made_up] for _ in range(2))
-    _in_pytorch(right, rows)(trials)
-    _in_one_launch(found, rows)(trials)
-    return self_check.difference(right, found, device)
+    made_up = [random_layer(layers[0], 581, generator) for _ in range(2)]
+    expected, actual = ([copy(layer) for layer in made_up] for _ in range(2))
+    _in_pytorch(expected, rows)(trials)
+    _in_one_launch(actual, rows)(trials)
+    return mismatch(expected, actual, device)
 
 
 def _in_pytorch(layers: Sequence[KVLayer], req_to_token: torch.Tensor) -> Move:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
+from sglang_rpc.backends.base import Reduce
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.memory.query_ring import QueryRing
@@ -25,7 +26,7 @@ class ReferenceBackend:
         layers: Sequence[KVLayer],
         ring: QueryRing,
         req_to_token: torch.Tensor,
-        reduce: Callable[[torch.Tensor], torch.Tensor] | None,
+        reduce: Reduce | None,
     ):
         """Arguments: see runtime.compressor.Compressor."""
         self._config = config

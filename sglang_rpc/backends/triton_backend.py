@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from sglang_rpc.backends.choose import SCRATCH_BYTES
+from sglang_rpc.backends.base import SCRATCH_BYTES, Reduce
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
-from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, scratch_bytes
+from sglang_rpc.scoring.key_table import KeyTable
+from sglang_rpc.scoring.triton_scores import candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
 from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Observer
 
@@ -26,7 +27,7 @@ class TritonBackend:
         layers: Sequence[KVLayer],
         ring: QueryRing,
         req_to_token: torch.Tensor,
-        reduce: Callable[[torch.Tensor], torch.Tensor] | None,
+        reduce: Reduce | None,
     ):
         """Arguments: see runtime.compressor.Compressor. Raises ValueError if no kernel takes these layers."""
         self._config = config

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sglang_rpc.backends.choose import SCRATCH_BYTES
+from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, pool_bytes
 from sglang_rpc.contract.settings import config_of

@@ -76,13 +76,29 @@ def move_kept(table: SliceTable, req_to_token: torch.Tensor, batch: CompressionB
         req_to_token: int32 [rows, max_context], the pool slot of each row position.
         kept: int32 [layers, B, 1 or kv_heads, most_kept], candidates that stay, ascending.
     """
+    assert kept.dtype == torch.int32 and kept.stride(3) == 1 and kept.shape[2] in (1, table.kv_heads)
+    assert req_to_token.dtype == torch.int32 and req_to_token.stride(1) == 1
+    assert kept.device == req_to_token.device == batch.rows.device
+    layer_stride, request_stride, head_stride, _ = kept.stride()
     for group in table.groups:
-        grid = (group.pointers.numel(), batch.size, table.kv_heads)
         width = triton.next_power_of_2(group.words)
-        _move_kernel[grid](
-            *(group.example, group.pointers, group.layers, req_to_token, kept),
-            *(batch.rows, batch.begins, batch.candidates, batch.keeps, batch.windows),
-            *(group.slot_words, group.head_words, req_to_token.stride(0), *kept.stride()[:3]),
+        _move_kernel[(group.pointers.numel(), batch.size, table.kv_heads)](
+            example=group.example,
+            pointers=group.pointers,
+            layers=group.layers,
+            req_to_token=req_to_token,
+            kept=kept,
+            rows=batch.rows,
+            begins=batch.begins,
+            counts=batch.candidates,
+            keeps=batch.keeps,
+            windows=batch.windows,
+            slot_words=group.slot_words,
+            head_words=group.head_words,
+            row_stride=req_to_token.stride(0),
+            kept_layer_stride=layer_stride,
+            kept_request_stride=request_stride,
+            kept_head_stride=head_stride,
             APART=kept.shape[2] > 1,
             ALIGNED=group.aligned,
             BLOCK=max(8, min(64, _BLOCK_WORDS // width)),

@@ -21,9 +21,19 @@ def store(ring: torch.Tensor, slots: torch.Tensor, entries: torch.Tensor, querie
         slots, entries: int64 [n].
     """
     heads, dim = ring.shape[2:]
+    assert queries.shape[1:] == (heads, dim) and queries.stride(2) == 1 and ring.stride(3) == 1
+    assert slots.dtype == entries.dtype == torch.int64 and slots.is_contiguous() and entries.is_contiguous()
     grid = (queries.shape[0], triton.cdiv(heads * dim, _BLOCK))
     _store_kernel[grid](
-        *(queries, ring, slots, entries, *queries.stride()[:2], *ring.stride()[:3]),
+        queries=queries,
+        ring=ring,
+        slots=slots,
+        entries=entries,
+        query_stride=queries.stride(0),
+        query_head_stride=queries.stride(1),
+        slot_stride=ring.stride(0),
+        entry_stride=ring.stride(1),
+        head_stride=ring.stride(2),
         WIDTH=heads * dim,
         DIM=dim,
         BLOCK=min(_BLOCK, triton.next_power_of_2(heads * dim)),

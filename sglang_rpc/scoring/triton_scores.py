@@ -7,14 +7,14 @@ of size queries x candidates is ever stored. Accumulation is float32. The refere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from sglang_rpc.types import CompressionBatch, KVLayer
+from sglang_rpc.scoring.key_table import KeyTable
+from sglang_rpc.types import CompressionBatch
 
 #: Candidates that one program of the log-sum-exp goes through: enough programs for a GPU even at one request.
 SPLIT = 1024
@@ -22,35 +22,6 @@ SPLIT = 1024
 _ONE_TILE = 256
 _LONG_TILE = 64
 _COMBINED = 128  # query rows a program of `_combine_kernel`
-
-
-def runs_on(device: torch.device) -> bool:
-    return device.type == "cuda" or bool(triton.knobs.runtime.interpret)
-
-
-class KeyTable:
-    """Where the keys of every layer are, for kernels that take all layers at once.
-
-    Raises ValueError if the layers' keys do not all have one shape, stride and dtype, or kernels cannot read them.
-    """
-
-    def __init__(self, layers: Sequence[KVLayer]):
-        first = layers[0].keys
-        for layer in layers:
-            same = (layer.keys.shape[1:], layer.keys.stride(), layer.keys.dtype, layer.logit_cap > 0)
-            if same != (first.shape[1:], first.stride(), first.dtype, layers[0].logit_cap > 0):
-                raise ValueError("all layers must hold keys of one shape, stride and dtype, and cap logits alike")
-        if any(layer.keys.data_ptr() % 16 for layer in layers):
-            raise ValueError("every layer's keys must begin on 16 bytes")
-        if layers[0].dtype == torch.float8_e4m3fn and first.is_cuda and torch.cuda.get_device_capability() < (8, 9):
-            raise ValueError("Triton reads fp8_e4m3 on GPUs of compute capability 8.9 and higher")
-        self.example = first.view(layers[0].dtype)  #: tells kernels the dtype
-        self.count, self.kv_heads, self.head_dim = len(layers), first.shape[1], first.shape[2]
-        device = first.device
-        self.pointers = torch.tensor([layer.keys.data_ptr() for layer in layers], dtype=torch.int64, device=device)
-        self.scaling = torch.tensor([layer.scaling for layer in layers], dtype=torch.float32, device=device)
-        self.caps = torch.tensor([layer.logit_cap for layer in layers], dtype=torch.float32, device=device)
-        self.capped = layers[0].logit_cap > 0
 
 
 def candidate_scores(
@@ -78,6 +49,9 @@ def candidate_scores(
     """
     if lse is None:
         lse = log_sum_exp(table, queries, req_to_token, batch, selector=selector)
+    rows = queries.shape[2] * (queries.shape[3] // table.kv_heads)
+    assert lse.is_contiguous() and lse.dtype == torch.float32
+    assert lse.shape == (table.count, batch.size, table.kv_heads, rows)
     out_heads = table.kv_heads if group else 1
     scores = torch.empty(
         (table.count, batch.size, out_heads, batch.most_candidates), dtype=torch.float32, device=queries.device
@@ -85,11 +59,11 @@ def candidate_scores(
     tiles = _tiles(table, queries)
     grid = (table.count * batch.size * out_heads, triton.cdiv(batch.most_candidates, tiles["BLOCK_N"]))
     _scores_kernel[grid](
-        *_arguments(table, queries, req_to_token, batch),
-        lse,
-        scores,
-        lse.shape[-1],
-        batch.most_candidates,
+        **_arguments(table, queries, req_to_token, batch),
+        lse=lse,
+        scores=scores,
+        lse_rows=lse.shape[-1],
+        most=batch.most_candidates,
         OUT_HEADS=out_heads,
         NEWEST_TWICE=selector == "official",
         **tiles,
@@ -109,16 +83,18 @@ def log_sum_exp(
     )
     grid = (table.count * batch.size * table.kv_heads, triton.cdiv(rows, tiles["BLOCK_M"]), splits)
     _lse_kernel[grid](
-        *_arguments(table, queries, req_to_token, batch),
-        parts,
-        rows,
-        splits,
+        **_arguments(table, queries, req_to_token, batch),
+        out=parts,
+        out_rows=rows,
+        splits=splits,
         NEWEST_TWICE=selector == "official",
         SPLIT=SPLIT,
         **tiles,
     )
     lse = torch.empty((table.count, batch.size, table.kv_heads, rows), dtype=torch.float32, device=queries.device)
-    _combine_kernel[(grid[0], triton.cdiv(rows, _COMBINED))](parts, lse, rows, splits, BLOCK=_COMBINED)
+    _combine_kernel[(grid[0], triton.cdiv(rows, _COMBINED))](
+        parts=parts, lse=lse, rows=rows, splits=splits, BLOCK=_COMBINED
+    )
     return lse
 
 
@@ -132,12 +108,35 @@ def scratch_bytes(table: KeyTable, queries: torch.Tensor, candidates: int, group
 
 def _arguments(
     table: KeyTable, queries: torch.Tensor, req_to_token: torch.Tensor, batch: CompressionBatch
-) -> tuple[Any, ...]:
-    return (
-        *(table.example, table.pointers, table.scaling, table.caps, queries, req_to_token),
-        *(batch.rows, batch.slots, batch.begins, batch.candidates, batch.windows, batch.lengths),
-        *(batch.size, table.kv_heads, queries.shape[2]),
-        *(table.example.stride(0), table.example.stride(1), *queries.stride()[:4], req_to_token.stride(0)),
+) -> dict[str, Any]:
+    """What both kernels take, by name. They assume that the innermost dimension of each tensor is contiguous."""
+    assert queries.stride(4) == 1 and queries.shape[4] == table.head_dim and queries.shape[3] % table.kv_heads == 0
+    assert req_to_token.stride(1) == 1 and req_to_token.dtype == torch.int32
+    assert queries.device == req_to_token.device == table.pointers.device == batch.rows.device
+    layer_stride, slot_stride, entry_stride, query_head_stride = queries.stride()[:4]
+    return dict(
+        example=table.example,
+        pointers=table.pointers,
+        scalings=table.scaling,
+        caps=table.caps,
+        queries=queries,
+        req_to_token=req_to_token,
+        rows=batch.rows,
+        slots=batch.slots,
+        begins=batch.begins,
+        counts=batch.candidates,
+        windows=batch.windows,
+        lengths=batch.lengths,
+        batch_size=batch.size,
+        kv_heads=table.kv_heads,
+        ring_window=queries.shape[2],
+        key_stride=table.example.stride(0),
+        key_head_stride=table.example.stride(1),
+        layer_stride=layer_stride,
+        slot_stride=slot_stride,
+        entry_stride=entry_stride,
+        query_head_stride=query_head_stride,
+        row_stride=req_to_token.stride(0),
     )
 
 

@@ -28,18 +28,35 @@ def select(scores: torch.Tensor, batch: CompressionBatch, kernel_size: int, pool
     Returns:
         int32 [layers, B, heads, most_kept]; what stands behind a request's own count is not set.
     """
+    assert scores.is_contiguous() and scores.dtype == torch.float32 and scores.device == batch.keeps.device
     layers, size, heads, most = scores.shape
+    assert (size, most) == (batch.size, batch.most_candidates)
     bits = torch.empty_like(scores, dtype=torch.int32)
+    kept = torch.empty((layers, size, heads, batch.most_kept), dtype=torch.int32, device=scores.device)
     sets = layers * size * heads
     _pool_kernel[(sets, triton.cdiv(most, _POOL_BLOCK))](
-        scores, bits, batch.candidates, size, heads, most,
-        KERNEL=kernel_size, AVERAGE=pooling == "avg", BLOCK=_POOL_BLOCK,
-    )  # fmt: skip
-    kept = torch.empty((layers, size, heads, batch.most_kept), dtype=torch.int32, device=scores.device)
+        scores=scores,
+        bits=bits,
+        counts=batch.candidates,
+        batch_size=size,
+        heads=heads,
+        most=most,
+        KERNEL=kernel_size,
+        AVERAGE=pooling == "avg",
+        BLOCK=_POOL_BLOCK,
+    )
     _select_kernel[(sets,)](
-        bits, kept, batch.candidates, batch.keeps, size, heads, most, batch.most_kept,
-        BLOCK=_SELECT_BLOCK, num_warps=8,
-    )  # fmt: skip
+        bits=bits,
+        kept=kept,
+        counts=batch.candidates,
+        keeps=batch.keeps,
+        batch_size=size,
+        heads=heads,
+        most=most,
+        most_kept=batch.most_kept,
+        BLOCK=_SELECT_BLOCK,
+        num_warps=8,
+    )
     return kept
 
 

@@ -9,7 +9,7 @@ from sglang_rpc.backends import choose as paths
 from sglang_rpc.backends import triton_backend as triton_path
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.scoring import triton_scores
+from sglang_rpc.scoring import key_table
 from tests.kernels.cases import DEVICE
 from tests.unit import decode_loop
 
@@ -105,7 +105,7 @@ def test_scores_are_added_over_ranks():
 
 
 def test_asked_for_without_a_gpu_it_is_refused(monkeypatch):
-    monkeypatch.setattr(triton_scores, "runs_on", lambda device: False)
+    monkeypatch.setattr(key_table, "runs_on", lambda device: False)
     with pytest.raises(ConfigError, match="needs a GPU"):
         Loop(config())
     assert decode_loop.Loop(config(scoring="auto")).compressor.scoring == "reference"  # the CPU's choice

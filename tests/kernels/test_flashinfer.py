@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
-from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, log_sum_exp
+from sglang_rpc.scoring.key_table import KeyTable
+from sglang_rpc.scoring.triton_scores import candidate_scores, log_sum_exp
 from tests.kernels.cases import case
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sglang_rpc.policy import rpc
-from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores, log_sum_exp
+from sglang_rpc.scoring.key_table import KeyTable
+from sglang_rpc.scoring.triton_scores import candidate_scores, log_sum_exp
 from tests.kernels.cases import Case, case
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_rpc.backends.choose import SCRATCH_BYTES
+from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract import settings
 from sglang_rpc.hooks import capture, query_slots

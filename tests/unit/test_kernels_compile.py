@@ -13,7 +13,8 @@ from triton.runtime.jit import JITFunction
 
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.memory.triton_ring import store
-from sglang_rpc.scoring.triton_scores import KeyTable, candidate_scores
+from sglang_rpc.scoring.key_table import KeyTable
+from sglang_rpc.scoring.triton_scores import candidate_scores
 from sglang_rpc.scoring.triton_select import select
 from sglang_rpc.types import Compression, CompressionBatch, KVLayer
 
@@ -61,7 +62,11 @@ def compress(*, heads, kv_heads, head_dim, dtype, value_dim=None, group=False, c
     ring = torch.zeros(2, 3, window, heads, head_dim, dtype=held)
     rows = torch.zeros(4, 4096, dtype=torch.int32)
     batch = CompressionBatch.of(
-        [Compression(1, 1, 5, 3000, window, 5, 3005, 700, 1, False) for _ in range(requests)], torch.device("cpu")
+        [
+            Compression(row=1, slot=1, prompt_length=5, generated=3000, window=window, begin=5, end=3005, keep=700)
+            for _ in range(requests)
+        ],
+        torch.device("cpu"),
     )
     scores = candidate_scores(KeyTable(layers), ring, rows, batch, selector="official", group=group)
     move_kept(SliceTable(layers), rows, batch, select(scores, batch, 7, "avg"))
