@@ -45,7 +45,7 @@ class RPCConfig:
     pooling: str = "avg"  #: avg or max, over the scores before selection
     aggregation: str = "all"  #: all: one kept set a layer; group: one per layer and KV head
     selector: str = "official"  #: official: the newest R-1 queries, the newest counted twice; paper: the last R
-    policy: str = "rpc"  #: which candidates are kept; see sglang_rpc/policy/table.py
+    policy: str = "rpc"  #: which candidates are kept; a name that sglang_rpc/policy/resolve.py knows
     policy_seed: int = 0  #: of policies that draw lots
     gist_tokens: tuple[str | int, ...] | None = None  #: of policy lightthinker: the model's, texts or ids, in order
     gist_resume: str | int | None = None  #: of policy lightthinker: what may follow them, and is kept; None: nothing

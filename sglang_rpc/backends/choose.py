@@ -11,11 +11,12 @@ import torch
 from sglang_rpc.backends import self_check
 from sglang_rpc.backends.base import Backend, Reduce, unavailable
 from sglang_rpc.backends.move_backend import move_backend
+from sglang_rpc.backends.policy_scores import try_policy
 from sglang_rpc.backends.reference_backend import ReferenceBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
@@ -30,26 +31,27 @@ def make_backend(
 ) -> Backend:
     """`config.scoring`, or with `auto` Triton where it can run.
 
-    Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape.
+    Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape; or
+    if the policy's scores of a made-up layer cannot be used.
     """
-    policy = POLICIES.get(config.policy)
-    as_rpc = None if policy is None else policy.as_rpc
-    if as_rpc is None:
+    policy = find_policy(config.policy)
+    if policy is None or policy.as_rpc is None:
         if config.scoring not in ("auto", "reference"):
             raise ConfigError(f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'")
         if policy is None:
             return move_backend(config.scoring, layers, req_to_token)
-        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+        try_policy(policy, config, layers[0], ring.buffer[0])
+        return ReferenceBackend(config, layers, ring, req_to_token, reduce, policy)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
-        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
-    kernels, reason = _kernels(as_rpc(config), wanted, layers, ring, req_to_token, reduce)
+        return ReferenceBackend(config, layers, ring, req_to_token, reduce, policy)
+    kernels, reason = _kernels(policy.as_rpc(config), wanted, layers, ring, req_to_token, reduce)
     if kernels is not None:
         return kernels
     if config.scoring == wanted:
         raise ConfigError(f"scoring '{wanted}' cannot serve this model: {reason}; use --rpc-scoring reference")
     logger.warning("%s", unavailable(reason))
-    return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+    return ReferenceBackend(config, layers, ring, req_to_token, reduce, policy)
 
 
 def _kernels(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from sglang_rpc.backends.base import Reduce
+from sglang_rpc.backends.policy_scores import policy_layer, summed
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.policy.base import Layer
+from sglang_rpc.policy.base import Policy
 from sglang_rpc.policy.table import POLICIES
 from sglang_rpc.scoring import reference
 from sglang_rpc.types import Compression, KVLayer, Observer
@@ -27,10 +27,11 @@ class ReferenceBackend:
         ring: QueryRing,
         req_to_token: torch.Tensor,
         reduce: Reduce | None,
+        policy: Policy = POLICIES["rpc"],
     ):
         """Arguments: see runtime.compressor.Compressor."""
         self._config = config
-        self._policy = POLICIES[config.policy]
+        self._policy = policy
         self._layers = layers
         self._ring = ring
         self._req_to_token = req_to_token
@@ -74,27 +75,8 @@ class ReferenceBackend:
         candidates, newest = slots[: c.candidates], slots[c.candidates :]
         rows = []
         for index, (layer, q) in enumerate(zip(self._layers, queries, strict=True)):
-            keys = layer.keys[candidates].view(layer.dtype)
-            seen = Layer(
-                keys=keys,
-                queries=q,
-                newest_keys=layer.keys[newest].view(layer.dtype),
-                scaling=layer.scaling,
-                logit_cap=layer.logit_cap,
-                index=index,
-                before=c.begin,
-                seed=c.seed,
-                accumulated=None if layer.accumulated is None else layer.accumulated[candidates].squeeze(2),
-                attention=partial(
-                    reference.head_scores,
-                    keys=keys,
-                    scaling=layer.scaling,
-                    logit_cap=layer.logit_cap,
-                    group=self._group,
-                ),
+            seen = policy_layer(
+                layer, q, candidates, newest, index=index, before=c.begin, seed=c.seed, group=self._group
             )
-            score = self._policy.scores(seen, self._config)
-            if self._group:
-                score = score.expand(layer.keys.shape[1], -1)
-            rows.append(score if self._group else score.sum(0, keepdim=True))
+            rows.append(summed(self._policy.scores(seen, self._config), layer.keys.shape[1], self._group))
         return torch.stack(rows)

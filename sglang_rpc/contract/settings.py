@@ -10,7 +10,7 @@ from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.policy import lightthinker
-from sglang_rpc.policy.table import NAMES, accumulates
+from sglang_rpc.policy.resolve import accumulates, require_policy
 from sglang_rpc.trace.writer import check_folder
 
 _ATTRIBUTE = "_rpc_config"
@@ -58,8 +58,7 @@ def _refuse_text_without_tokenizer(server_args: ServerArgs, config: RPCConfig) -
 
 
 def _refuse_policy(server_args: ServerArgs, config: RPCConfig) -> None:
-    if config.policy not in NAMES:
-        raise ConfigError(f"policy must be one of {', '.join(NAMES)}, got {config.policy!r}")
+    require_policy(config.policy)
     _refuse_gists(config)
     from sglang.srt.arg_groups.overrides import resolving_view
 

@@ -18,7 +18,7 @@ from sglang_rpc.hooks.model import ModelRPC, model_rpc
 from sglang_rpc.hooks.query_slots import count_slots, ring_shape
 from sglang_rpc.hooks.step import single_rows
 from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.policy.table import accumulates
+from sglang_rpc.policy.resolve import accumulates
 
 
 @hook(

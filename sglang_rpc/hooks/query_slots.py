@@ -13,7 +13,7 @@ from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
-from sglang_rpc.policy.table import accumulates
+from sglang_rpc.policy.resolve import accumulates
 
 #: On a CPU the pool is small and memory is not the point: enough slots that no test run waits for one.
 CPU_SLOTS = 64

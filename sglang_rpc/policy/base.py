@@ -1,4 +1,4 @@
-"""What a policy is: it scores candidates. How many are kept, and when, is the budget's to say, and the same for all."""
+"""What a policy is: it scores candidates. The budget says how many are kept, and when; it is the same for all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sglang_rpc.config import RPCConfig
+from sglang_rpc.config import POOLINGS, RPCConfig
+from sglang_rpc.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Layer:
     scaling: float  #: softmax scale
     logit_cap: float  #: soft cap on attention logits; 0 for none
     index: int  #: which layer
-    before: int  #: KV entries in front of the first candidate; the prompt's are among them
-    seed: int  #: the same for the same text and --rpc-policy-seed
+    before: int  #: KV entries before the first candidate; the prompt's are among them
+    seed: int  #: equal for equal texts and --rpc-policy-seed, where `Policy.seeded`; else 0
     #: float32 [N, kv_heads]: attention that each has got since it was generated, where `Policy.accumulates`.
     accumulated: torch.Tensor | None
     #: Attention (softmax over the candidates) that each gets from queries [any, heads, head_dim], summed over queries
@@ -29,18 +30,51 @@ class Layer:
     attention: Callable[[torch.Tensor], torch.Tensor]
 
 
+#: float32 [1 or kv_heads, N] of one layer: the higher, the sooner kept. One row is for all heads.
+#: Changes nothing of the layer.
+Scores = Callable[[Layer, RPCConfig], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Policy:
-    """One row of the table. `differs`: what the engine, or this budget, makes different from the `paper`."""
+    """One policy. `differs`: what the engine, or this budget, makes different from the `paper`.
+
+    Raises ConfigError if `pooling` is not one of those below.
+    """
 
     name: str
     paper: str
     differs: str
-    #: The higher, the sooner kept: float32 [1 or kv_heads, N]. One row is for all heads.
-    scores: Callable[[Layer, RPCConfig], torch.Tensor]
-    pooling: str | None = None  #: of neighbouring scores: avg, max or none at all
+    scores: Scores
+    pooling: str | None = None  #: of neighbouring scores: avg, max, config (what --rpc-pooling says) or None, none
     whole_groups: bool = False  #: its scores of some of a KV head's query heads do not add up to those of all
     accumulates: bool = False  #: needs the attention of every decode step
-    seeded: bool = False  #: draws lots
+    seeded: bool = False  #: draws at random, from `Layer.seed`
     #: The configuration under which RPC's kernels do the same; None: PyTorch does it.
     as_rpc: Callable[[RPCConfig], RPCConfig] | None = None
+
+    def __post_init__(self) -> None:
+        allowed = (*POOLINGS, "config", None)
+        if self.pooling not in allowed:
+            raise ConfigError(f"pooling of policy '{self.name}' must be one of {allowed}, got {self.pooling!r}")
+
+
+def policy(
+    *,
+    paper: str = "",
+    differs: str = "",
+    pooling: str | None = None,
+    whole_groups: bool = False,
+    accumulates: bool = False,
+    seeded: bool = False,
+) -> Callable[[Scores], Policy]:
+    """Decorate a function of layer and configuration with what `Policy` says of it; the result is the `Policy`.
+
+    The name under which a package registers it replaces the function's name.
+    """
+
+    def record(scores: Scores) -> Policy:
+        name = getattr(scores, "__name__", "policy")
+        return Policy(name, paper, differs, scores, pooling, whole_groups, accumulates, seeded)
+
+    return record

@@ -1,4 +1,4 @@
-"""Every policy that scores candidates, one row each. `docs/policies.md` says how to add one."""
+"""Every built-in policy that scores candidates, one row each. `docs/policies.md` says how to add one."""
 
 from __future__ import annotations
 
@@ -69,10 +69,5 @@ POLICIES: dict[str, Policy] = {
     )
 }
 
-#: Every name that `--rpc-policy` takes: those that score candidates, and the one that reads the token stream.
+#: Every built-in name: policies that score candidates, and the one that reads the token stream.
 NAMES = (*POLICIES, lightthinker.NAME)
-
-
-def accumulates(name: str) -> bool:
-    """Whether the policy needs the attention of every decode step."""
-    return name in POLICIES and POLICIES[name].accumulates

@@ -16,7 +16,7 @@ from sglang_rpc.backends.choose import make_backend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.runtime import decision
 from sglang_rpc.runtime.decision import CheckAgain, Compress, QuerySlot
 from sglang_rpc.runtime.recording import Recorder
@@ -186,7 +186,7 @@ class Compressor:
 
     def _seed(self, prompt: Sequence[int], output_ids: Sequence[int], generated: int) -> int:
         """Equal for equal texts, whatever else the server does; 0 where nothing is drawn at random."""
-        policy = POLICIES.get(self.config.policy)
+        policy = find_policy(self.config.policy)
         if policy is None or not policy.seeded:
             return 0
         text = array("q", [self.config.policy_seed, *prompt, *output_ids[:generated]])

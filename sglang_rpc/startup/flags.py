@@ -24,7 +24,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
         choices=SELECTORS,
         help="official: the newest R-1 queries with the newest counted twice, as the authors' code; paper: the last R",
     ),
-    "policy": dict(choices=NAMES, help="which candidates are kept; all but rpc are for comparison"),
+    "policy": dict(
+        metavar="NAME",
+        help=f"which candidates are kept: {', '.join(NAMES)}, the name that an installed package registers, or "
+        "package.module:function; all but rpc are for comparison",
+    ),
     "policy_seed": dict(type=int, metavar="N", help="of policies that draw lots"),
     "gist_tokens": dict(
         nargs="+", metavar="TOKEN", help="of policy lightthinker: texts or ids of the model's gist tokens, in order"

@@ -54,11 +54,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(tmp_path: Path, *flags: str, module: str = "sglang_rpc.launch_server", env: dict[str, str] | None = None):
+def server(
+    tmp_path: Path,
+    *flags: str,
+    module: str = "sglang_rpc.launch_server",
+    env: dict[str, str] | None = None,
+    python: Path | str = sys.executable,
+):
     """`python -m MODULE FLAGS` on a free port; ended by pid on leaving."""
     port = free_port()
     log = tmp_path / "server.log"
-    command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags]
+    command = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}, start_new_session=True

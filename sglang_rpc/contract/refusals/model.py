@@ -18,7 +18,7 @@ from sglang_rpc.contract.refusals.wording import (
     sentence,
 )
 from sglang_rpc.errors import UnsupportedError
-from sglang_rpc.policy.table import POLICIES, accumulates
+from sglang_rpc.policy.resolve import accumulates, find_policy
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "policy_on_split_heads",
         lambda f, config: (
             f"--rpc-policy {config.policy} with --tp-size {f.tp_size}"
-            if config.policy in POLICIES
-            and POLICIES[config.policy].whole_groups
+            if (policy := find_policy(config.policy)) is not None
+            and policy.whole_groups
             and f.tp_size > (1 if f.latent_attention else f.total_kv_heads)
             else None
         ),

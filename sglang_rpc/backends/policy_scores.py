@@ -1,0 +1,104 @@
+"""A policy's scores of one layer, as selection takes them, and the check of a policy before anything is served."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import ConfigError
+from sglang_rpc.policy.base import Layer, Policy
+from sglang_rpc.scoring import reference
+from sglang_rpc.types import KVLayer
+
+#: Candidates of the made-up layer: unlike any head count, so that a transposed result shows.
+CANDIDATES = 19
+
+
+def policy_layer(
+    layer: KVLayer,
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    newest: torch.Tensor,
+    *,
+    index: int,
+    before: int,
+    seed: int,
+    group: bool,
+) -> Layer:
+    """What a policy sees of one layer of one request.
+
+    Args:
+        queries: [R, heads, head_dim], oldest first.
+        candidates: int64 [N], pool slots, in cache order.
+        newest: int64 [R], pool slots.
+        group: whether KV heads are kept apart.
+    """
+    keys = layer.keys[candidates].view(layer.dtype)
+    return Layer(
+        keys=keys,
+        queries=queries,
+        newest_keys=layer.keys[newest].view(layer.dtype),
+        scaling=layer.scaling,
+        logit_cap=layer.logit_cap,
+        index=index,
+        before=before,
+        seed=seed,
+        accumulated=None if layer.accumulated is None else layer.accumulated[candidates].squeeze(2),
+        attention=partial(
+            reference.head_scores, keys=keys, scaling=layer.scaling, logit_cap=layer.logit_cap, group=group
+        ),
+    )
+
+
+def summed(score: torch.Tensor, kv_heads: int, group: bool) -> torch.Tensor:
+    """[1 or kv_heads, N] -> one row per set that is kept: [kv_heads, N] with `group`, else [1, N]."""
+    return score.expand(kv_heads, -1) if group else score.sum(0, keepdim=True)
+
+
+def misshapen(score: object, layer: Layer) -> str | None:
+    """Why selection cannot use these scores, as a part of a sentence; None if it can. Waits for the device."""
+    count, kv_heads = layer.keys.shape[:2]
+    if not isinstance(score, torch.Tensor):
+        return f"it must return a tensor, got {type(score).__name__}"
+    allowed = sorted({(1, count), (kv_heads, count)})
+    if tuple(score.shape) not in allowed:
+        return f"it must return [1 or kv_heads, N], here {' or '.join(map(str, allowed))}, got {tuple(score.shape)}"
+    if score.dtype != torch.float32:
+        return f"it must return float32, got {score.dtype}"
+    if score.device != layer.keys.device:
+        return f"it must return a tensor on {layer.keys.device}, got one on {score.device}"
+    bad = int((~score.isfinite()).sum())
+    return f"it must return finite numbers, and {bad} of {score.numel()} are not" if bad else None
+
+
+def try_policy(policy: Policy, config: RPCConfig, like: KVLayer, queries: torch.Tensor) -> None:
+    """Let the policy score made-up KV of the model's shape, dtype and device; for start-up, as it waits for the device.
+
+    Args:
+        queries: the query ring of one layer, [slots, R, heads, head_dim], whose shape is used.
+
+    Raises:
+        ConfigError: it fails, or its scores cannot be used.
+    """
+    slots, window = CANDIDATES + config.window, config.window
+    device = like.keys.device
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(slots, *like.keys.shape[1:], generator=generator)
+    stored = keys.to(like.dtype).view(like.keys.dtype).to(device)
+    own = torch.rand(slots, stored.shape[1], 1, generator=generator).to(device) if policy.accumulates else None
+    made_up = KVLayer(stored, stored, like.dtype, like.scaling, like.logit_cap, own)
+    every = torch.arange(slots, device=device)
+    query = torch.randn(window, *queries.shape[2:], generator=generator).to(queries.dtype).to(device)
+    group = config.aggregation == "group"
+    layer = policy_layer(made_up, query, every[:CANDIDATES], every[CANDIDATES:], index=0, before=5, seed=0, group=group)
+    try:
+        reason = misshapen(policy.scores(layer, config), layer)
+    except Exception as error:  # a package's own code runs here
+        reason = f"{type(error).__name__}: {error}"
+    if reason is not None:
+        raise ConfigError(
+            f"policy '{policy.name}' cannot score a layer of this model: {reason}; "
+            "sglang_rpc.testing.check_policy tells its author more"
+        )
