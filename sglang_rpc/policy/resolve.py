@@ -6,14 +6,14 @@ Every process resolves the name by itself, so a policy's package must be importa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
+from typing import cast
 
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.policy import lightthinker
-from sglang_rpc.policy.base import Policy
+from sglang_rpc.policy.base import Policy, Scores
 from sglang_rpc.policy.table import NAMES, POLICIES
 
 #: Entry point group in which a package registers its policies: `name = "package.module:function"`.
@@ -78,12 +78,12 @@ def as_policy(found: object, name: str) -> Policy:
     """
     if isinstance(found, Policy):
         return replace(found, name=name)
-    if isinstance(found, type) or not isinstance(found, Callable):  # type: ignore[arg-type]
+    if isinstance(found, type) or not callable(found):
         raise ConfigError(
             f"policy '{name}' must be a function scores(layer, config) or a sglang_rpc.policy.base.Policy, "
             f"got {found!r:.80}"
         )
-    return Policy(name, "", "", found)
+    return Policy(name, "", "", cast(Scores, found))
 
 
 def _load(name: str, point: metadata.EntryPoint) -> object:

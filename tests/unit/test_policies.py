@@ -4,7 +4,6 @@ import math
 import re
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -16,10 +15,10 @@ from sglang_rpc.contract import settings
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.policy import rkv
-from sglang_rpc.policy.base import Policy
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy.table import NAMES, POLICIES
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
+from tests.conftest import ROOT
 from tests.unit.decode_loop import Loop
 
 
@@ -248,23 +247,35 @@ def test_every_policy_says_where_it_is_from():
         assert policy.pooling in (None, "avg", "max", "config")
 
 
-def test_the_page_of_policies_has_them_all():
-    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
-    for name, policy in POLICIES.items():
-        assert f"\n| `{name}` |" in page
-        assert all(word.strip("(),") in page for word in policy.paper.split() if word[:2].isdigit())
+PAGE = (ROOT / "docs" / "policies.md").read_text()
 
 
-def test_the_guide_is_followed_to_the_letter(tmp_path, monkeypatch):
-    """The file that docs/policies.md shows, with the row it shows, in a server's path."""
-    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
-    source, row = re.findall(r"```(?:python|text)\n(.*?)```", page, re.S)
-    assert len(source.splitlines()) < 80
-    module = ModuleType("norm")
-    exec(compile(source, "norm.py", "exec"), vars(module))
-    policy = eval(row.strip().rstrip(","), {"Policy": Policy, "norm": module})
-    monkeypatch.setitem(POLICIES, policy.name, policy)
-    made = loop("norm")
+def test_the_page_has_a_row_per_policy_in_the_order_of_the_table():
+    rows = [line.split(" | ") for line in PAGE.splitlines() if line.startswith("| `")][1:]
+    assert [row[0].strip("|` ") for row in rows] == list(NAMES)
+    for name, row in zip(NAMES, rows, strict=True):
+        assert len(row) == 4 and all(cell.strip("| ") for cell in row)
+        if name in POLICIES:
+            numbers = re.findall(r"\d{4}\.\d{5}", POLICIES[name].paper)
+            assert re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/\1\)", row[2]) == numbers, name
+
+
+def test_the_page_says_which_policies_run_in_kernels_and_which_need_every_step():
+    kernels = [name for name, policy in POLICIES.items() if policy.as_rpc is not None]
+    assert " and ".join(f"`{name}`" for name in kernels) + " run in the Triton kernels" in PAGE
+    (name,) = (name for name, policy in POLICIES.items() if policy.accumulates)
+    assert f"`{name}` reads\nevery decode step's attention" in PAGE
+
+
+def test_the_guide_is_the_example(tmp_path, monkeypatch):
+    """What docs/policies.md shows is what examples/policy_package holds, and it keeps the longest keys."""
+    example = ROOT / "examples" / "policy_package"
+    policy, points, test = re.findall(r"```(?:python|toml)\n(.*?)```", PAGE, re.S)
+    assert policy == (example / "long_keys.py").read_text()
+    assert points in (example / "pyproject.toml").read_text()
+    assert test == (example / "test_long_keys.py").read_text()
+    monkeypatch.syspath_prepend(str(example))
+    made = loop("long_keys:scores", kernel_size=1)
     request = made.add()
     made.run(20)
     for layer, held in enumerate(made.held(request)):
