@@ -131,3 +131,38 @@ def test_a_batch_of_another_size_compiles_nothing_anew(compiled):
     for requests in (1, 4, 16, 17):
         compress(**{**shape, "requests": requests})
     assert {id(kernel) for kernel in kernels} == before
+
+
+def test_launchers_refuse_layouts_that_kernels_would_misread(compiled):
+    kernels = compiled(HOPPER)
+    rows, batch = torch.zeros(4, 64, dtype=torch.int32), batch_of(1)
+    layers = [KVLayer(torch.zeros(64, 2, 16), torch.zeros(64, 2, 16), torch.float32, 1.0)]
+    ring = torch.zeros(1, 2, 4, 4, 16)
+    where = torch.zeros(2, dtype=torch.int64)
+    scores, kept = torch.zeros(1, 1, 1, 20), torch.zeros(1, 1, 1, 5, dtype=torch.int32)
+    table, slices = KeyTable(layers), SliceTable(layers)
+    options = dict(selector="official", group=False)
+    misread = [
+        lambda: candidate_scores(table, ring.transpose(3, 4), rows, batch, **options),
+        lambda: candidate_scores(table, ring, rows.long(), batch, **options),
+        lambda: candidate_scores(table, ring, rows.T, batch, **options),
+        lambda: candidate_scores(table, ring, rows, batch, lse=torch.zeros(1, 1, 2, 3), **options),
+        lambda: select(scores.double(), batch, 7, "avg"),
+        lambda: select(scores.expand(2, 1, 1, 20), batch, 7, "avg"),
+        lambda: select(scores[..., :9].contiguous(), batch, 7, "avg"),
+        lambda: move_kept(slices, rows, batch, kept.long()),
+        lambda: move_kept(slices, rows, batch, kept.expand(1, 1, 3, 5)),
+        lambda: store(ring[0], where.int(), where, torch.zeros(2, 4, 16)),
+        lambda: store(ring[0], where, where, torch.zeros(2, 4, 8)),
+    ]
+    for launch in misread:
+        with pytest.raises(AssertionError):
+            launch()
+    assert kernels == []
+    with pytest.raises(ValueError, match="neighbours in memory"):
+        KeyTable([KVLayer(torch.zeros(64, 2, 32)[..., ::2], torch.zeros(64, 2, 16), torch.float32, 1.0)])
+
+
+def batch_of(requests: int) -> CompressionBatch:
+    made_up = Compression(row=1, slot=1, generated=24, window=4, begin=0, end=24, keep=5)
+    return CompressionBatch.of([made_up] * requests, torch.device("cpu"))
