@@ -1,4 +1,4 @@
-"""Compression that drops whole stretches, for policy lightthinker: nothing is scored, what stands behind moves up."""
+"""Compression that drops whole thoughts, for policy lightthinker: nothing is scored, what follows them moves up."""
 
 from __future__ import annotations
 

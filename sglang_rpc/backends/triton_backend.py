@@ -50,7 +50,7 @@ class TritonBackend:
     def _warm_up(self) -> None:
         """Compile the kernels now: the first compression would stop the server for seconds.
 
-        Row 0 is no request's yet, so its slots are the pool's padding; query slot 0 is the bin.
+        Row 0 is no request's yet, so its slots are the pool's padding; query slot 0 is the dummy slot.
         """
         c = Compression(
             row=0, slot=0, prompt_length=0, generated=3, window=1, begin=0, end=3, keep=1, event=1, late=False
@@ -87,7 +87,7 @@ class TritonBackend:
         move_kept(self._slices, self._req_to_token, batch, kept)
 
     def _parts(self, compressions: Sequence[Compression]) -> Iterator[list[Compression]]:
-        """Requests of like lengths together, as many as the scratch memory holds: arrays are as wide as the longest.
+        """Split into requests of like lengths, as many as the scratch memory holds: arrays are as wide as the longest.
 
         The order depends on host numbers that are equal on all ranks, so their collectives pair up.
         """

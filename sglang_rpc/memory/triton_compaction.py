@@ -1,7 +1,7 @@
 """Physical compaction of all requests and layers in one launch, in place, without staging.
 
 Kept indices ascend, so an entry only ever moves to the front: `source >= target`. One program walks one slice of one
-request's entries from the front, in blocks. A block's sources lie at or behind it, so once they are loaded, storing
+request's entries from the front, in blocks. A block's sources lie at or after it, so once they are loaded, storing
 over the block destroys nothing that a later block needs. Slices (a KV head of K or of V of one layer) never overlap,
 and neither do requests. The reference is `compaction.move_kept`.
 """
@@ -113,7 +113,7 @@ def _load_block(
     buffer, slot_words, slots_of_row, kept, first, keep, candidates, total,
     BLOCK: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The entries that go to `first` and the BLOCK - 1 behind it, where they go, and which do: not those that stay."""
+    """The entries that go to `first` and the BLOCK - 1 after it, where they go, and which do: not those that stay."""
     target = first + tl.arange(0, BLOCK)
     is_kept = target < keep
     source = tl.where(is_kept, tl.load(kept + target, mask=is_kept, other=0), candidates + target - keep)
@@ -148,7 +148,7 @@ def _move_kernel(
         buffer, slot_words, slots_of_row, kept, 0, keep, candidates, total, BLOCK, WORDS, WIDTH
     )  # fmt: skip
     for first in range(0, total, BLOCK):
-        # The next block is on its way while this one is stored; its sources lie behind what is stored now.
+        # The next block is on its way while this one is stored; its sources lie after what is stored now.
         next_entries, next_slots, next_moves = _load_block(
             buffer, slot_words, slots_of_row, kept, first + BLOCK, keep, candidates, total, BLOCK, WORDS, WIDTH
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The write of a step's queries into the query ring, one launch a layer: what a CUDA graph of a decode step replays.
+"""The write of a step's queries into the query ring, one launch per layer: what a CUDA graph of a decode step replays.
 
 Rows that own no query slot, nearly all of them, end after reading one number. `QueryRing.store` on a CPU is the
 reference.
@@ -14,9 +14,10 @@ _BLOCK = 2048
 
 
 def store(ring: torch.Tensor, slots: torch.Tensor, entries: torch.Tensor, queries: torch.Tensor) -> None:
-    """Write `queries` [n, heads, head_dim], dims contiguous, to `ring[slots, entries]`; nothing to slot 0, the bin.
+    """Write `queries` [n, heads, head_dim] to `ring[slots, entries]`; nothing to slot 0, the dummy slot.
 
     Args:
+        queries: dims contiguous.
         ring: one layer's [slots, window, heads, head_dim], or a range of its head dim; dims contiguous.
         slots, entries: int64 [n].
     """

@@ -38,7 +38,7 @@ def early_kept(generated: int, compressions: int, interval: int, window: int, ra
 def peak_held(generated: int, interval: int, window: int, budget_step: int) -> int:
     """The most entries held at once by a request that generates `generated` entries in all.
 
-    Between compressions n and n+1 the region grows from n*T+R to n*T+R+P, so the last full stretch decides.
+    Between compressions n and n+1 the region grows from n*T+R to n*T+R+P, so the last full interval decides.
     """
     done = compressions_due(generated, interval, window)
     if done == 0:

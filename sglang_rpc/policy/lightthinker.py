@@ -36,15 +36,15 @@ class Thought:
 class Thoughts:
     """Follows one request's tokens. `done` holds the thoughts that have their gists, oldest first, none of them empty.
 
-    It only ever moves forward, and depends on nothing but the tokens shown: how many of `done` a row has lost is the
-    row's affair.
+    It only ever moves forward, and depends on nothing but the tokens shown: the row counts how many of
+    `done` it has lost.
     """
 
     def __init__(self, gists: Gists):
         self._gists = gists
         self._fallback = _fallback(gists.ids)
         self._begin = -1  # of the thought that is being written
-        self._behind = -1  # of the last gists, where a `resume` may stand
+        self._after = -1  # of the last gists, where a `resume` may stand
         self._seen = 0
         self._matched = 0  # gists that the tokens seen end in
         self.done: list[Thought] = []
@@ -64,7 +64,7 @@ class Thoughts:
 
     def _read(self, position: int, token: int) -> None:
         ids = self._gists.ids
-        if position == self._behind and token == self._gists.resume:
+        if position == self._after and token == self._gists.resume:
             self._begin = position + 1
         while self._matched and ids[self._matched] != token:
             self._matched = self._fallback[self._matched - 1]
@@ -73,7 +73,7 @@ class Thoughts:
             complete = position + 1
             if self._begin < complete - len(ids):
                 self.done.append(Thought(self._begin, complete - len(ids), complete))
-            self._begin = self._behind = complete
+            self._begin = self._after = complete
             self._matched = 0
 
 

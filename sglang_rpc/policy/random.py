@@ -11,5 +11,5 @@ from sglang_rpc.policy.base import Layer
 
 def scores(layer: Layer, config: RPCConfig) -> torch.Tensor:
     # Drawn on the host: every tensor-parallel rank, whatever its device, draws the same.
-    lots = torch.Generator().manual_seed(layer.seed * 1009 + layer.index)
-    return torch.rand(1, layer.keys.shape[0], generator=lots).to(layer.keys.device)
+    generator = torch.Generator().manual_seed(layer.seed * 1009 + layer.index)
+    return torch.rand(1, layer.keys.shape[0], generator=generator).to(layer.keys.device)

@@ -1,4 +1,4 @@
-"""The attention that KV entries have got so far, added up decode step by decode step (H2O's score)."""
+"""Attention that KV entries have got so far, added up decode step by decode step (H2O's score)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def accumulate(layer: KVLayer, queries: torch.Tensor, slots: torch.Tensor, lengt
     """Add one decode step's attention to `layer.accumulated`, in place, without waiting for the device.
 
     Args:
-        queries: [B, heads, head_dim], one a row; query heads of one KV head are neighbours.
-        slots: int [B, longest], each row's slots in order; what is behind its length is not looked at.
+        queries: [B, heads, head_dim], one per row; query heads of one KV head are neighbours.
+        slots: int [B, longest], each row's slots in order; what stands after its length is not read.
         lengths: int [B], physical, the newest token included.
     """
     assert layer.accumulated is not None

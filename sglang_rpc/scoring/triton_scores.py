@@ -21,7 +21,7 @@ SPLIT = 1024
 #: Head dims up to this are one tile; longer ones (MLA's latent) are taken in tiles of `_LONG_TILE`.
 _ONE_TILE = 256
 _LONG_TILE = 64
-_COMBINED = 128  # query rows a program of `_combine_kernel`
+_COMBINED = 128  # query rows per program of `_combine_kernel`
 
 
 def candidate_scores(
@@ -45,7 +45,7 @@ def candidate_scores(
             float32 [layers, B, kv_heads, rows], row `r * group_size + g` being query r of head g of the group.
 
     Returns:
-        float32 [layers, B, 1 or kv_heads, most_candidates]; zero behind a request's own candidates.
+        float32 [layers, B, 1 or kv_heads, most_candidates]; zero after a request's own candidates.
     """
     if lse is None:
         lse = log_sum_exp(table, queries, req_to_token, batch, selector=selector)

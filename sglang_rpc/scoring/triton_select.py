@@ -26,7 +26,7 @@ def select(scores: torch.Tensor, batch: CompressionBatch, kernel_size: int, pool
         scores: float32 [layers, B, heads, most_candidates], contiguous, not negative.
 
     Returns:
-        int32 [layers, B, heads, most_kept]; what stands behind a request's own count is not set.
+        int32 [layers, B, heads, most_kept]; what stands after a request's own count is not set.
     """
     assert scores.is_contiguous() and scores.dtype == torch.float32 and scores.device == batch.keeps.device
     layers, size, heads, most = scores.shape
