@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_rpc.config import RPCConfig
+from sglang_rpc.config import RPCConfig, flag
 from sglang_rpc.contract import refusals
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
@@ -39,7 +39,7 @@ def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
         attach(server_args, RPCConfig.from_env())
     config = config_of(server_args)
     if config is not None:
-        refusals.refuse_server_args(server_args, config)
+        refusals.refuse_server_args(server_args)
         _refuse_text_without_tokenizer(server_args, config)
         _refuse_policy(server_args, config)
         if config.trace is not None:
@@ -47,13 +47,13 @@ def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
 
 
 def _refuse_text_without_tokenizer(server_args: ServerArgs, config: RPCConfig) -> None:
-    named = [("think-start", config.think_start), ("think-end", config.think_end)]
-    named += [*(("gist-tokens", token) for token in config.gist_tokens or ()), ("gist-resume", config.gist_resume)]
-    for name, marker in named:
-        if isinstance(marker, str) and server_args.skip_tokenizer_init:
+    named = [(name, getattr(config, name)) for name in ("think_start", "think_end", "gist_resume")]
+    for name, token in [*named, *(("gist_tokens", token) for token in config.gist_tokens or ())]:
+        if isinstance(token, str) and server_args.skip_tokenizer_init:
             raise UnsupportedError(
-                f"--rpc-{name} {marker!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
-                "give the token's id, or remove --skip-tokenizer-init"
+                f"{flag(name)} {token!r} is text and this server has no tokenizer (--skip-tokenizer-init); "
+                "give the token's id, or remove --skip-tokenizer-init",
+                "unsupported.text_without_tokenizer",
             )
 
 
@@ -68,7 +68,8 @@ def _refuse_policy(server_args: ServerArgs, config: RPCConfig) -> None:
     if accumulates(config.policy) and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):
         raise UnsupportedError(
             f"--rpc-policy {config.policy} does not work under CUDA graphs: it adds up the attention of every decode "
-            "step, which no graph records; add --cuda-graph-backend-decode disabled"
+            "step, which no graph records; add --cuda-graph-backend-decode disabled",
+            "unsupported.policy_under_cuda_graphs",
         )
 
 
@@ -85,15 +86,20 @@ def _refuse_gists(config: RPCConfig) -> None:
         if config.gist_tokens is not None or config.gist_resume is not None:
             raise ConfigError(
                 f"gist_tokens and gist_resume are policy {lightthinker.NAME}'s, and the policy is {config.policy}; "
-                f"leave them out, or use --rpc-policy {lightthinker.NAME}"
+                f"leave them out, or use --rpc-policy {lightthinker.NAME}",
+                "config.gist_tokens",
             )
         return
     if config.gist_tokens is None:
-        raise ConfigError(f"policy {lightthinker.NAME} needs the model's gist tokens; name them with --rpc-gist-tokens")
+        raise ConfigError(
+            f"policy {lightthinker.NAME} needs the model's gist tokens; name them with --rpc-gist-tokens",
+            "config.gist_tokens",
+        )
     usual = RPCConfig()
     for name in _WITHOUT_BUDGET:
         if getattr(config, name) != getattr(usual, name):
             raise ConfigError(
                 f"policy {lightthinker.NAME} evicts a thought when its gist tokens are there, and so has no {name}; "
-                f"leave --rpc-{name.replace('_', '-')} out"
+                f"leave {flag(name)} out",
+                f"config.{name}",
             )

@@ -28,9 +28,7 @@ def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Non
         return
     # Whether think tokens are known is the scheduler's to say; it refuses there what passes here.
     RequestOptions.from_custom_params(sampling_params.get("custom_params"), config)
-    refusal = refusals.refuse_request(obj)
-    if refusal is not None and refusal.severity is refusals.Severity.REJECT:
-        raise ConfigError(refusal.sentence)
+    refusals.refuse_request(obj)
 
 
 @hook(
@@ -50,10 +48,7 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
         options = RequestOptions.from_custom_params(
             req.sampling_params.custom_params, runtime.config, knows_markers=runtime.compressor.markers is not None
         )
-        refusal = refusals.refuse_request(req, options.asked and options.enabled)
-        if refusal is not None and refusal.severity is refusals.Severity.REJECT:
-            raise ConfigError(refusal.sentence)
-        state = RequestState(options, refused=None if refusal is None else refusal.sentence)
+        state = RequestState(options, refused=refusals.refuse_request(req, options.asked and options.enabled))
         runtime.compressor.begin(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
             fit_to_pool(scheduler, req, state, asked, at_least)

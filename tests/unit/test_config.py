@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -23,9 +24,11 @@ def refusal(call, *args, **kwargs) -> str:
     with pytest.raises(ConfigError) as caught:
         call(*args, **kwargs)
     assert isinstance(caught.value, ValueError) and isinstance(caught.value, RPCError)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
+    error = caught.value
+    assert error.sentence and "\n" not in error.sentence
+    assert str(error) == f"{error.sentence} [{error.code}]"
+    assert re.fullmatch(r"(config|request)\.[a-z_]+", error.code)
+    return error.sentence
 
 
 # --- the server's configuration ---------------------------------------------------------------------------------

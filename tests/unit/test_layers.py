@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "sglang_rpc"
-BASE = {"types", "config", "errors"}
+BASE = {"types", "config", "errors", "kinds"}
 MIDDLE = {"policy", "scoring", "memory"}
 BELOW_SGLANG = BASE | MIDDLE | {"backends", "runtime", "trace"}
 SGLANG = ("contract", "hooks", "startup")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +20,13 @@ from sglang_rpc.contract.refusals import (
     REQUEST_ROWS,
     SERVER_ROWS,
     ServingFacts,
-    Severity,
     refuse_arguments,
     refuse_model_runner,
     refuse_request,
     refuse_server_args,
 )
-from sglang_rpc.contract.refusals.facts import DEEPSEEK
-from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
+from sglang_rpc.contract.refusals.model import ALLOCATORS, DEEPSEEK, KV_POOLS, ROW_POOLS, TREES
+from sglang_rpc.errors import ConfigError, IncompatibleSGLangError, UnsupportedError
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = Path(os.environ.get("SGLANG_RPC_GOLDENS", ROOT.parent / "shared" / "goldens"))
@@ -224,8 +224,11 @@ def split_environment(monkeypatch, given: dict) -> dict:
     return {name: value for name, value in given.items() if not name.isupper()}
 
 
-def assert_one_sentence(sentence: str, named: str) -> None:
-    assert named in sentence
+def assert_refused(error: UnsupportedError, row, named: str) -> None:
+    """One sentence with all its parts, then the code."""
+    sentence = error.sentence
+    assert error.code == f"unsupported.{row.name}" and str(error) == f"{sentence} [{error.code}]"
+    assert named in sentence and row.why in sentence
     assert "does not work with RPC: " in sentence
     assert "\n" not in sentence and not re.search(r"[.!?] [A-Z]", sentence), sentence
     assert re.search(r"; .*(remove|use|unset|add|start with) ", sentence), sentence
@@ -246,12 +249,20 @@ def test_every_row_has_an_example_and_a_name_of_its_own(rows, examples):
     assert len(set(names)) == len(names)
 
 
-def test_the_page_is_the_tables():
+def test_the_page_has_every_row():
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
-    assert page == refusals.limits_page(), "run: python -m sglang_rpc.contract.refusals > docs/limits.md"
-    for row in (*SERVER_ROWS, *MODEL_ROWS, *REQUEST_ROWS):
-        assert f"`{row.name}`" in page
-        assert row.why in page
+    for row in SERVER_ROWS:
+        assert f"| `unsupported.{row.name}` | {row.switches} | {row.why} | {row.way_out} |" in page
+    for row in MODEL_ROWS:
+        assert f"| `unsupported.{row.name}` | {row.why} | {row.way_out or '-'} |" in page
+    for row in REQUEST_ROWS:
+        assert f"| `request.{row.name}` | {row.why} |" in page
+
+
+@pytest.mark.parametrize("name", ["limits.md", "reference.md"])
+def test_generated_pages_are_current(name):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert page == runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"][name](), "run: python docs/generate.py"
 
 
 # ---- the server's arguments ----
@@ -288,8 +299,7 @@ def test_server_row(row, given, named, monkeypatch):
     arguments = SimpleNamespace(**{**PLAIN, **split_environment(monkeypatch, given)})
     with pytest.raises(UnsupportedError) as caught:
         refuse_arguments(arguments)
-    assert_one_sentence(str(caught.value), named)
-    assert row.why in str(caught.value)
+    assert_refused(caught.value, row, named)
 
 
 def test_an_argument_that_is_gone_is_not_taken_for_off():
@@ -328,18 +338,18 @@ def resolved(sglang_arguments):
 
 def test_real_defaults_pass(sglang_arguments):
     """Every predicate runs, so every argument that a row reads exists."""
-    refuse_server_args(sglang_arguments(model_path="dummy"), CONFIG)
+    refuse_server_args(sglang_arguments(model_path="dummy"))
 
 
 def test_real_resolved_arguments_pass(resolved):
-    refuse_server_args(resolved, CONFIG)
+    refuse_server_args(resolved)
 
 
 @pytest.mark.parametrize(("row", "given", "named"), SERVER_CASES)
 def test_server_row_on_real_arguments(row, given, named, sglang_arguments, monkeypatch):
     server_args = sglang_arguments(model_path="dummy", **split_environment(monkeypatch, given))
     with pytest.raises(UnsupportedError) as caught:
-        refuse_server_args(server_args, CONFIG)
+        refuse_server_args(server_args)
     assert named in str(caught.value) and row.why in str(caught.value)
 
 
@@ -350,7 +360,7 @@ def test_what_sglang_resolved_counts_not_what_was_typed(sglang_arguments):
     declare_resolution(server_args, "test", attention_backend="trtllm_mha")
     assert server_args.attention_backend is None
     with pytest.raises(UnsupportedError, match="trtllm_mha"):
-        refuse_server_args(server_args, CONFIG)
+        refuse_server_args(server_args)
 
 
 def test_flags_and_variables_are_sglangs(sglang_arguments):
@@ -379,9 +389,9 @@ def test_classes_are_sglangs(sglang_arguments):
     from sglang.srt.mem_cache import allocator, memory_pool, unified_radix_cache
 
     for names, module in (
-        (refusals.KV_POOLS + refusals.ROW_POOLS, memory_pool),
-        (refusals.ALLOCATORS, allocator),
-        (refusals.TREES, unified_radix_cache),
+        (KV_POOLS + ROW_POOLS, memory_pool),
+        (ALLOCATORS, allocator),
+        (TREES, unified_radix_cache),
     ):
         for name in names:
             assert hasattr(module, name), name
@@ -416,8 +426,7 @@ def test_model_row(row):
     config = replace(CONFIG, aggregation=aggregation, policy=policy, trace=trace)
     with pytest.raises(UnsupportedError) as caught:
         refuse_model_runner(ServingFacts(**facts), config)
-    assert_one_sentence(str(caught.value), named)
-    assert row.why in str(caught.value)
+    assert_refused(caught.value, row, named)
 
 
 class UnifiedRadixCache:
@@ -582,24 +591,27 @@ def test_plain_requests_pass(rpc):
 @pytest.mark.parametrize("row", REQUEST_ROWS, ids=lambda row: row.name)
 def test_request_row(row):
     fields, named = REQUEST_EXAMPLES[row.name]
-    by_default = refuse_request(request(**fields))
-    assert by_default.severity is Severity.UNCOMPRESSED and by_default.name == row.name
-    assert by_default.sentence == f"not compressed because of {named}: {row.why}"
+    assert refuse_request(request(**fields)) == f"not compressed because of {named}: {row.why}"
     for asking in ({}, {"enabled": True}, {"interval": 512}):
-        asked = refuse_request(request(asking, **fields))
-        assert asked.severity is Severity.REJECT and asked.name == row.name
-        assert f"remove {named.split('=')[0]} " in asked.sentence and "custom_params.rpc.enabled" in asked.sentence
+        with pytest.raises(ConfigError) as caught:
+            refuse_request(request(asking, **fields))
+        assert caught.value.code == f"request.{row.name}"
+        assert caught.value.sentence == (
+            f"{named} does not work with RPC: {row.why}; "
+            f"remove {named.split('=')[0]} or send custom_params.rpc.enabled false"
+        )
     assert refuse_request(request({"enabled": False}, **fields)) is None
 
 
 def test_what_the_caller_knows_wins_over_the_request():
-    assert refuse_request(request(BEAM_WIDTH=2), asked=True).severity is Severity.REJECT
-    assert refuse_request(request({}, BEAM_WIDTH=2), asked=False).severity is Severity.UNCOMPRESSED
+    with pytest.raises(ConfigError, match="beam_width=2 does not work with RPC"):
+        refuse_request(request(BEAM_WIDTH=2), asked=True)
+    assert refuse_request(request({}, BEAM_WIDTH=2), asked=False).startswith("not compressed because of beam_width=2")
 
 
 def test_a_batch_is_looked_at_as_one():
     batch = SimpleNamespace(sampling_params=[{"beam_width": None}, {"beam_width": 3}])
-    assert refuse_request(batch).sentence.startswith("not compressed because of beam_width=3")
+    assert refuse_request(batch).startswith("not compressed because of beam_width=3")
 
 
 @pytest.mark.parametrize("row", REQUEST_ROWS, ids=lambda row: row.name)
@@ -607,9 +619,10 @@ def test_request_row_on_sglangs_own_types(row, sglang_arguments):
     from sglang.srt.managers.io_struct import GenerateReqInput
     from sglang.srt.sampling.sampling_params import SamplingParams
 
-    fields, _ = REQUEST_EXAMPLES[row.name]
+    fields, named = REQUEST_EXAMPLES[row.name]
+    said = f"not compressed because of {named}: {row.why}"
     params = {name.lower(): value for name, value in fields.items() if name.isupper()}
     given = {name: value for name, value in fields.items() if not name.isupper()}
     assert refuse_request(GenerateReqInput(input_ids=[1], sampling_params={})) is None
-    assert refuse_request(GenerateReqInput(sampling_params=params, **given)).name == row.name
-    assert refuse_request(SimpleNamespace(sampling_params=SamplingParams(**params), **given)).name == row.name
+    assert refuse_request(GenerateReqInput(sampling_params=params, **given)) == said
+    assert refuse_request(SimpleNamespace(sampling_params=SamplingParams(**params), **given)) == said

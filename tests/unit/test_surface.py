@@ -1,7 +1,9 @@
 """What users see: names, the entry point, the command line. Every command line is parsed in one other process."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import sglang_rpc
-from sglang_rpc.config import CONFIG_ENV, RPCConfig
+from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig
+from sglang_rpc.policy.table import NAMES
 
 FLAGS = [f"--rpc-{field.name.replace('_', '-')}" for field in fields(RPCConfig)]
 MODEL = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 64,
@@ -86,7 +89,7 @@ WRONG = {
     "--rpc-host-backup-gb -1": "sglang-rpc: --rpc-host-backup-gb must be a number from 0 to ",
     "--rpc-config {folder}/wrong.json": "sglang-rpc: --rpc-config: unknown RPC setting 'intervall'; the settings",
     "--rpc-config /no/such.json": "sglang-rpc: --rpc-config: the RPC configuration must be a JSON object or the path",
-    '--rpc-config {"gist_tokens":"<o>"}': "sglang-rpc: --rpc-config: gist_tokens must be a list of texts or token ids",
+    '--rpc-config {"gist_tokens":"<o>"}': "sglang-rpc: --rpc-config: gist_tokens must be a list of non-empty texts or",
     '--rpc-config {"interval":': "sglang-rpc: --rpc-config: the RPC configuration '{\"interval\":' is not valid",
 }
 REFUSED_BY_ARGPARSE = {
@@ -174,6 +177,26 @@ def test_errors_are_caught_as_one_kind_and_as_value_errors():
     assert issubclass(sglang_rpc.IncompatibleSGLangError, sglang_rpc.RPCError)
 
 
+FAMILIES = {
+    sglang_rpc.RPCError: "error",
+    sglang_rpc.ConfigError: "config",
+    sglang_rpc.UnsupportedError: "unsupported",
+    sglang_rpc.IncompatibleSGLangError: "incompatible",
+}
+
+
+@pytest.mark.parametrize(("kind", "family"), FAMILIES.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_every_error_has_a_code_that_ends_its_message(kind, family):
+    assert str(kind("a sentence")) == f"a sentence [{family}]"
+    error = kind("it does not fit; use another", f"{family}.some_name")
+    assert str(error) == f"it does not fit; use another [{family}.some_name]"
+    for same in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (type(same), same.sentence, same.code) == (kind, error.sentence, error.code)
+        assert str(same) == str(error)
+    named = error.prefixed("--rpc-config: ")
+    assert type(named) is kind and str(named) == f"--rpc-config: {error}"
+
+
 def test_the_version_is_the_installed_one():
     assert re.fullmatch(r"\d+\.\d+\.\d+", sglang_rpc.__version__)
     assert version("sglang-rpc") == sglang_rpc.__version__
@@ -198,9 +221,12 @@ def test_help_lists_every_flag_in_a_group_of_its_own(answers):
     group = re.split(r"\n\S", rest)[0]
     listed = re.findall(r"^  (--[a-z-]+)", group, re.MULTILINE)
     assert sorted(listed) == sorted([*FLAGS, "--rpc-config", "--disable-rpc"])
+    told = " ".join(group.split())
     for field in fields(RPCConfig):
-        if field.default is not None:
-            assert f"(default: {field.default})" in " ".join(group.split()), field.name
+        setting = SETTINGS[field.name]
+        assert (field.default is None) == bool(setting.unset), field.name
+        assert setting.help in told and f"(default: {setting.unset or field.default})" in told, field.name
+    assert f": {', '.join(NAMES)} (default: rpc)" in told  # of policies, which are known by name only
 
 
 @pytest.mark.parametrize("line", PARSED, ids=lambda line: line or "nothing")
@@ -225,6 +251,10 @@ def test_a_wrong_value_ends_in_one_sentence(outcomes, line):
     outcome = outcomes[line, None, True]
     assert "exit" in outcome, outcome
     assert outcome["exit"].startswith(WRONG[line]) and "\n" not in outcome["exit"]  # text: printed, and exit status 1
+    (code,) = re.findall(r" \[config\.([a-z_]+)\]", outcome["exit"])
+    assert outcome["exit"].endswith(f" [config.{code}]")
+    setting = re.match(r"sglang-rpc: (?:--rpc-config: )?(?:--rpc-)?([a-z_-]+) must ", outcome["exit"])
+    assert code == setting[1].replace("-", "_") if setting else code in ("unknown", "source")
     assert "Traceback" not in outcome["stderr"] and outcome["served"] == 0
 
 

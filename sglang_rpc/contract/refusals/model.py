@@ -1,4 +1,4 @@
-"""Refusing models and memory pools: the table, and how it is checked."""
+"""Models and memory pools that RPC cannot compress: what is known once they are built, then the table."""
 
 from __future__ import annotations
 
@@ -6,123 +6,234 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.refusals.facts import ServingFacts
-from sglang_rpc.contract.refusals.wording import (
-    ALLOCATORS,
-    ATTENTION_BACKENDS,
-    KV_DTYPES,
-    KV_POOLS,
-    ROW_POOLS,
-    TREES,
-    sentence,
-)
-from sglang_rpc.errors import UnsupportedError
+from sglang_rpc.contract.layers import decoder_layers, is_latent, latent_attentions
+from sglang_rpc.contract.refusals.row import OFF, Row, refuse
+from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
+from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.policy.resolve import accumulates, find_policy
+
+#: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
+KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
+ROW_POOLS = ("ReqToTokenPool",)
+ALLOCATORS = ("PagedTokenToKVPoolAllocator", "TokenToKVPoolAllocator")
+TREES = ("UnifiedRadixCache",)
+KV_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
+#: Whose choice between absorbed and expanded latents RPC knows.
+DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
 
 
 @dataclass(frozen=True)
-class ModelRow:
-    """One refusal that only the built model and pools show."""
+class ServingFacts:
+    """What is known once the model and its pools are built. Counts are layers unless named otherwise.
 
-    name: str
-    predicate: Callable[[ServingFacts, RPCConfig], str | None]  #: what was found; None: nothing to refuse
-    why: str
-    way_out: str = ""
+    The defaults describe a plain model, such as a Qwen2 or Llama on one GPU.
+    """
 
-    def sentence(self, found: str) -> str:
-        return sentence(found, self.why, self.way_out)
+    model: str = "LlamaForCausalLM"  #: architecture
+    generates: bool = True  #: False: an embedding, reward or classification model
+    encoder_decoder: bool = False
+    latent_attention: bool = False  #: MLA, and DSA which builds on it: one latent per token for all heads
+    recurrent_state: bool = False  #: Mamba, linear attention, short convolutions
+    ngram_embedding: bool = False
+    mrope: bool = False  #: rope positions of time, height and width
+    decoder_layers: int = 1  #: attention layers whose KV could be compressed
+    other_attention: int = 0  #: encoder-only, bidirectional or cross attention
+    window_layers: int = 0  #: sliding-window or chunked-local attention
+    distance_layers: int = 0  #: attention that depends on the distance to a key (xAI temperature, ALiBi)
+    capped_oddly: int = 0  #: attention logits capped by another function than tanh, which the scorer applies itself
+    shared_kv: int = 0  #: layers that use another layer's KV
+    own_dispatch: int = (
+        0  #: layers of latent attention that decide when to expand latents in another way than DeepSeek's
+    )
+    head_shapes: int = 1  #: distinct (query heads, KV heads, head size) among the decoder layers
+    total_kv_heads: int = 1  #: of the model, not of this rank
+    tp_size: int = 1  #: ranks that share the attention heads
+    page_size: int = 1  #: slots
+    decode_backend: str = "torch_native"
+    prefill_backend: str = "torch_native"
+    rocm: bool = False
+    kv_pool: str = "MHATokenToKVPool"
+    kv_layout: str = "nhd"
+    kv_dtype: str = "bfloat16"  #: what an entry means, not the type of the bytes that store it
+    kv_quantization: str = "unquantized"
+    pool_layers: int = 1  #: layers the KV pool has buffers for
+    row_pool: str = "ReqToTokenPool"
+    rows_own_more: bool = False  #: a row has auxiliary memory sized by its length
+    allocator: str = "TokenToKVPoolAllocator"
+    tree: str | None = None  #: None: not built yet
+    second_tier: bool = False  #: the tree is attached to host memory or an external store
+
+
+def gather_facts(owner: Any) -> ServingFacts:
+    """The facts of a live Scheduler, or of a ModelRunner with its pools (the tree's are then unknown).
+
+    Raises:
+        IncompatibleSGLangError: this SGLang keeps one of them elsewhere.
+    """
+    try:
+        return _gather(owner)
+    except AttributeError as error:
+        raise IncompatibleSGLangError(
+            f"RPC could not read what it must check before it serves ({error}); install sglang==0.5.23, or {OFF}",
+            "incompatible.fact_missing",
+        ) from error
+
+
+def _gather(owner: Any) -> ServingFacts:
+    from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
+    from sglang.srt.runtime_context import get_parallel
+
+    scheduler = owner if hasattr(owner, "tp_worker") else None
+    runner = owner if scheduler is None else scheduler.tp_worker.model_runner
+    model_config = runner.model_config
+    pool = runner.token_to_kv_pool_allocator.get_kvcache()
+    rows = runner.req_to_token_pool
+    quantization = getattr(pool, "quant_method", None)
+    tree = None if scheduler is None else scheduler.tree_cache
+    return ServingFacts(
+        model=(model_config.hf_config.architectures or ["unknown"])[0],
+        generates=model_config.is_generation,
+        encoder_decoder=model_config.is_encoder_decoder,
+        latent_attention=runner.use_mla_backend,
+        recurrent_state=uses_ssm_state(model_config),
+        ngram_embedding=model_config.use_ngram_embedding,
+        mrope=model_config.model_is_mrope,
+        **_layer_facts(runner.model, pool),
+        total_kv_heads=model_config.get_total_num_kv_heads(),
+        tp_size=get_parallel().attn_tp_size,
+        page_size=runner.token_to_kv_pool_allocator.page_size,
+        decode_backend=runner.decode_attention_backend_str,
+        prefill_backend=runner.prefill_attention_backend_str,
+        rocm=torch.version.hip is not None,
+        kv_pool=type(pool).__name__,
+        kv_layout="nhd" if is_latent(pool) else getattr(pool, "kv_cache_layout", "unknown"),
+        kv_dtype=str(pool.dtype).removeprefix("torch."),
+        kv_quantization="unquantized" if quantization is None else quantization.name,
+        pool_layers=pool.layer_num,
+        row_pool=type(rows).__name__,
+        rows_own_more=rows._aux_cache is not None,
+        allocator=type(runner.token_to_kv_pool_allocator).__name__,
+        tree=None if tree is None else type(tree).__name__,
+        second_tier=tree is not None
+        and (tree.cache_controller is not None or getattr(tree, "linker", None) is not None),
+    )
+
+
+def _layer_facts(model: Any, pool: Any) -> dict[str, int]:
+    """Counts over the attention layers that RPC can find in the model."""
+    from sglang.srt.layers.radix_attention import AttentionType
+
+    layers = decoder_layers(model)
+    decoder = [m for m in layers if m.attn_type == AttentionType.DECODER and not m.is_cross_attention]
+    others = len(layers) - len(decoder)
+    if is_latent(pool):  # those that read latents as they are stored
+        decoder = [m for m in decoder if (m.tp_k_head_num, m.qk_head_dim) == (1, pool.kv_cache_dim)]
+    return dict(
+        decoder_layers=len(decoder),
+        other_attention=others,
+        # use_irope: Llama 4's chunked-local attention, which has no window size.
+        window_layers=sum(m.sliding_window_size > 0 or m.use_irope for m in decoder),
+        distance_layers=sum(m.xai_temperature_len > 0 or m.pos_encoding_mode != "NONE" for m in decoder),
+        capped_oddly=sum(bool(m.logit_cap) and m.logit_capping_method != "tanh" for m in decoder),
+        shared_kv=len(decoder) - len({m.layer_id for m in decoder}),
+        own_dispatch=sum(_dispatcher(m) != DEEPSEEK for m in latent_attentions(model)),
+        head_shapes=len({(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in decoder}),
+    )
+
+
+def _dispatcher(attention: Any) -> str:
+    """The class whose `dispatch_attn_forward_method` this module uses."""
+    for cls in type(attention).__mro__:
+        if "dispatch_attn_forward_method" in vars(cls):
+            return f"{cls.__module__}.{cls.__qualname__}"
+    return ""
 
 
 def refuse_model_runner(facts: ServingFacts, rpc_config: RPCConfig) -> None:
-    """Check what `gather_facts` found.
-
-    Raises:
-        UnsupportedError: the sentence of the first row that applies.
-    """
-    for row in MODEL_ROWS:
-        found = row.predicate(facts, rpc_config)
-        if found is not None:
-            raise UnsupportedError(row.sentence(found))
+    """Check what `gather_facts` returned. Raises UnsupportedError: the sentence of the first row that applies."""
+    refuse(MODEL_ROWS, facts, rpc_config)
 
 
-def _if(test: Callable[[ServingFacts], Any], found: str) -> Callable[[ServingFacts, RPCConfig], str | None]:
-    """Predicate of a fact; `found` is filled in from the facts, `{model}` for one."""
-    return lambda facts, _config: found.format_map(vars(facts)) if test(facts) else None
+def _if(test: Callable[[ServingFacts], Any], given: str) -> Callable[[ServingFacts, RPCConfig], str | None]:
+    """Predicate of a fact; `given` is filled in from the facts, `{model}` for one."""
+    return lambda facts, _config: given.format_map(vars(facts)) if test(facts) else None
 
 
-MODEL_ROWS: tuple[ModelRow, ...] = (
-    ModelRow(
+MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = (
+    Row(
         "not_generative",
         _if(lambda f: not f.generates, "{model} is an embedding, reward or classification model and"),
         "it generates no tokens to compress",
     ),
-    ModelRow(
+    Row(
         "encoder_decoder",
         _if(lambda f: f.encoder_decoder, "{model} is an encoder-decoder model and"),
         "RPC scores decoder-only attention",
     ),
-    ModelRow(
+    Row(
         "recurrent_state",
         _if(lambda f: f.recurrent_state, "{model} has recurrent layers (Mamba, linear attention), whose state"),
         "it is tracked by KV length, which compression shortens",
     ),
-    ModelRow(
+    Row(
         "ngram_embedding",
         _if(lambda f: f.ngram_embedding, "{model} uses n-gram embeddings, which"),
         "its table of past tokens is indexed by KV length, which compression shortens",
     ),
-    ModelRow(
+    Row(
         "mrope",
         _if(lambda f: f.mrope, "{model} uses multimodal rope (mrope), which"),
         "SGLang computes its positions from the KV length, which compression shortens",
         "add --language-model-only where the model allows it",
     ),
-    ModelRow(
+    Row(
         "other_attention",
         _if(lambda f: f.other_attention, "{model} has {other_attention} cross-attention or encoder layers, and that"),
         "RPC scores decoder self-attention",
     ),
-    ModelRow(
+    Row(
         "window_attention",
         _if(lambda f: f.window_layers, "{model} has {window_layers} sliding-window or chunked layers, and that"),
         "a window over KV entries would reach further back than one over tokens once entries are gone",
     ),
-    ModelRow(
+    Row(
         "distance_attention",
         _if(lambda f: f.distance_layers, "{model} has {distance_layers} layers that weigh keys by distance, and that"),
         "distance is counted in KV entries, which compression shortens",
     ),
-    ModelRow(
+    Row(
         "logit_capping",
-        _if(lambda f: f.capped_oddly, "{model} has {capped_oddly} layers whose logit cap is no tanh, and that"),
-        "RPC's scores would rank keys otherwise than the model does",
+        _if(lambda f: f.capped_oddly, "{model} has {capped_oddly} layers whose logit cap is not a tanh, and that"),
+        "RPC's scores would rank keys in another order than the model does",
     ),
-    ModelRow(
+    Row(
         "layers_not_found",
         _if(
             lambda f: f.decoder_layers != f.pool_layers,
             "{model}, in which RPC finds {decoder_layers} attention layers for {pool_layers} layers of KV,",
         ),
-        "a layer whose queries are not seen cannot be compressed",
+        "RPC cannot compress a layer whose queries it does not see",
         "use --model-impl sglang if SGLang has this model",
     ),
-    ModelRow(
+    Row(
         "shared_kv",
         _if(lambda f: f.shared_kv, "{model} has {shared_kv} layers that use another layer's KV, and that"),
         "each layer keeps tokens of its own choice",
     ),
-    ModelRow(
+    Row(
         "head_shapes",
         _if(lambda f: f.head_shapes > 1, "{model} has layers of {head_shapes} different head shapes, and that"),
         "RPC records all layers' queries in one array",
     ),
-    ModelRow(
+    Row(
         "own_dispatch",
         _if(lambda f: f.own_dispatch, "{model} has {own_dispatch} latent attention layers of its own kind, and that"),
-        "RPC knows of DeepSeek's alone in which steps they read latents as they are stored",
+        "RPC knows only of DeepSeek's layers in which steps they read latents as they are stored",
     ),
-    ModelRow(
+    Row(
         "replicated_kv_heads",
         lambda f, config: (
             f"--rpc-aggregation group with --tp-size {f.tp_size} and {f.total_kv_heads} KV heads"
@@ -132,7 +243,7 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "ranks that hold copies of one KV head each see some of its query heads, and would keep different tokens",
         "use --rpc-aggregation all",
     ),
-    ModelRow(
+    Row(
         "trace_of_split_heads",
         lambda f, config: (
             f"--rpc-trace with --rpc-aggregation group and --tp-size {f.tp_size}"
@@ -140,24 +251,24 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
             else None
         ),
         "each rank knows only what its own heads keep",
-        "use --rpc-aggregation all, or leave --rpc-trace out",
+        "use --rpc-aggregation all, leave --rpc-trace out",
     ),
-    ModelRow(
+    Row(
         "latent_on_rocm",
         _if(lambda f: f.latent_attention and f.rocm, "{model} on ROCm"),
-        "SGLang's latent attention has ways of its own there, and RPC has not been read against them",
+        "SGLang's latent attention runs other code there, against which RPC has not been checked",
     ),
-    ModelRow(
+    Row(
         "policy_on_latents",
         lambda f, config: (
             f"--rpc-policy {config.policy} with {f.model}, which has latent attention (MLA),"
             if f.latent_attention and accumulates(config.policy)
             else None
         ),
-        "prefills that expand the latents pass the place where attention is added up",
+        "prefills that expand the latents bypass the place where attention is added up",
         "use another --rpc-policy",
     ),
-    ModelRow(
+    Row(
         "policy_on_split_heads",
         lambda f, config: (
             f"--rpc-policy {config.policy} with --tp-size {f.tp_size}"
@@ -169,7 +280,7 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         "its scores need all query heads of a KV head on one rank, and here ranks share them",
         "use another --rpc-policy",
     ),
-    ModelRow(
+    Row(
         "attention_backend_in_use",
         lambda f, _config: next(
             (
@@ -182,52 +293,52 @@ MODEL_ROWS: tuple[ModelRow, ...] = (
         f"RPC is built for {', '.join(ATTENTION_BACKENDS)}",
         f"use --attention-backend {ATTENTION_BACKENDS[-1]}",
     ),
-    ModelRow(
+    Row(
         "kv_quantization",
         _if(lambda f: f.kv_quantization != "unquantized", "KV quantization {kv_quantization}"),
         "its entries carry scales of their own, which RPC does not move",
         "use --kv-cache-dtype bfloat16",
     ),
-    ModelRow(
+    Row(
         "kv_dtype",
         _if(lambda f: f.kv_dtype not in KV_DTYPES, "a KV cache of {kv_dtype}"),
         f"RPC scores keys of {', '.join(KV_DTYPES)}",
         "use --kv-cache-dtype bfloat16",
     ),
-    ModelRow(
+    Row(
         "kv_layout",
         _if(lambda f: f.kv_layout != "nhd", "the KV layout {kv_layout}"),
         "RPC moves slots that lie in one piece (nhd)",
         "unset SGLANG_USE_HND_KVCACHE and SGLANG_AITER_KV_CACHE_LAYOUT",
     ),
-    ModelRow(
+    Row(
         "kv_pool",
         _if(lambda f: f.kv_pool not in KV_POOLS, "the KV pool {kv_pool}, which SGLang built for {model},"),
         f"RPC knows how K/V lie in {', '.join(KV_POOLS)} only",
     ),
-    ModelRow(
+    Row(
         "row_pool",
         _if(
             lambda f: f.row_pool not in ROW_POOLS or f.rows_own_more,
             "the request table {row_pool}, which carries more than KV slots,",
         ),
-        "RPC would have to shorten the rest with them",
+        "RPC would have to shorten what else it carries, and does not know how",
     ),
-    ModelRow(
+    Row(
         "allocator",
         _if(lambda f: f.allocator not in ALLOCATORS, "the allocator {allocator}"),
         f"RPC frees the tails of requests through {' and '.join(ALLOCATORS)} only",
     ),
-    ModelRow(
+    Row(
         "tree",
         _if(lambda f: f.tree is not None and f.tree not in TREES, "the prefix cache {tree}"),
         f"RPC keeps compressed KV out of {', '.join(TREES)} and knows no other",
         "remove the flag or plugin that selects it",
     ),
-    ModelRow(
+    Row(
         "second_tier",
         _if(lambda f: f.second_tier, "a prefix cache with a second tier in host memory or an external store"),
-        "KV is copied beside the stream that moves entries, so a freed slot may still be written",
+        "KV is copied outside the stream that moves entries, so a freed slot may still be written",
         "remove the flag that attaches it",
     ),
 )

@@ -1,62 +1,38 @@
-"""Refusing, or serving uncompressed, single requests: the table, and how it is checked."""
+"""Single requests that RPC cannot compress: refused with HTTP 400, or served uncompressed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
+
+from sglang_rpc.contract.refusals.row import Row
+from sglang_rpc.errors import ConfigError
 
 
-class Severity(Enum):
-    """What to do with a request that cannot be compressed."""
-
-    UNCOMPRESSED = "uncompressed"  #: serve it as SGLang would; the sentence is the reason in its receipt
-    REJECT = "reject"  #: it asked for compression itself: HTTP 400 with the sentence
-
-
-class RequestRefusal(NamedTuple):
-    severity: Severity
-    name: str  #: of the row
-    sentence: str
-
-
-@dataclass(frozen=True)
-class RequestRow:
-    """One feature of a request with which its KV cannot be compressed. Each is safe to serve uncompressed."""
-
-    name: str
-    predicate: Callable[[Any], str | None]  #: what the request carries; None: nothing
-    why: str
-
-    def refusal(self, given: str, asked: bool) -> RequestRefusal:
-        if asked:
-            sentence = (
-                f"{given} does not work with RPC: {self.why}; remove {given.split('=')[0]} "
-                "or send custom_params.rpc.enabled false"
-            )
-            return RequestRefusal(Severity.REJECT, self.name, sentence)
-        return RequestRefusal(Severity.UNCOMPRESSED, self.name, f"not compressed because of {given}: {self.why}")
-
-
-def refuse_request(request: Any, asked: bool | None = None) -> RequestRefusal | None:
-    """Whether this request's KV can be compressed.
+def refuse_request(request: Any, asked: bool | None = None) -> str | None:
+    """Why this request is served uncompressed; None if RPC can compress it, or if it switched RPC off itself.
 
     Args:
         request: SGLang's GenerateReqInput (of one request or a batch), TokenizedGenerateReqInput or Req.
         asked: whether it asked for compression itself; None: as its custom_params say.
 
-    Returns:
-        None if it can, or if it switched RPC off itself; else what to do, with one sentence.
+    Raises:
+        ConfigError: it cannot be compressed, and asked for compression itself.
     """
     wishes = _wishes(request)
     if wishes == {False}:
         return None
-    asked = True in wishes if asked is None else asked
     for row in REQUEST_ROWS:
         given = row.predicate(request)
-        if given is not None:
-            return row.refusal(given, asked)
+        if given is None:
+            continue
+        if asked or (asked is None and True in wishes):
+            raise ConfigError(
+                f"{given} does not work with RPC: {row.why}; remove {given.split('=')[0]} "
+                "or send custom_params.rpc.enabled false",
+                f"request.{row.name}",
+            )
+        return f"not compressed because of {given}: {row.why}"
     return None
 
 
@@ -89,19 +65,19 @@ def _carries(field: str) -> Callable[[Any], str | None]:
     return lambda request: field if getattr(request, field, None) not in (None, False, []) else None
 
 
-REQUEST_ROWS: tuple[RequestRow, ...] = (
-    RequestRow("beam_search", _beam, "beams share the entries of their common tokens, so none may move them"),
-    RequestRow(
+REQUEST_ROWS: tuple[Row[[Any]], ...] = (
+    Row("beam_search", _beam, "beams share the entries of their common tokens, so none may move them"),
+    Row(
         "input_embeds",
         _carries("input_embeds"),
         "SGLang starts such a request over when memory runs out, dropping the tokens RPC has counted",
     ),
-    RequestRow(
+    Row(
         "return_routed_experts",
         _carries("return_routed_experts"),
         "SGLang reads them back by the slots of all tokens, and compression gives slots away",
     ),
-    RequestRow(
+    Row(
         "return_indexer_topk",
         _carries("return_indexer_topk"),
         "SGLang reads them back by the slots of all tokens, and compression gives slots away",

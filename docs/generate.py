@@ -1,0 +1,121 @@
+"""Write the pages that are made from the code, docs/limits.md and docs/reference.md: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sglang_rpc import errors
+from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kinds
+from sglang_rpc.contract.refusals import MODEL_ROWS, REQUEST_ROWS, SERVER_ROWS
+from sglang_rpc.startup.flags import CONFIG_HELP, DISABLE_HELP
+
+NOTE = "This page is generated from the code: `python docs/generate.py`."
+
+LIMITS = f"""# Limits
+
+What does not work with RPC. A server with one of these switched on stops at start-up with a sentence that names it;
+nothing is ever compressed wrongly, or silently not at all. `--disable-rpc` turns RPC off and lifts every one of them.
+The code stands in brackets at the end of the sentence. {NOTE}
+"""
+
+REFERENCE = f"""# Reference
+
+Every flag, option and field. {NOTE}
+
+## Server settings
+
+Lowest precedence first: the defaults, the environment variable `{CONFIG_ENV}`, `--rpc-config`, each `--rpc-*` flag,
+and for one request its own options. `RPCConfig` has the same fields, with `_` for `-` and without `--rpc-`.
+"""
+
+ENVIRONMENT = f"""
+`{CONFIG_ENV}` holds the settings as a JSON object, or the path of a JSON file; `{{}}` stands for the defaults. It
+switches RPC on for a plain `sglang.Engine` or `sglang serve`. Settings have the names of the fields there.
+"""
+
+REQUESTS = """
+## Options of one request
+
+`custom_params: {"rpc": {...}}`, in `sampling_params` for `/generate` and at the top level for `/v1/completions` and
+`/v1/chat/completions`. What an option leaves out is the server's.
+"""
+
+WRONG_OPTIONS = """
+HTTP 400 and a sentence answer a wrong option, a prompt or length that can never fit, and a feature that
+[cannot be compressed](limits.md#single-requests). A streamed `/generate` is the exception: SGLang sends HTTP 200 before
+it checks the request. The error is then the first event, `data: {"error": {"message": ..., "code": 400, ...}}`, and
+`data: [DONE]` follows.
+"""
+
+ERRORS = """
+## Errors and their codes
+
+```
+{tree}
+```
+
+The code stands at the end of each message: on the command line, in the log, and in the body of an HTTP 400. Codes stay;
+sentences may change. For example `sglang-rpc: {example}`.
+"""
+
+
+def limits_page() -> str:
+    """The text of docs/limits.md."""
+    server = ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in SERVER_ROWS)
+    model = ((f"`unsupported.{r.name}`", r.why, r.way_out or "-") for r in MODEL_ROWS)
+    return "\n".join(
+        [
+            LIMITS,
+            "## Server flags and environment\n",
+            *table(("code", "what", "why", "way out"), server),
+            "\n## Models and memory pools\n",
+            "Known once the model is loaded; a dash means that only `--disable-rpc` helps.\n",
+            *table(("code", "why", "way out"), model),
+            "\n## Single requests\n",
+            "Such a request is served uncompressed and its receipt says why. If it asked for compression itself, with",
+            '`custom_params: {"rpc": {...}}`, it gets HTTP 400 instead.\n',
+            *table(("code", "why"), ((f"`request.{r.name}`", r.why) for r in REQUEST_ROWS)),
+            "",
+        ]
+    )
+
+
+def reference_page() -> str:
+    """The text of docs/reference.md."""
+    defaults = RPCConfig()
+    flags = [
+        (f"`{flag(name)}`", s.kind_in(defaults).allowed, s.unset or f"`{getattr(defaults, name)}`", s.help)
+        for name, s in SETTINGS.items()
+    ]
+    flags += [
+        ("`--rpc-config`", "a JSON object or a file", "none", CONFIG_HELP),
+        ("`--disable-rpc`", "", "", DISABLE_HELP),
+    ]
+    options = [
+        (f"`{name}`", kind.allowed, SETTINGS[name].help if name in SETTINGS else "false: do not compress this request")
+        for name, kind in request_kinds(defaults, defaults.interval).items()
+    ]
+    tree = (errors.__doc__ or "").split("\n\n")[1]
+    example = errors.ConfigError("--rpc-window must be an integer from 1 to 16777216, got 0", "config.window")
+    return "\n".join(
+        [
+            REFERENCE,
+            *table(("flag", "allowed", "default", "what it does"), flags),
+            ENVIRONMENT + REQUESTS,
+            *table(("option", "allowed, with the server's defaults", "what it does"), options),
+            WRONG_OPTIONS + ERRORS.format(tree=tree, example=example),
+        ]
+    )
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, tuple("---" for _ in head), *rows)]
+
+
+PAGES = {"limits.md": limits_page, "reference.md": reference_page}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (Path(__file__).parent / name).write_text(page(), encoding="utf-8")
