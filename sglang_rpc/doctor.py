@@ -87,12 +87,12 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare() -> str:
     """Make SGLang importable here; returns its version. Raises RPCError."""
     if importlib.util.find_spec("sglang") is None:
-        raise RPCError("SGLang is not installed; install it with `pip install sglang-rpc`")
+        raise RPCError("SGLang is not installed; install it with `pip install sglang-rpc`", "error.sglang_missing")
     try:
         cpu.prepare()
         import sglang
     except Exception as error:  # whatever a broken installation raises: the reader needs the sentence, not the stack
-        raise RPCError(f"SGLang can't be imported: {type(error).__name__}: {error}") from error
+        raise RPCError(f"SGLang can't be imported: {type(error).__name__}: {error}", "error.sglang_broken") from error
     return str(sglang.__version__)
 
 

@@ -21,6 +21,9 @@ from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
 
+#: Of the errors when `scoring` asks for what cannot be.
+CODE = "config.scoring"
+
 
 def make_backend(
     config: RPCConfig,
@@ -37,7 +40,9 @@ def make_backend(
     policy = find_policy(config.policy)
     if policy is None or policy.as_rpc is None:
         if config.scoring not in ("auto", "reference"):
-            raise ConfigError(f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'")
+            raise ConfigError(
+                f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'", CODE
+            )
         if policy is None:
             return move_backend(config.scoring, layers, req_to_token)
         try_policy(policy, config, layers[0], ring.buffer[0])
@@ -49,7 +54,7 @@ def make_backend(
     if kernels is not None:
         return kernels
     if config.scoring == wanted:
-        raise ConfigError(f"scoring '{wanted}' cannot serve this model: {reason}; use --rpc-scoring reference")
+        raise ConfigError(f"scoring '{wanted}' cannot serve this model: {reason}; use --rpc-scoring reference", CODE)
     logger.warning("%s", unavailable(reason))
     return ReferenceBackend(config, layers, ring, req_to_token, reduce, policy)
 
@@ -68,13 +73,15 @@ def _kernels(
     """
     for package in {"triton", wanted}:
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"scoring '{wanted}' needs the package {package}; install it, or use 'auto'")
+            raise ConfigError(f"scoring '{wanted}' needs the package {package}; install it, or use 'auto'", CODE)
     # Triton is imported only where it is wanted.
     from sglang_rpc.backends.triton_backend import TritonBackend
     from sglang_rpc.scoring import key_table
 
     if not key_table.runs_on(req_to_token.device):
-        raise ConfigError(f"scoring '{wanted}' needs a GPU, and the KV cache is on {req_to_token.device}; use 'auto'")
+        raise ConfigError(
+            f"scoring '{wanted}' needs a GPU, and the KV cache is on {req_to_token.device}; use 'auto'", CODE
+        )
     try:
         reason = self_check.failure(config, layers, ring, expected=ReferenceBackend, actual=TritonBackend)
         if reason is None:

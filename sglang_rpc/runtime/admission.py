@@ -148,5 +148,6 @@ def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestO
         f"{want} new tokens do not fit: with interval {options.interval}, window {options.window} and ratio "
         f"{options.ratio:g} they hold up to {peak} KV entries, and beside this prompt of {prompt} tokens the pool of "
         f"{pool} slots has room for {max(room, 0)}; ask for at most {fits} new tokens, a higher ratio or a shorter "
-        "interval, or start the server with more memory"
+        "interval, or start the server with more memory",
+        "request.max_new_tokens",
     )

@@ -155,7 +155,8 @@ def test_an_sglang_that_cannot_be_imported(monkeypatch, capsys, tmp_path):
     assert doctor.main([]) == 1
     err = capsys.readouterr().err
     assert err == (
-        "sglang-rpc doctor: SGLang can't be imported: OSError: libcudart.so.13: cannot open shared object file\n"
+        "sglang-rpc doctor: SGLang can't be imported: OSError: libcudart.so.13: cannot open shared object file "
+        "[error.sglang_broken]\n"
     )
 
 

@@ -114,7 +114,8 @@ def _check_not_too_late() -> None:
         return
     raise RPCError(
         "SGLang was already used in this process and decided it does not run on a CPU: "
-        "import sglang_rpc before the first use of sglang.Engine, or set SGLANG_USE_CPU_ENGINE=1 beforehand."
+        "import sglang_rpc before the first use of sglang.Engine, or set SGLANG_USE_CPU_ENGINE=1 beforehand",
+        "error.sglang_in_use",
     )
 
 
