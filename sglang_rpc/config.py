@@ -58,14 +58,12 @@ class RPCConfig:
     """
 
     interval: int = _setting(4096, integer(2), "generated tokens between two compressions", "P")
-    window: int = _setting(
-        32, integer(1), "newest tokens, whose queries score the others and which are always kept", "R"
-    )
+    window: int = _setting(32, integer(1), "newest tokens: always kept, and their queries score the others", "R")
     ratio: float = _setting(4, lambda c: ratio_of(c.interval), "of every P candidates, int(P / C) are kept", "C")
     kernel_size: int = _setting(7, integer(1), "width of the pooling over neighbouring scores; odd", "K")
     pooling: str = _setting("avg", choice(POOLINGS), "pooling of the scores before selection")
     aggregation: str = _setting(
-        "all", choice(AGGREGATIONS), "all: one kept set per layer; group: one per layer and KV head"
+        "all", choice(AGGREGATIONS), "all: one kept set per layer; group: per layer and KV head"
     )
     selector: str = _setting(
         "official",
@@ -86,9 +84,7 @@ class RPCConfig:
     gist_resume: str | int | None = _setting(
         None, TOKEN, "for policy lightthinker: text or id of what may follow them, and is kept", "TOKEN", "nothing"
     )
-    scope: str = _setting(
-        "think", choice(SCOPES), "think: compress only while the model thinks; all: every generated token"
-    )
+    scope: str = _setting("think", choice(SCOPES), "think: compress only what the model thinks; all: all it generates")
     think_start: str | int | None = _setting(
         None, TOKEN, "text or token id that opens a reasoning segment", "TOKEN", "the reasoning parser's"
     )
