@@ -28,7 +28,7 @@ class RPCError(Exception):
     def __init__(self, sentence: str, code: str | None = None):
         self.sentence = sentence
         self.code = code or type(self).code
-        super().__init__(sentence, self.code)  # the arguments with which pickle and copy make it again
+        super().__init__(sentence)
 
     def __str__(self) -> str:
         return f"{self.sentence} [{self.code}]"
