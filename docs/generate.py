@@ -8,6 +8,9 @@ from pathlib import Path
 from sglang_rpc import errors
 from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kinds
 from sglang_rpc.contract.refusals import MODEL_ROWS, REQUEST_ROWS, SERVER_ROWS
+from sglang_rpc.hooks.metrics import METRICS
+from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS
+from sglang_rpc.runtime.receipt import RECEIPT_FIELDS
 from sglang_rpc.startup.flags import CONFIG_HELP, DISABLE_HELP
 
 NOTE = "This page is generated from the code: `python docs/generate.py`."
@@ -46,6 +49,24 @@ HTTP 400 and a sentence answer a wrong option, a prompt or length that can never
 [cannot be compressed](limits.md#single-requests). A streamed `/generate` is the exception: SGLang sends HTTP 200 before
 it checks the request. The error is then the first event, `data: {"error": {"message": ..., "code": 400, ...}}`, and
 `data: [DONE]` follows.
+"""
+
+RECEIPT = """
+## Receipt
+
+`meta_info.rpc` of a response, once the request has been compressed or has asked for it.
+"""
+
+METRICS_HEAD = """
+## Metrics
+
+In `/metrics`, with `--enable-metrics` and the labels of SGLang's own.
+"""
+
+SERVER_INFO = """
+## Server state
+
+`internal_states[i].rpc` in `/server_info`. Counts are since the server started.
 """
 
 ERRORS = """
@@ -104,7 +125,13 @@ def reference_page() -> str:
             *table(("flag", "allowed", "default", "what it does"), flags),
             ENVIRONMENT + REQUESTS,
             *table(("option", "allowed, with the server's defaults", "what it does"), options),
-            WRONG_OPTIONS + ERRORS.format(tree=tree, example=example),
+            WRONG_OPTIONS + RECEIPT,
+            *table(("field", "meaning"), ((f"`{name}`", text) for name, text in RECEIPT_FIELDS.items())),
+            METRICS_HEAD,
+            *table(("metric", "type", "meaning"), ((f"`{m.shown}`", m.kind, m.help) for m in METRICS)),
+            SERVER_INFO,
+            *table(("field", "meaning"), ((f"`{name}`", text) for name, text in SERVER_INFO_FIELDS.items())),
+            ERRORS.format(tree=tree, example=example),
         ]
     )
 

@@ -24,7 +24,8 @@ def refuse_prompt(scheduler: Any, req: Any) -> None:
         raise ConfigError(
             f"the prompt of {prompt} tokens leaves no room for an answer in the KV pool of "
             f"{scheduler.max_total_num_tokens} slots: shorten it to {prompt + room - 1}, or start the server with more "
-            "memory"
+            "memory",
+            "request.prompt",
         )
 
 

@@ -39,7 +39,7 @@ def find_gists(scheduler: Any, config: RPCConfig) -> Gists | None:
     resume = config.gist_resume
     resumes = None if resume is None else _one_token(resume, "--rpc-gist-resume", scheduler.tokenizer)
     if resumes in ids:
-        raise ConfigError(f"gist_resume must be none of the gist tokens, got {resume!r}")
+        raise ConfigError(f"gist_resume must be none of the gist tokens, got {resume!r}", "config.gist_resume")
     return Gists(ids, resumes)
 
 
@@ -50,7 +50,8 @@ def _one_token(value: str | int, flag: str, tokenizer: Any) -> int:
     if len(ids) != 1:
         raise UnsupportedError(
             f"{flag} {value!r} is {len(ids)} tokens of this model's, and a gist token is one: the model has not been "
-            "trained with it; name those that it was trained with"
+            "trained with it; name those that it was trained with",
+            "unsupported.gist_tokens",
         )
     return int(ids[0])
 
@@ -69,7 +70,8 @@ def _from_reasoning_parser(scheduler: Any, scope: str) -> tuple[str | None, str 
             return None, None
         raise UnsupportedError(
             f"--reasoning-parser {name} lets each request choose its think tokens, which --rpc-scope think cannot "
-            "follow; use --rpc-scope all, or give --rpc-think-start and --rpc-think-end"
+            "follow; use --rpc-scope all, or give --rpc-think-start and --rpc-think-end",
+            "unsupported.reasoning_parser",
         )
     return detector.think_start_token, detector.think_end_token
 

@@ -12,6 +12,28 @@ from sglang_rpc.hooks.runtime import runtime_of
 
 KEY = "rpc"
 
+#: Fields of `internal_states[i].rpc` in /server_info and what they mean, in their order. Counts are since the start.
+SERVER_INFO_FIELDS = {
+    "config": "the server's settings",
+    "scope_in_effect": "`all` where no think tokens are known, else the setting",
+    "scoring": "the implementation that scores: triton, flashinfer or reference",
+    "query_slots": "requests whose last R queries can be held at once",
+    "query_slots_in_use": "requests whose queries are held now",
+    "query_ring_bytes": "memory of the query ring",
+    "host_backup_bytes": "host memory that holds the KV of retracted requests now",
+    "memory_pressure": "whether the pool is under memory pressure now, with --rpc-when pressure",
+    "pressure_crossings": "times memory pressure has begun",
+    "compressions": "compressions applied",
+    "evicted": "KV entries evicted, counted once per position, not per layer",
+    "slots_freed": "pool slots given back, in whole pages",
+    "late": "compressions after their due date",
+    "early": "compressions before their due date, to spare a retraction",
+    "slot_waits": "steps in which a compression was put off because no query slot was free",
+    "requests_compressed": "requests compressed at least once",
+    "restored": "retracted requests that came back with the KV they had",
+    "backups_refused": "retracted requests for whose KV the host backups had no room",
+}
+
 
 @hook(
     AFTER,

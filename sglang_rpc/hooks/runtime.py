@@ -148,7 +148,8 @@ def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:
     if any(other != settings for other in everywhere):
         raise ConfigError(
             "every rank must have the same --rpc-* flags, query slots and scoring: start every node with the same "
-            f"flags and memory, and name --rpc-scoring where GPUs differ; got {everywhere}"
+            f"flags and memory, and name --rpc-scoring where GPUs differ; got {everywhere}",
+            "config.ranks_differ",
         )
 
 

@@ -43,7 +43,8 @@ def check_folder(folder: str) -> None:
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b" ")
     except (OSError, RuntimeError) as error:  # RuntimeError: of a `~` whose home is not known
-        raise ConfigError(f"--rpc-trace must name a folder that can be written in, got {folder!r} ({error})") from error
+        sentence = f"--rpc-trace must name a folder that can be written in, got {folder!r} ({error})"
+        raise ConfigError(sentence, "config.trace") from error
 
 
 def pack(kept: np.ndarray, candidates: int) -> str:

@@ -10,12 +10,16 @@ import sys
 from dataclasses import fields
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import sglang_rpc
-from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig
+from sglang_rpc.config import CONFIG_ENV, SETTINGS, RequestOptions, RPCConfig
+from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS, add_server_info
 from sglang_rpc.policy.table import NAMES
+from sglang_rpc.runtime.receipt import RECEIPT_FIELDS, make_receipt
+from sglang_rpc.runtime.totals import Counters, Totals
 
 FLAGS = [f"--rpc-{field.name.replace('_', '-')}" for field in fields(RPCConfig)]
 MODEL = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 64,
@@ -207,6 +211,30 @@ def test_the_plugin_is_registered_with_sglang():
     assert ("rpc", "sglang_rpc.startup.plugin:load") in registered
     (plugin,) = entry_points(group="sglang.srt.plugins", name="rpc")
     assert callable(plugin.load())
+
+
+# --- what a server tells ---------------------------------------------------------------------------------------
+
+
+def test_a_receipt_has_the_fields_of_the_reference():
+    options, totals = RequestOptions(True, 64, 8, 4, "all"), Totals()
+    assert list(make_receipt(options, totals, 9, 9, "why")) == list(RECEIPT_FIELDS)
+    totals.compressions = 1
+    assert [*make_receipt(options, totals, 90, 50, "why"), "reason"] == list(RECEIPT_FIELDS)
+
+
+def test_the_server_info_has_the_fields_of_the_reference():
+    runtime = SimpleNamespace(
+        config=RPCConfig(),
+        scope_in_effect="all",
+        compressor=SimpleNamespace(scoring="reference", counters=Counters()),
+        ring=SimpleNamespace(slots=64, in_use=0, nbytes=4096),
+        backups=SimpleNamespace(used=0),
+        watermarks=SimpleNamespace(under_pressure=False, crossings=0),
+    )
+    result = SimpleNamespace(internal_state={})
+    add_server_info(result, SimpleNamespace(scheduler=SimpleNamespace(rpc=runtime)), None)
+    assert list(result.internal_state["rpc"]) == list(SERVER_INFO_FIELDS)
 
 
 # --- the command line -------------------------------------------------------------------------------------------
