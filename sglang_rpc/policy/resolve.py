@@ -19,6 +19,8 @@ from sglang_rpc.policy.table import NAMES, POLICIES
 #: Entry point group in which a package registers its policies: `name = "package.module:function"`.
 GROUP = "sglang_rpc.policies"
 
+CODE = "config.policy"
+
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -41,7 +43,8 @@ def require_policy(name: str) -> None:
     if name in NAMES and registered:
         raise ConfigError(
             f"policy '{name}' is built in, and {_packages(registered)} registers the same name; "
-            f"rename it there, or uninstall the package"
+            f"rename it there, or uninstall the package",
+            CODE,
         )
     find_policy(name)
 
@@ -58,7 +61,8 @@ def _from_outside(name: str) -> Policy:
     if len(registered) > 1:
         raise ConfigError(
             f"policy '{name}' is registered by {_packages(registered)}; "
-            f"name one of them by its path, for example --rpc-policy {registered[0].value}"
+            f"name one of them by its path, for example --rpc-policy {registered[0].value}",
+            CODE,
         )
     if registered:
         return as_policy(_load(name, registered[0]), name)
@@ -67,7 +71,8 @@ def _from_outside(name: str) -> Policy:
     known = (*NAMES, *sorted({point.name for point in metadata.entry_points(group=GROUP)} - {*NAMES}))
     raise ConfigError(
         f"policy must be one of {', '.join(known)}, got {name!r}; to use your own, "
-        f"give --rpc-policy package.module:function, or register a name in the entry point group {GROUP}"
+        f"give --rpc-policy package.module:function, or register a name in the entry point group {GROUP}",
+        CODE,
     )
 
 
@@ -81,7 +86,8 @@ def as_policy(found: object, name: str) -> Policy:
     if isinstance(found, type) or not callable(found):
         raise ConfigError(
             f"policy '{name}' must be a function scores(layer, config) or a sglang_rpc.policy.base.Policy, "
-            f"got {found!r:.80}"
+            f"got {found!r:.80}",
+            CODE,
         )
     return Policy(name, "", "", cast(Scores, found))
 
@@ -90,11 +96,14 @@ def _load(name: str, point: metadata.EntryPoint) -> object:
     try:
         return point.load()
     except AttributeError as error:
-        raise ConfigError(f"policy '{name}' could not be loaded from {point.value}: {error}; check the name") from error
+        raise ConfigError(
+            f"policy '{name}' could not be loaded from {point.value}: {error}; check the name", CODE
+        ) from error
     except Exception as error:  # a package's own code runs here
         raise ConfigError(
             f"policy '{name}' could not be loaded from {point.value}: {type(error).__name__}: {error}; "
-            "its package must be importable where the server runs"
+            "its package must be importable where the server runs",
+            CODE,
         ) from error
 
 
