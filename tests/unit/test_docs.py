@@ -21,8 +21,6 @@ PAGES = sorted(
 )
 #: Pages that a program writes; their words stand in the code.
 GENERATED = {"docs/limits.md", "docs/reference.md", "docs/hooks.md", "eval/results/cpu-reasoner-ladder/ladder.md"}
-#: Pages that are linked to before the program that writes them is here.
-TO_COME = {"docs/reference.md"}
 MOST_WORDS = 25
 README_LINES = 150
 
@@ -86,19 +84,7 @@ def sentences(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files_and_headings_that_exist(page):
-    to_come = {
-        f"{target}: no such file" for target in links(page.read_text("utf-8")) if name_of(page, target) in TO_COME
-    }
-    assert [broken for broken in broken_links(page) if broken not in to_come] == []
-
-
-def name_of(page: Path, target: str) -> str:
-    return (page.parent / target.partition("#")[0]).resolve().relative_to(ROOT).as_posix()
-
-
-@pytest.mark.parametrize("page", sorted(TO_COME))
-def test_a_page_that_is_here_is_to_come_no_longer(page):
-    assert not (ROOT / page).exists(), f"{page} is here: take it out of TO_COME"
+    assert broken_links(page) == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if name(page) not in GENERATED], ids=name)
