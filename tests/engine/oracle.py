@@ -30,6 +30,9 @@ class Rule:
 
 
 class Oracle:
+    #: Tokens of one forward at most. Between two compressions nothing is forgotten, so they are as good as one by one.
+    at_once = 10**9
+
     def __init__(self, path: Path):
         config = json.loads((path / "config.json").read_text())
         self.w = {name: weight.float() for name, weight in load_file(path / "model.safetensors").items()}
@@ -60,7 +63,7 @@ class Oracle:
         return self._rotate(q, positions), self._rotate(k, positions), v
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, cache: list) -> tuple[torch.Tensor, list]:
-        """Logits of the last token; appends to `cache` ([heads] of K, V per layer); returns each layer's queries."""
+        """Logits of each token; appends to `cache` ([heads] of K, V per layer); returns each layer's queries."""
         x = self.w["model.embed_tokens.weight"][ids]
         queries, self.attended = [], []  # of the last token, [heads, keys] a layer
         for layer in range(self.layers):
@@ -81,13 +84,13 @@ class Oracle:
             h = self._norm(x, p + "post_attention_layernorm.weight")
             gate = torch.nn.functional.silu(self._linear(h, p + "mlp.gate_proj"))
             x = x + self._linear(gate * self._linear(h, p + "mlp.up_proj"), p + "mlp.down_proj")
-        return self._linear(self._norm(x[-1:], "model.norm.weight"), "lm_head")[0], queries
+        return self._linear(self._norm(x, "model.norm.weight"), "lm_head"), queries
 
     def _compress(self, rule: Rule, prompt: int, keep: int, cache: list, recent: list) -> float:
         """One compression, as the goldens' README defines it. Returns the smallest relative score gap at the cut."""
         closest = float("inf")
         for layer, (keys, values) in enumerate(cache):
-            q = torch.stack([step[layer][0] for step in recent[-rule.window :]])
+            q = recent[layer][-rule.window :]
             if rule.selector == "official":
                 q = torch.cat([q[1:], q[-1:]])
             begin, end = prompt + rule.first, len(keys) - rule.window
@@ -113,16 +116,30 @@ class Oracle:
         """
         empty = tuple(torch.empty(0, self.kv_heads, dim) for dim in (self.dim, self.value_dim))
         cache = [empty for _ in range(self.layers)]
-        logits, _ = self._forward(torch.tensor(prompt), torch.arange(len(prompt)), cache)
-        gaps, recent, closest = [], [], float("inf")
-        for step, token in enumerate(output):
-            gaps.append(float(logits.max() - logits[token]))
-            logits, queries = self._forward(torch.tensor([token]), torch.tensor([len(prompt) + step]), cache)
-            recent = [*recent, queries][-64:]
-            generated = step + 1
-            if rule is not None and generated < rule.until:
-                due, rest = divmod(generated - rule.first - rule.window, rule.interval)
-                if due >= 1 and rest == 0:
-                    keep = due * int(rule.interval / rule.ratio)
-                    closest = min(closest, self._compress(rule, len(prompt), keep, cache, recent))
+        last, _ = self._forward(torch.tensor(prompt), torch.arange(len(prompt)), cache)
+        recent = [torch.empty(0, self.heads, self.dim)] * self.layers
+        gaps, closest, step = [], float("inf"), 0
+        while step < len(output):
+            due = min(self._next_due(step, rule), step + self.at_once, len(output))
+            tokens = torch.tensor(output[step:due])
+            logits, queries = self._forward(tokens, torch.arange(step, due) + len(prompt), cache)
+            before = torch.cat([last[-1:], logits[:-1]])  # what each of the tokens was chosen from
+            gaps += (before.max(-1).values - before.gather(1, tokens[:, None])[:, 0]).tolist()
+            recent = [torch.cat(pair)[-64:] for pair in zip(recent, queries, strict=True)]
+            last, step = logits, due
+            if rule is not None and self._is_due(step, rule):
+                keep = (step - rule.first - rule.window) // rule.interval * int(rule.interval / rule.ratio)
+                closest = min(closest, self._compress(rule, len(prompt), keep, cache, recent))
         return gaps, closest
+
+    @staticmethod
+    def _is_due(generated: int, rule: Rule) -> bool:
+        due, rest = divmod(generated - rule.first - rule.window, rule.interval)
+        return due >= 1 and rest == 0 and generated < rule.until
+
+    def _next_due(self, generated: int, rule: Rule | None) -> int:
+        """The number of generated tokens, above this one, at which the next compression is due."""
+        if rule is None:
+            return 10**9
+        after = max(0, generated - rule.first - rule.window) // rule.interval + 1
+        return rule.first + rule.window + after * rule.interval

@@ -33,7 +33,7 @@ class Forgetful(Oracle):
         logits, _ = self._forward(torch.tensor(prompt), torch.arange(len(prompt)), cache)
         found, first, dropped, behind = [], len(prompt), 0, -1  # `first`: cache entry where the thought begins
         for step, token in enumerate(output):
-            found.append(float((logits + bias).log_softmax(-1)[token]))
+            found.append(float((logits[-1] + bias).log_softmax(-1)[token]))
             logits, _ = self._forward(torch.tensor([token]), torch.tensor([len(prompt) + step]), cache)
             held = len(cache[0][0])
             if step == behind and token == RESUME:

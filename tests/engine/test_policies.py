@@ -14,6 +14,8 @@ from tests.engine.test_random import LOGIT_TOLERANCE, SELECTION_TOLERANCE
 class HeavyOracle(Oracle):
     """H2O: keeps what has got most attention in all steps so far, prompt and thoughts being attended to."""
 
+    at_once = 1  # each step's attention counts
+
     def gaps(self, prompt, output, rule):
         self.got = None
         return super().gaps(prompt, output, rule)
