@@ -1,6 +1,7 @@
 """Hundreds of random requests at once, judged by the oracle and by SGLang's strict memory checks.
 
-`SGLANG_RPC_RANDOM_REQUESTS` and `SGLANG_RPC_RANDOM_SEED` make it longer or other.
+By default a third of them (`a_third`), all with `-m long` and on a GPU. `SGLANG_RPC_RANDOM_REQUESTS` and
+`SGLANG_RPC_RANDOM_SEED` make it longer or other.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +60,13 @@ class Case:
     abort_after: float | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def kind(self) -> tuple:
+        """What makes it special: switched off, scope, samples, abort, stop tokens, and where its length ends it."""
+        tokens, due = self.sampling["max_new_tokens"], self.rule and self.rule.interval + self.rule.window
+        ends = "at once" if tokens <= 3 else "at its first date" if due and abs(tokens - due) <= 2 else "later"
+        return (due is None, self.scope, self.n > 1, self.abort_after is None, "stop_token_ids" in self.sampling, ends)
+
 
 def draw(rng: random.Random) -> Case:
     family = rng.randrange(4)
@@ -83,6 +92,17 @@ def draw(rng: random.Random) -> Case:
     abort_after = rng.uniform(0, 1.5) if rng.random() < 0.12 else None
     n = rng.randint(2, 3) if rng.random() < 0.1 and abort_after is None else 1
     return Case(prompt, sampling, rule, scope, n, abort_after)
+
+
+def a_third(cases: list[Case]) -> list[Case]:
+    """Of each kind the first, and then every third: all kinds, and their combinations, that all of the cases have."""
+    seen: Counter[tuple] = Counter()
+    chosen = []
+    for case in cases:
+        if seen[case.kind] % 3 == 0:
+            chosen.append(case)
+        seen[case.kind] += 1
+    return chosen
 
 
 async def serve(running: Any, cases: list[Case], at_once: int) -> None:
@@ -119,9 +139,17 @@ def thinking(case: Case, output: list[int]) -> Rule | None:
     return Rule(rule.interval, rule.window, rule.ratio, first=first, until=until)
 
 
-@pytest.fixture(scope="module", params=[*SHAPES, *(pytest.param(shape, marks=pytest.mark.gpu) for shape in GPU_SHAPES)])
+RUNS = [
+    *(pytest.param((shape, a_third), id=f"{shape}, a third") for shape in SHAPES),
+    *(pytest.param((shape, list), id=f"{shape}, all", marks=pytest.mark.long) for shape in SHAPES),
+    *(pytest.param((shape, list), id=shape, marks=pytest.mark.gpu) for shape in GPU_SHAPES),
+]
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def storm(request, goldens):
-    arguments, share = {**SHAPES, **GPU_SHAPES}[request.param]
+    name, choose = request.param
+    arguments, share = {**SHAPES, **GPU_SHAPES}[name]
     arguments = dict(arguments)
     golden = Golden.load(goldens / "gqa_all_p64")
     rpc = golden.config.__class__(
@@ -133,21 +161,20 @@ def storm(request, goldens):
         think_end=THINK_END,
         scoring=arguments.pop("rpc_scoring", "auto"),
     )
-    retracting = "retracting" in request.param
-    if retracting:
-        os.environ.update(SGLANG_TEST_RETRACT="1", SGLANG_TEST_RETRACT_INTERVAL="7")
-    try:
+    count = max(1, int(REQUESTS * share))
+    rng = random.Random(SEED + count)
+    cases = choose([draw(rng) for _ in range(count)])
+    retracting = "retracting" in name
+    with pytest.MonkeyPatch.context() as patch:
+        if retracting:
+            patch.setenv("SGLANG_TEST_RETRACT", "1")
+            patch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "7")
         with engine(golden.path, rpc, max_total_tokens=3000, **arguments) as running:
-            yield running, Oracle(golden.path), max(1, int(REQUESTS * share)), retracting
-    finally:
-        for name in ("SGLANG_TEST_RETRACT", "SGLANG_TEST_RETRACT_INTERVAL"):
-            os.environ.pop(name, None)
+            yield running, Oracle(golden.path), cases, retracting
 
 
 def test_none_leaks_hangs_or_returns_anothers_tokens(storm, tmp_path):
-    running, oracle, count, retracting = storm
-    rng = random.Random(SEED + count)
-    cases = [draw(rng) for _ in range(count)]
+    running, oracle, cases, retracting = storm
     running.loop.run_until_complete(serve(running, cases, at_once=24))
 
     wrong, judged, compressed, retracted = [], 0, 0, 0
@@ -172,9 +199,9 @@ def test_none_leaks_hangs_or_returns_anothers_tokens(storm, tmp_path):
             judged += 1
             if max(gaps) > LOGIT_TOLERANCE and closest > SELECTION_TOLERANCE:
                 wrong.append((index, max(gaps), gaps.index(max(gaps)), closest, receipt))
-    print(f"{count} requests: {judged} judged token by token, {compressed} compressed, {retracted} retracted")
+    print(f"{len(cases)} requests: {judged} judged token by token, {compressed} compressed, {retracted} retracted")
     assert not wrong, wrong
-    assert compressed > count // 4
+    assert compressed > len(cases) // 4
     assert (retracted > 0) == retracting
     seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
