@@ -11,6 +11,8 @@ os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE", "1")
 
 import pytest
 
+from tests.engine import forked
+
 HERE = os.path.dirname(__file__)
 
 
@@ -18,3 +20,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if str(item.path).startswith(HERE):
             item.add_marker(pytest.mark.engine)
+
+
+def pytest_sessionfinish():
+    forked.stop()

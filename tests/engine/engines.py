@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sglang_rpc import RPCConfig
+from tests.engine import forked, spy, starts
 
 GOLDENS = ("gqa_all_p64", "mha_all_p128", "gqa_group_p64", "gqa_max_p48", "gqa8x_p64")
 
@@ -44,13 +47,11 @@ class Golden:
 
 @contextlib.contextmanager
 def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
-    """An `sglang_rpc.Engine` in float32 that can be spied on, shut down on leaving."""
-    import sglang_rpc
-    from tests.engine import spy
+    """An `sglang_rpc.Engine` in float32 that can be spied on, shut down on leaving.
 
-    class SpiedEngine(sglang_rpc.Engine):
-        run_scheduler_process_func = staticmethod(spy.run_scheduler_process)
-
+    SGLang writes to `os.environ` when it starts; that is undone, so that no engine inherits another's settings.
+    """
+    kind = _spied()
     settings = dict(
         model_path=str(model),
         skip_tokenizer_init=True,
@@ -61,11 +62,39 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
         log_level="warning",
         random_seed=0,
     )
-    built = SpiedEngine(rpc=rpc, **{**settings, **args})
+    before = dict(os.environ)
+    starts.counts["engine, forked" if forked.possible() else "engine, spawned"] += 1
+    built = kind(rpc=rpc, **{**settings, **args})
     try:
         yield built
     finally:
         built.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@functools.cache
+def _spied() -> type:
+    """`sglang_rpc.Engine` with the spy in its scheduler, started by fork where that is possible."""
+    import sglang_rpc
+
+    class SpiedEngine(sglang_rpc.Engine):
+        run_scheduler_process_func = staticmethod(spy.run_scheduler_process)
+
+        @classmethod
+        def _launch_scheduler_processes(cls, server_args, port_args, run_scheduler_process_func, **kwargs):
+            if forked.possible():
+                forked.start_by_fork()
+                run_scheduler_process_func = forked.Forked(run_scheduler_process_func)
+            return super()._launch_scheduler_processes(server_args, port_args, run_scheduler_process_func, **kwargs)
+
+        @classmethod
+        def _launch_detokenizer_subprocesses(cls, server_args, port_args, run_detokenizer_process_func):
+            if forked.possible():
+                run_detokenizer_process_func = forked.Forked(run_detokenizer_process_func)
+            return super()._launch_detokenizer_subprocesses(server_args, port_args, run_detokenizer_process_func)
+
+    return SpiedEngine
 
 
 def greedy(tokens: int, rpc: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.bench.server import free_port
+from tests.engine import starts
 
 START_SECONDS = 300
 
@@ -65,6 +66,7 @@ def server(
     port = free_port()
     log = tmp_path / "server.log"
     command = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags]
+    starts.counts["server"] += 1
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}, start_new_session=True
@@ -78,7 +80,8 @@ def server(
 
 
 def run_to_exit(*flags: str, module: str = "sglang_rpc.launch_server", env: dict[str, str] | None = None):
-    """A start that is expected to fail: (exit code, output)."""
+    """A program that ends by itself, as a start that is refused does: (exit code, output)."""
+    starts.counts["program"] += 1
     command = [sys.executable, "-m", module, *flags]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=START_SECONDS, env={**os.environ, **(env or {})}
