@@ -11,7 +11,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.scoring import key_table
 from tests.kernels.cases import DEVICE
-from tests.unit import decode_loop
+from tests.loops import decode_loop
 
 
 def config(interval=16, window=4, ratio=4, **others) -> RPCConfig:

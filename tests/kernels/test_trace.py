@@ -6,7 +6,8 @@ import pytest
 
 from eval.trace_view import reader
 from tests.kernels.cases import DEVICE
-from tests.unit.traced_loop import Traced, config
+from tests.loops.decode_loop import config
+from tests.loops.traced_loop import Traced
 
 
 @pytest.mark.parametrize("aggregation", ["all", "group"])

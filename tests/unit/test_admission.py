@@ -14,7 +14,7 @@ from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.policy import budget
 from sglang_rpc.runtime.admission import Forecast, Plan, highest_held, longest, refuse_unfit
 from sglang_rpc.types import NEVER
-from tests.unit.decode_loop import Loop
+from tests.loops.decode_loop import Loop
 
 
 def play(plan: Plan) -> list[int]:

@@ -12,7 +12,7 @@ from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from sglang_rpc.types import NEVER
-from tests.unit.decode_loop import POOL, WORD, Loop, Request
+from tests.loops.decode_loop import POOL, WORD, Loop, Request
 
 START, END = 900, 901
 MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))

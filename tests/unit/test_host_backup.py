@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.host_backup import Backup, HostBackup
 from sglang_rpc.types import KVLayer
-from tests.unit import decode_loop
-from tests.unit.decode_loop import Loop
+from tests.loops import decode_loop
+from tests.loops.decode_loop import Loop
 
 POOL, LAYERS, KV_HEADS, K_DIM, V_DIM = 96, 3, 2, 6, 4
 #: storage dtype -> what it stands for

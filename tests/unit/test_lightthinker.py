@@ -18,7 +18,7 @@ from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
-from tests.unit.decode_loop import LAYERS, WORD, Loop
+from tests.loops.decode_loop import LAYERS, WORD, Loop
 
 GISTS = Gists((91, 92, 93), resume=99)
 CONFIG = RPCConfig(policy="lightthinker", gist_tokens=(91, 92, 93), scope="all")

@@ -8,7 +8,7 @@ from sglang_rpc.config import MAX_TOKENS, RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks import pressure
 from sglang_rpc.runtime.admission import Forecast, Plan
-from tests.unit.decode_loop import Loop
+from tests.loops.decode_loop import Loop
 
 
 def config(interval=16, window=8, ratio=4, **others):

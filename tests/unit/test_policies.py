@@ -19,7 +19,7 @@ from sglang_rpc.policy.table import NAMES, POLICIES
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
 from tests.conftest import ROOT
-from tests.unit.decode_loop import Loop
+from tests.loops.decode_loop import Loop
 
 
 def config(policy: str, **others) -> RPCConfig:

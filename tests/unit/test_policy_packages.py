@@ -18,7 +18,7 @@ from sglang_rpc.policy.base import Policy, policy
 from sglang_rpc.policy.table import NAMES, POLICIES
 from sglang_rpc.testing import check_policy, keeps, made_up_layer, policy_failures
 from sglang_rpc.types import KVLayer
-from tests.unit.decode_loop import Loop
+from tests.loops.decode_loop import Loop
 
 MODULE = """
 from sglang_rpc.policy.base import policy

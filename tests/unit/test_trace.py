@@ -23,8 +23,8 @@ from sglang_rpc.trace import writer as recorder
 from sglang_rpc.trace.tracer import Tracer
 from sglang_rpc.trace.writer import check_folder, pack
 from sglang_rpc.types import Compression
-from tests.unit.decode_loop import LAYERS, WORD, Loop
-from tests.unit.traced_loop import END, MARKERS, START, Traced, config
+from tests.loops.decode_loop import END, LAYERS, MARKERS, START, WORD, Loop, config
+from tests.loops.traced_loop import Traced
 
 
 @pytest.mark.parametrize("aggregation", ["all", "group"])

@@ -9,7 +9,8 @@ import pytest
 
 from eval.trace_view import holdings
 from eval.trace_view.page import page
-from tests.unit.traced_loop import END, MARKERS, START, Traced, config
+from tests.loops.decode_loop import END, MARKERS, START, config
+from tests.loops.traced_loop import Traced
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to run the page in")

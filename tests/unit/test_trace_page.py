@@ -16,7 +16,8 @@ from eval.trace_view import holdings, reader
 from eval.trace_view.page import curve, page
 from eval.trace_view.tokens import load_tokenizer, pieces, visible
 from sglang_rpc.trace import writer as recorder
-from tests.unit.traced_loop import END, MARKERS, START, Traced, config
+from tests.loops.decode_loop import END, MARKERS, START, config
+from tests.loops.traced_loop import Traced
 
 ODD = ["</script><script>alert(1)</script>", "<!--", "&lt;", '"', "\n", "\t", "\0", "\u202e", "\u2028", "a<b", "]]>"]
 

@@ -9,17 +9,9 @@ import torch
 
 from eval.trace_view import holdings, reader
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from sglang_rpc.trace.tracer import Tracer
 from sglang_rpc.trace.writer import check_folder
-from tests.unit.decode_loop import LAYERS, Loop, Request
-
-START, END = 900, 901
-MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
-
-
-def config(interval=16, window=4, ratio=4, scope="all", **others) -> RPCConfig:
-    return RPCConfig(interval=interval, window=window, ratio=ratio, scope=scope, **others)
+from tests.loops.decode_loop import LAYERS, Loop, Request
 
 
 class Traced:

@@ -1,7 +1,7 @@
 """A decode loop without a model or an engine: what `Compressor` meets in a server, and an oracle of what it must keep.
 
 Every KV entry's value is its logical position, so what a row holds can be read back from the pool. Keys and queries
-are random by position. The oracle follows positions, not slots, in float64, with the formula written as an einsum.
+are random by position, so that the oracle can follow positions, not slots.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.runtime.segment import ThinkMarkers
+from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from sglang_rpc.types import Compression, KVLayer
+from tests.loops.oracle import Oracle
 
 torch.set_num_threads(1)  # more threads on these tiny tensors only wait for each other
 
 POOL, LENGTH, DIM, LAYERS = 1024, 640, 8, 2
-WORD = 1  #: a token that is no marker
+WORD, START, END = 1, 900, 901  #: a token that is no marker, and the markers
+MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
+
+
+def config(interval=16, window=4, ratio=4, scope="all", **others) -> RPCConfig:
+    return RPCConfig(interval=interval, window=window, ratio=ratio, scope=scope, **others)
 
 
 @dataclass
@@ -37,30 +43,6 @@ class Request:
     done: list[tuple[int, int, bool]] = field(default_factory=list)  #: (generated, event, late) of each compression
     early: list[tuple[int, int]] = field(default_factory=list)  #: (generated, entries kept) of each before its due date
     polls: list[int] = field(default_factory=list)  #: `generated` at each look
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one KV head must hold: `keep` candidates of the best scores, between what is kept anyway."""
-
-    before: list[int]
-    candidates: list[int]
-    scores: torch.Tensor  #: float64, of the candidates
-    window: list[int]
-    keep: int
-
-    def check(self, held: list[int]) -> None:
-        """Equal position for position. Only candidates whose scores tie may stand for each other: a pooling wider than
-        the region gives several the same, and float32 and the CPU's order of summing say which is larger."""
-        best = sorted(self.scores.topk(self.keep).indices.tolist())
-        expected = self.before + [self.candidates[i] for i in best] + self.window
-        if held == expected:
-            return
-        assert len(held) == len(expected) and held == sorted(held), (held, expected)
-        lowest = float(self.scores[best].min())
-        for position in {*held} ^ {*expected}:
-            score = float(self.scores[self.candidates.index(position)])
-            assert abs(score - lowest) < 1e-6 * lowest, (position, score, lowest, held, expected)
 
 
 class Loop:
@@ -87,24 +69,24 @@ class Loop:
         ring are; what the oracle knows stays on the CPU."""
         self.device = device
         self.config, self.check, self.keys_as = config, check, keys_as
-        self.per_group = heads // kv_heads
-        self.scaling, self.logit_cap = DIM**-0.5, logit_cap
+        per_group, scaling = heads // kv_heads, DIM**-0.5
         generator = torch.Generator().manual_seed(7)
         keys = torch.randn(4, LAYERS, LENGTH, kv_heads, DIM, generator=generator)
-        queries = torch.randn(4, LAYERS, LENGTH, kv_heads, self.per_group, DIM, generator=generator)
+        queries = torch.randn(4, LAYERS, LENGTH, kv_heads, per_group, DIM, generator=generator)
         if latent:
             assert kv_heads == 1 and keys_as == torch.float32, "positions must be read back from keys"
             keys[..., 0] = torch.arange(LENGTH)[:, None]
             queries[..., 0] = 0.0
         self.keys = keys[:, :, :, heads_of].to(keys_as).float()  # [row, layer, position, KV head, dim]
         self.queries = queries[:, :, :, heads_of].flatten(3, 4)
+        self.oracle = Oracle(config, self.keys, self.queries, scaling, logit_cap)
         own = self.keys.shape[3]
         self.layers = [
             KVLayer(
                 keys=self._stored(torch.randn(POOL, own, DIM, generator=generator)).to(device),
                 values=torch.full((POOL, own, 1), -1.0, device=device),
                 dtype=keys_as,
-                scaling=self.scaling,
+                scaling=scaling,
                 logit_cap=logit_cap,
             )
             for _ in range(LAYERS)
@@ -118,7 +100,7 @@ class Loop:
             slots=slots,
             rows=4,
             window=config.window,
-            heads=own * self.per_group,
+            heads=own * per_group,
             head_dim=DIM,
             dtype=torch.float32,
             device=device,
@@ -251,7 +233,7 @@ class Loop:
         request.generated += 1
 
     def _compress(self, due: list[tuple[Request, Compression]]) -> None:
-        wanted = [self.expected(r, c) for r, c in due] if self.check else None
+        wanted = [self.oracle.expected(r.row, len(r.prompt), self.held(r), c) for r, c in due] if self.check else None
         before = [(layer.keys.clone(), layer.values.clone()) for layer in self.layers]
         table = self.req_to_token.clone()
         self.compressor.compress([c for _, c in due])
@@ -287,34 +269,3 @@ class Loop:
                 assert torch.equal(keys, self.keys[request.row, index, positions, head])
         assert request.length == len(request.prompt) + request.generated - request.state.evicted
         assert len(self.free) + sum(r.length for r in self.requests) == POOL
-
-    def expected(self, request: Request, c: Compression) -> list[list[Choice]]:
-        """What the row must hold after `c`, from positions alone: [layer][KV head]."""
-        prompt, start = len(request.prompt), c.begin - len(request.prompt)
-        group = self.config.aggregation == "group"
-        newest = list(range(prompt + c.generated - c.window, prompt + c.generated))
-        rows = newest if self.config.selector == "paper" else newest[1:] + newest[-1:]
-        result = []
-        for index, heads in enumerate(self.held(request)):
-            scores = []
-            for head, positions in enumerate(heads):
-                candidates = torch.tensor(positions[start : len(positions) - c.window]) + prompt
-                keys = self.keys[request.row, index, candidates, head].double()
-                mine = slice(head * self.per_group, (head + 1) * self.per_group)
-                queries = self.queries[request.row, index, rows, mine].double()
-                logits = torch.einsum("ihd,jd->hij", queries, keys) * self.scaling
-                if self.logit_cap:
-                    logits = self.logit_cap * (logits / self.logit_cap).tanh()
-                scores.append(logits.softmax(-1).sum((0, 1)))
-            if not group:
-                scores = [sum(scores)] * len(heads)
-            result.append([self._keep(p, s, start, c) for p, s in zip(heads, scores, strict=True)])
-        return result
-
-    def _keep(self, positions: list[int], scores: torch.Tensor, start: int, c: Compression) -> Choice:
-        half = self.config.kernel_size // 2
-        padded = torch.nn.functional.pad(scores, (half, half), value=0.0 if self.config.pooling == "avg" else -1.0)
-        windows = padded.unfold(0, self.config.kernel_size, 1)
-        pooled = windows.mean(-1) if self.config.pooling == "avg" else windows.amax(-1)
-        last = len(positions) - c.window
-        return Choice(positions[:start], positions[start:last], pooled, positions[last:], c.keep)
