@@ -1,0 +1,69 @@
+"""What is counted over samples."""
+
+import math
+
+import pytest
+
+from eval.accuracy.statistics import loops, paired, pass_at, report, standard_error
+from tests.unit.accuracy.samples import row
+
+
+def test_the_standard_error_is_over_problems():
+    rows = [
+        row(p, s, correct=c)
+        for p, marks in {"a": (1, 1), "b": (1, 0), "c": (0, 0)}.items()
+        for s, c in enumerate(marks)
+    ]
+    found = report(rows)
+    assert (found.problems, found.samples, found.k) == (3, 6, 2)
+    assert found.accuracy == pytest.approx(0.5)
+    assert found.error == pytest.approx(math.sqrt(0.25 / 3))  # variance of 1, 0.5, 0
+    assert found.pass_at_k == pytest.approx(2 / 3)
+    assert math.isnan(standard_error([0.3]))
+    # 200 of 200 is not certainty: by Laplace's rule one of 202 might fail.
+    assert standard_error([1.0] * 200) == pytest.approx(math.sqrt(1 / 202 * (201 / 202) / 200))
+
+
+def test_pass_at_k_equals_drawing_every_way():
+    import itertools
+
+    marks = [True, False, False, True, False]
+    for k in range(1, 6):
+        drawn = [any(pick) for pick in itertools.combinations(marks, k)]
+        assert pass_at(k, marks) == pytest.approx(sum(drawn) / len(drawn))
+
+
+def test_how_samples_ended():
+    receipt = {"compressions": 2, "evicted": 30, "generated": 60}
+    rows = [
+        row("a", finish="length", answer=None, correct=False, looping=True, tokens=100),
+        row("b", receipt=receipt, tokens=60),
+        row("c", receipt={**receipt, "compressions": 0, "evicted": 0}, tokens=20),
+    ]
+    found = report(rows)
+    assert (found.truncated, found.no_answer, found.looping) == (pytest.approx(1 / 3),) * 3
+    assert found.compressed == pytest.approx(1 / 3) and found.evicted == pytest.approx(0.25)
+    assert (found.tokens, found.tokens_median) == (60, 60)
+    assert report([row()]).compressed is None
+
+
+def test_pairs_are_of_the_problems_both_have():
+    mean, error, count = paired({"a": 1.0, "b": 0.5, "x": 0.0}, {"a": 0.0, "b": 0.5, "y": 1.0})
+    assert (mean, count) == (0.5, 2) and error == pytest.approx(0.5)
+    assert paired({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 0.0}) == (0.0, 0.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a b c d e f g h", False),
+        ("x y " + "no no no no", True),
+        ("start " + "B4 4 " * 4, True),
+        ("B4 4 " * 3 + "B4", False),
+        ("1 2 3 4 " * 4, True),
+        ("1 2 3 4 " * 4 + "5", False),
+        ("", False),
+    ],
+)
+def test_loops_are_ends_that_repeat(text, expected):
+    assert loops(text.split()) is expected

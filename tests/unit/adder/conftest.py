@@ -1,0 +1,25 @@
+"""Settings that a scheduler has published, and requests whose backup is forgotten."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_rpc.hooks import backups, resume
+from tests.unit.adder.pool import sgl
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch):
+    """Settings that only a started scheduler has published."""
+    monkeypatch.setattr(sgl().schedule_policy, "_use_exact_chunk_fill", lambda: False)
+    monkeypatch.setattr(sgl().schedule_policy, "mamba_prefill_chunk_grid", lambda: None)
+    monkeypatch.setattr(sgl().PrefillAdder, "_replay_len", lambda *args: 0)
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    def forget(runtime, req):
+        req.rpc.hooks.saved = None
+
+    monkeypatch.setattr(backups, "forget", forget)
+    monkeypatch.setattr(resume, "admitted", lambda runtime, req: None)

@@ -1,0 +1,50 @@
+"""What the pool has room for is admitted: on arrival, prefilled again, or restored from a backup."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_rpc.hooks import unresumable
+from tests.unit.adder.pool import CONFIG, POOL, Pool, comes_back, either, everywhere, leave, request
+
+
+@everywhere
+@either
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_on_arrival(page, compressed, ignore_eos):
+    for prompt in (1, *range(14, 34)):
+        assert Pool(page).admits(request(page, prompt, compressed, ignore_eos)), prompt
+
+
+@everywhere
+@either
+def test_retracted_without_a_backup_it_is_prefilled_again_or_ended(page, compressed):
+    ended = []
+    for prompt in (15, 16, 17, 30, 32):
+        for generated in [*range(1, POOL, 29), *range(POOL - 80, POOL, 3)]:
+            req = request(page, prompt, compressed, True, generated)
+            pool = Pool(page)
+            if compressed and generated > 20:
+                req.rpc.totals.compressions = 1
+            if unresumable.is_unresumable(pool.runtime, req):
+                ended.append(generated)
+            else:
+                assert pool.admits(req), (prompt, generated)
+    if not compressed:
+        assert ended == []
+    else:  # only what would outgrow the pool before a window has been recorded again
+        assert min(ended) > POOL - 32 - 2 * page - CONFIG.window - CONFIG.interval
+
+
+@everywhere
+def test_restored_from_its_backup(page, monkeypatch, forgetful):
+    for prompt in (15, 16, 17, 30, 32):
+        most = request(page, prompt, True, True).sampling_params.max_new_tokens
+        for generated in [*range(1, 40, 3), *range(most - 40, most, 3)]:
+            req, pool = request(page, prompt, True, True, generated), Pool(page)
+            state = req.rpc
+            state.clock.events = max(0, (generated - CONFIG.window) // CONFIG.interval)
+            state.recording.since = state.due(state.clock.events) - CONFIG.window
+            state.clock.evicted = state.clock.events * (CONFIG.interval - CONFIG.interval // 4)
+            leave(pool, req, monkeypatch, recorded=True)
+            assert comes_back(pool, req), (prompt, generated)
