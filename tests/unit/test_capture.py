@@ -1,73 +1,28 @@
-"""The query ring: its share of SGLang's memory budget, and which queries a step stores."""
+"""Which queries a step stores in the query ring."""
 
 import enum
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sglang_rpc.backends.base import SCRATCH_BYTES
-from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract import settings
-from sglang_rpc.hooks import capture, query_slots
-from sglang_rpc.hooks.step import SingleRows
+from sglang_rpc.hooks import capture
+from sglang_rpc.hooks.model import ModelRPC
+from sglang_rpc.hooks.step import SingleRows, carrying
 from sglang_rpc.memory.query_ring import QueryRing
+from tests.fakes.batches import ForwardBatch, ForwardMode, none
+from tests.fakes.models import LatentAttention, ModelRunner, PrefillCudaGraphRunner
 
 
-def configurator(config, device="cuda", draft=False):
-    arguments = SimpleNamespace()
-    settings.attach(arguments, config)
-    return SimpleNamespace(
-        server_args=arguments, device=device, is_draft_worker=draft, model=None, model_dtype=torch.bfloat16
-    )
+def decode_step(rows: list[int], positions: list[int]) -> ForwardBatch:
+    return ForwardBatch(ForwardMode.DECODE, torch.tensor(rows), torch.tensor(positions))
 
 
-@pytest.fixture(autouse=True)
-def two_layers(monkeypatch):
-    layer = SimpleNamespace(tp_q_head_num=3, qk_head_dim=5)
-    monkeypatch.setattr(query_slots, "decoder_layers", lambda model: [layer, layer])
+def extend_step(rows: SingleRows | None) -> ForwardBatch:
+    return carrying(ForwardBatch)(ForwardMode.EXTEND, rpc=rows)
 
 
-AVAILABLE = 10**10
-
-
-@pytest.mark.parametrize(
-    ("given", "taken"),
-    [
-        (configurator(RPCConfig()), AVAILABLE // 100 + SCRATCH_BYTES),
-        (configurator(RPCConfig(query_slots=7, window=4)), 8 * (2 * 4 * 3 * 5 * 2) + SCRATCH_BYTES),
-    ],
-    ids=["1 %", "as many slots as asked for, and the bin"],
-)
-def test_what_rpc_takes_comes_out_of_the_pools_memory(given, taken):
-    assert query_slots.leave_room(AVAILABLE, given, 80) == AVAILABLE - taken
-
-
-@pytest.mark.parametrize(
-    "given",
-    [configurator(None), configurator(RPCConfig(), device="cpu"), configurator(RPCConfig(), draft=True)],
-    ids=["off", "cpu", "draft"],
-)
-def test_elsewhere_the_pool_is_as_large_as_sglangs(given):
-    assert query_slots.leave_room(AVAILABLE, given, 80) is None
-
-
-@pytest.mark.parametrize("slot_bytes", [10, 999_999, 10**6, 10**7])
-def test_the_ring_with_its_bin_takes_no_more_than_its_share(slot_bytes):
-    # 1 % of the pool, not of the budget; and at least one slot, however small the pool is.
-    pool_bytes = 10**8
-    buffers = SimpleNamespace(k_buffer=[SimpleNamespace(nbytes=pool_bytes)], v_buffer=[])
-    runner = SimpleNamespace(device="cuda", token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: buffers))
-    slots = query_slots.count_slots(RPCConfig(), runner, 10**9, slot_bytes)
-    assert slots == 1 or (slots + 1) * slot_bytes <= pool_bytes // 100 < (slots + 2) * slot_bytes
-
-
-def decode_step(rows, positions):
-    return SimpleNamespace(
-        forward_mode=SimpleNamespace(is_decode=lambda: True),
-        req_pool_indices=torch.tensor(rows),
-        positions=torch.tensor(positions),
-    )
+def single_rows(tokens: list[int], where: tuple[torch.Tensor, torch.Tensor] | None) -> SingleRows:
+    return SingleRows(torch.tensor(tokens), rows=none(), logical_lengths=none(), where=where)
 
 
 def test_an_eager_step_stores_only_while_somebody_records():
@@ -89,25 +44,17 @@ def test_an_eager_step_stores_only_while_somebody_records():
         assert not others.any() and not ring.buffer[layer, [s for s in (1, 2) if s != slot]].any()
 
 
-def extend_step(ring, tokens, row, position):
-    """An extend step in which the single row of `row` decodes."""
-    where = None if ring is None else ring.where(torch.tensor([row]), torch.tensor([position]))
-    none = torch.empty(0)
-    rows = SingleRows(tokens=torch.tensor(tokens), rows=none, logical_lengths=none, where=where)
-    return SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: False), rpc=rows)
-
-
 def test_of_an_extend_only_the_rows_of_one_token_are_stored():
     ring = QueryRing(layers=1, slots=2, rows=4, window=4, heads=1, head_dim=2, dtype=torch.float32, device="cpu")
     slot = ring.acquire(1)
     queries = torch.arange(10.0).view(5, 2)
     hook = capture.Capture(ring, 0)
-    hook(None, (queries, None, None, extend_step(ring, [4], 1, 6)), {})
+    where = ring.where(torch.tensor([1]), torch.tensor([6]))
+    hook(None, (queries, None, None, extend_step(single_rows([4], where))), {})
     assert torch.equal(ring.buffer[0, slot, 2, 0], queries[4])
     before = ring.buffer.clone()
-    hook(None, (queries + 1, None, None, extend_step(None, [4], 1, 6)), {})  # nobody records
-    prefill = SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: False), rpc=None)
-    hook(None, (queries + 1, None, None, prefill), {})
+    hook(None, (queries + 1, None, None, extend_step(single_rows([4], None))), {})  # nobody records
+    hook(None, (queries + 1, None, None, extend_step(None)), {})
     assert torch.equal(ring.buffer, before)
 
 
@@ -120,7 +67,8 @@ def test_absorbed_and_roped_queries_make_one_entry():
     hook(None, (absorbed, None, None, decode_step([2, 1], [8, 3])), {"q_rope": roped})
     assert torch.equal(ring.buffer[0, slot, 3], torch.cat([absorbed, roped], -1)[1])
 
-    hook(None, (absorbed, None, None, extend_step(ring, [0], 1, 4)), {"q_rope": roped})
+    where = ring.where(torch.tensor([1]), torch.tensor([4]))
+    hook(None, (absorbed, None, None, extend_step(single_rows([0], where))), {"q_rope": roped})
     assert torch.equal(ring.buffer[0, slot, 0], torch.cat([absorbed, roped], -1)[0])
 
 
@@ -132,17 +80,17 @@ class Method(enum.Enum):
 
 
 STEPS = {
-    "no single rows": (SimpleNamespace(rpc=None), False),
-    "single rows, nothing recorded": (SimpleNamespace(rpc=SimpleNamespace(where=None)), False),
-    "rows to record": (SimpleNamespace(rpc=SimpleNamespace(where=(0, 0))), True),
-    "made for a capture": (SimpleNamespace(), False),
+    "no single rows": (extend_step(None), False),
+    "single rows, nothing recorded": (extend_step(single_rows([0], None)), False),
+    "rows to record": (extend_step(single_rows([0], (none(), none()))), True),
+    "made for a capture": (ForwardBatch(ForwardMode.EXTEND), False),
 }
 
 
 @pytest.mark.parametrize(("step", "recording"), STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("method", Method)
 def test_latents_are_not_expanded_in_a_step_with_rows_to_record(step, recording, method):
-    attention = SimpleNamespace(current_attention_backend="fa3")
+    attention = LatentAttention("fa3")
     absorbed = Method.MLA if method.name.startswith("MHA") else method
     assert capture.absorb(lambda *_: method, attention, step) is (absorbed if recording else method)
     attention.current_attention_backend = "torch_native"
@@ -151,9 +99,12 @@ def test_latents_are_not_expanded_in_a_step_with_rows_to_record(step, recording,
 
 @pytest.mark.parametrize(("step", "recording"), STEPS.values(), ids=STEPS)
 def test_a_prefill_with_rows_to_record_replays_no_graph(step, recording):
-    def asked(model):
-        return capture.eager_while_recording(lambda *_: True, SimpleNamespace(model_runner=model), step)
+    ring = QueryRing(layers=1, slots=1, rows=1, window=1, heads=1, head_dim=1, dtype=torch.float32, device="cpu")
 
-    assert asked(SimpleNamespace(rpc=SimpleNamespace(every_step=False))) is not recording
-    assert asked(SimpleNamespace(rpc=SimpleNamespace(every_step=True))) is False
-    assert asked(SimpleNamespace()) is True
+    def asked(model: ModelRPC | None) -> bool:
+        runner = PrefillCudaGraphRunner(ModelRunner(rpc=model))
+        return capture.eager_while_recording(lambda *_: True, runner, step)
+
+    assert asked(ModelRPC(ring, [], every_step=False)) is not recording
+    assert asked(ModelRPC(ring, [], every_step=True)) is False
+    assert asked(None) is True

@@ -1,13 +1,16 @@
 """Faults that were there once, each with the smallest case that showed it."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from sglang_rpc.config import MAX_TOKENS, RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks import pressure
 from sglang_rpc.runtime.admission import Forecast, Plan
+from tests.fakes.batches import ScheduleBatch
+from tests.fakes.memory import Allocator
+from tests.fakes.requests import Req, ReqKvInfo, ids
+from tests.fakes.runtime import Runtime
+from tests.fakes.scheduler import Scheduler
 from tests.loops.decode_loop import Loop
 
 
@@ -37,18 +40,9 @@ def test_nor_does_the_hook_that_watches_memory():
     loop.record_ahead(request)
     loop.run(12)
     assert loop.evict_early(request, 4) is not None  # at 36; due 40
-    scheduler = SimpleNamespace(
-        token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: len(loop.free)),
-        tree_cache=SimpleNamespace(evictable_size=lambda: 0),
-    )
-    runtime = SimpleNamespace(
-        scheduler=scheduler,
-        config=loop.config,
-        compressor=loop.compressor,
-        recording_ahead=[request.state],
-        ring=loop.ring,
-    )
-    pressure.watch(runtime, [SimpleNamespace(reqs=[object()])])
+    scheduler = Scheduler(token_to_kv_pool_allocator=Allocator(lambda: len(loop.free)))
+    runtime = Runtime(scheduler, loop.config, loop.compressor, loop.ring, recording_ahead=[request.state])
+    pressure.watch(runtime, [ScheduleBatch([Req()])])
     assert request.state.recording.slot is not None
     loop.run(10)
     assert request.done[1] == (40, 2, False)
@@ -85,20 +79,12 @@ def test_no_window_is_recorded_ahead_for_a_request_whose_prefill_goes_on_in_chun
     loop = Loop(config())
     request = loop.add()
     loop.run(29)  # compressed at 24; the window of 40 begins at 32
-    kv = SimpleNamespace(kv_committed_len=request.length, holds_kv=True, req_pool_idx=request.row)
-    req = SimpleNamespace(
-        rpc=request.state, kv=kv, origin_input_ids=request.prompt, finished=lambda: False, is_retracted=False
-    )
-    scheduler = SimpleNamespace(
-        token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: 0),
-        tree_cache=SimpleNamespace(evictable_size=lambda: 0),
-        chunked_req=req,
-    )
-    runtime = SimpleNamespace(
-        scheduler=scheduler, config=loop.config, compressor=loop.compressor, recording_ahead=[], ring=loop.ring
-    )
-    pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
+    kv = ReqKvInfo(req_pool_idx=request.row, kv_committed_len=request.length)
+    req = Req(ids(request.prompt), rpc=request.state, kv=kv)
+    scheduler = Scheduler(chunked_req=req)  # whose pool is full
+    runtime = Runtime(scheduler, loop.config, loop.compressor, loop.ring)
+    pressure.watch(runtime, [ScheduleBatch([req])])
     assert request.state.recording.slot is None and not runtime.recording_ahead
     scheduler.chunked_req = None
-    pressure.watch(runtime, [SimpleNamespace(reqs=[req])])
+    pressure.watch(runtime, [ScheduleBatch([req])])
     assert request.state.recording.ahead and len(runtime.recording_ahead) == 1

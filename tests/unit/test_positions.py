@@ -1,50 +1,42 @@
 """Positions of extend steps that hold rows of one token: decode rows, restored requests, and chunks of a prompt."""
 
 import dataclasses
-from array import array
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
+from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.hooks import positions
 from sglang_rpc.hooks.model import ModelRPC
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.runtime.clock import Clock
+from sglang_rpc.runtime.request_state import RequestState
+from tests.fakes.batches import ForwardBatch, ForwardMode, ScheduleBatch
+from tests.fakes.models import ModelRunner
+from tests.fakes.requests import Req, ids
 
-EXTEND = SimpleNamespace(is_decode=lambda: False, is_extend=lambda: True)
-DECODE = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False)
-
-
-@dataclass
-class ForwardBatch:
-    """As SGLang's: a dataclass, copied with `dataclasses.replace`."""
-
-    forward_mode: Any
-    seq_lens: torch.Tensor
-    orig_seq_lens: torch.Tensor
-    req_pool_indices: torch.Tensor
-    positions: torch.Tensor
+OPTIONS = RequestOptions.from_custom_params(None, RPCConfig(scope="all"), knows_markers=False)
 
 
-def request(prompt: int, output: int, end: int, evicted: int | None = 0):
+def request(prompt: int, output: int, end: int, evicted: int | None = 0) -> Req:
     """`end`: physical length of the row after the step; `evicted` None: a request that RPC does not know."""
-    return SimpleNamespace(
-        origin_input_ids=array("q", range(prompt)),
-        output_ids=array("q", range(100, 100 + output)),
-        full_untruncated_fill_ids=array("q", range(end)),
+    state = None if evicted is None else RequestState(OPTIONS, clock=Clock(evicted=evicted))
+    return Req(
+        ids(range(prompt)),
+        ids(range(100, 100 + output)),
+        state,
+        full_untruncated_fill_ids=ids(range(end)),
         extend_end=end,
-        rpc=None if evicted is None else SimpleNamespace(evicted=evicted),
     )
 
 
-def step(mode, rows, ring):
+def step(mode: ForwardMode, rows: list[tuple[Req, int]], ring: QueryRing) -> ForwardBatch:
     """`rows`: (request, tokens of this step). Runs the hooks as SGLang does; returns the forward batch."""
     reqs, lengths = [req for req, _ in rows], [length for _, length in rows]
     ends = [req.extend_end for req in reqs]
-    batch = SimpleNamespace(
-        reqs=reqs,
+    batch = ScheduleBatch(
+        reqs,
+        mode,
         extend_lens=lengths,
         orig_seq_lens=torch.tensor(
             [max(end, len(req.origin_input_ids)) for end, req in zip(ends, reqs, strict=True)], dtype=torch.int32
@@ -61,7 +53,7 @@ def step(mode, rows, ring):
             positions=torch.cat([torch.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]),
         )
 
-    made = positions.make_logical(init_new, ForwardBatch, batch, SimpleNamespace(rpc=ModelRPC(ring, [], False)))
+    made = positions.make_logical(init_new, ForwardBatch, batch, ModelRunner(rpc=ModelRPC(ring, [], False)))
     return dataclasses.replace(made)  # as SGLang copies it before the forward
 
 
@@ -74,7 +66,7 @@ def ring():
 
 def test_a_restored_request_counts_its_text(ring):
     restored = request(prompt=10, output=50, end=31, evicted=29)
-    result = step(EXTEND, [(request(7, 0, 7), 7), (restored, 1)], ring)
+    result = step(ForwardMode.EXTEND, [(request(7, 0, 7), 7), (restored, 1)], ring)
     assert result.positions.tolist() == [*range(7), 59]
     assert result.rpc.logical_lengths.tolist() == [7, 60] and result.rpc.rows.tolist() == [1]
     tokens, (slots, entries) = result.rpc.tokens, result.rpc.where
@@ -83,28 +75,28 @@ def test_a_restored_request_counts_its_text(ring):
 
 def test_its_ids_are_whole_again_once_the_step_is_built(ring):
     restored = request(prompt=10, output=50, end=31, evicted=29)
-    step(EXTEND, [(restored, 1)], ring)
+    step(ForwardMode.EXTEND, [(restored, 1)], ring)
     assert restored.full_untruncated_fill_ids == restored.origin_input_ids + restored.output_ids
 
 
 def test_a_chunk_of_one_token_in_the_middle_of_a_prompt_keeps_its_position(ring):
     chunk = request(prompt=100, output=0, end=41)
-    result = step(EXTEND, [(chunk, 1), (request(10, 50, 31, evicted=29), 1)], ring)
+    result = step(ForwardMode.EXTEND, [(chunk, 1), (request(10, 50, 31, evicted=29), 1)], ring)
     assert result.positions.tolist() == [40, 59]
     assert result.rpc.tokens.tolist() == [1]
 
 
 def test_the_last_chunk_of_one_token_and_an_uncompressed_row_do_too(ring):
-    result = step(EXTEND, [(request(100, 0, 100), 1), (request(10, 5, 15, evicted=None), 1)], ring)
+    result = step(ForwardMode.EXTEND, [(request(100, 0, 100), 1), (request(10, 5, 15, evicted=None), 1)], ring)
     assert result.positions.tolist() == [99, 14]
 
 
 def test_nothing_is_touched_when_nobody_is_compressed_or_recorded():
     idle = QueryRing(layers=1, slots=2, rows=8, window=4, heads=1, head_dim=2, dtype=torch.float32, device="cpu")
-    result = step(EXTEND, [(request(7, 0, 7), 7)], idle)
+    result = step(ForwardMode.EXTEND, [(request(7, 0, 7), 7)], idle)
     assert result.rpc is None
 
 
 def test_decode_rows_count_their_text(ring):
     rows = [(request(10, 20, 30), 1), (request(10, 50, 31, evicted=29), 1)]
-    assert step(DECODE, rows, ring).positions.tolist() == [29, 59]
+    assert step(ForwardMode.DECODE, rows, ring).positions.tolist() == [29, 59]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections import deque
 
 import pytest
 
+from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.hooks import pressure, result_in_flight, tree
+from sglang_rpc.runtime.request_state import HookState, RequestState
 from sglang_rpc.startup import cpu
+from tests.fakes.batches import ScheduleBatch
+from tests.fakes.memory import ReqToTokenPool
+from tests.fakes.requests import Req, ids
+from tests.fakes.runtime import Runtime
+from tests.fakes.scheduler import Scheduler
 
 
 @pytest.fixture
@@ -27,15 +34,14 @@ STEP = 5
 class Step:
     """One step of a scheduler with one running request, last compacted in step `compacted_in`."""
 
-    def __init__(self, compacted_in: int, queue: list, setting: str = "off"):
-        request = SimpleNamespace(rpc=SimpleNamespace(hooks=SimpleNamespace(compacted_in=compacted_in)))
-        self.runtime = SimpleNamespace(
-            step=STEP, retraction_is_certain=None, config=SimpleNamespace(pressure=setting, ratio=4)
-        )
-        self.scheduler = SimpleNamespace(rpc=self.runtime, result_queue=queue, forward_ct=6)
-        self.runtime.scheduler = self.scheduler
-        pool = SimpleNamespace(rpc=self.runtime)
-        self.batch = SimpleNamespace(reqs=[request], req_to_token_pool=pool, batch_is_full=True)
+    def __init__(self, compacted_in: int, queue: list[str], setting: str = "off"):
+        config = RPCConfig(pressure=setting, ratio=4, scope="all")
+        options = RequestOptions.from_custom_params(None, config, knows_markers=False)
+        request = Req(rpc=RequestState(options, hooks=HookState(compacted_in=compacted_in)))
+        self.scheduler = Scheduler(result_queue=deque(queue), forward_ct=6)
+        self.scheduler.rpc = self.runtime = Runtime(self.scheduler, config, step=STEP)
+        pool = ReqToTokenPool(rpc=self.runtime)
+        self.batch = ScheduleBatch([request], req_to_token_pool=pool, batch_is_full=True)
 
     def run(self, fits: bool):
         """What SGLang launches, or "retracted"."""
@@ -101,8 +107,10 @@ def test_questions_that_are_not_about_this_step_do_not_wait(module):
     ],
 )
 def test_of_a_retracted_request_the_tree_gives_the_prompt(active, backup, generated, longest):
-    state = SimpleNamespace(active=active, hooks=SimpleNamespace(saved=backup))
-    req = SimpleNamespace(rpc=state, origin_input_ids=[7] * 10, output_ids=[8] * generated)
+    options = RequestOptions.from_custom_params({"rpc": {"enabled": active}}, RPCConfig(), knows_markers=True)
+    state = RequestState(options, hooks=HookState(saved=backup))
+    assert state.active is active
+    req = Req(ids([7] * 10), ids([8] * generated), state)
     assert tree.match_prompt_only(25, req) == longest
     assert tree.match_prompt_only(5, req) == 5
     req.rpc = None

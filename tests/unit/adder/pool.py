@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -13,25 +14,39 @@ import torch
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.hooks import admission, resume, unresumable
 from sglang_rpc.hooks.limits import capacity_after
+from sglang_rpc.memory.host_backup import Backup, HostKV
 from sglang_rpc.runtime.admission import longest
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from sglang_rpc.startup import cpu
+from tests.fakes.models import ModelConfig
+from tests.fakes.runtime import Runtime
+from tests.fakes.scheduler import Scheduler
 
 POOL, CONTEXT = 320, 10_000
 CONFIG = RPCConfig(interval=16, window=4, ratio=4, scope="all")
 
 
+@dataclass(frozen=True)
+class SGLang:
+    schedule_policy: ModuleType
+    PrefillAdder: type
+    Req: type
+    SamplingParams: type
+    TokenToKVPoolAllocator: type
+    PagedTokenToKVPoolAllocator: type
+
+
 @functools.cache
-def sgl() -> SimpleNamespace:
-    """Of SGLang, imported where no other test minds: it decides then whether it runs on a CPU."""
+def sgl() -> SGLang:
+    """Imported where no other test minds: SGLang decides then whether it runs on a CPU."""
     cpu.prepare()
     from sglang.srt.managers import schedule_policy
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache import allocator
     from sglang.srt.sampling.sampling_params import SamplingParams
 
-    return SimpleNamespace(
+    return SGLang(
         schedule_policy=schedule_policy,
         PrefillAdder=schedule_policy.PrefillAdder,
         Req=Req,
@@ -52,13 +67,7 @@ class Pool:
             else sgl().PagedTokenToKVPoolAllocator(POOL, page_size=page, **made)
         )
         self.page_size = page
-        scheduler = SimpleNamespace(page_size=page, max_total_num_tokens=POOL)
-        self.runtime = SimpleNamespace(
-            scheduler=scheduler,
-            page_size=page,
-            compressor=SimpleNamespace(counters=SimpleNamespace(restored=0)),
-            backups=SimpleNamespace(used=0, limit=0),
-        )
+        self.runtime = Runtime(arriving(page))
         self.tree = MagicMock(disable=True)
         self.tree.supports_mamba.return_value, self.tree.evictable_size.return_value = False, 0
         self.adder_class = admission._adder_class(sgl().PrefillAdder, self.runtime)
@@ -74,12 +83,11 @@ class Pool:
 
 def request(page: int, prompt: int, compressed: bool, ignore_eos: bool, generated: int = 0) -> Any:
     """Its limit is what the pool has room for, as where the request named none."""
-    pool = SimpleNamespace(page_size=page, max_total_num_tokens=POOL)
     options = RequestOptions.from_custom_params(
         None if compressed else {"rpc": {"enabled": False}}, CONFIG, knows_markers=False
     )
     if compressed:
-        tokens = longest(CONTEXT, capacity_after(pool, prompt), options)
+        tokens = longest(CONTEXT, capacity_after(arriving(page), prompt), options)
     else:  # SGLang's own clip
         tokens = Pool(page).allocator.max_new_tokens_for_memory(
             prompt, CONTEXT, token_capacity=POOL, sliding_window_size=None, chunk_size=None
@@ -106,7 +114,9 @@ def leave(pool: Pool, req: Any, monkeypatch, recorded: bool = False) -> None:
     """Retracted, with a backup; `restore` as far as admission sees it."""
     state = req.rpc
     entries = state.clock.physical(len(req.output_ids) - 1, len(req.origin_input_ids))
-    state.hooks.saved = state.save(SimpleNamespace(tokens=entries, queries="" if recorded else None))
+    state.hooks.saved = state.save(
+        Backup(HostKV((), entries), "prompt", HostKV((), 0), torch.zeros(1) if recorded else None)
+    )
     state.reset()
 
     def restore(runtime, req):
@@ -129,14 +139,8 @@ def comes_back(pool: Pool, req: Any) -> bool:
     return True
 
 
-def arriving(page: int) -> SimpleNamespace:
-    return SimpleNamespace(
-        page_size=page,
-        max_total_num_tokens=POOL,
-        max_req_input_len=POOL - 6,
-        max_new_tokens_limit=None,
-        model_config=SimpleNamespace(context_len=CONTEXT),
-    )
+def arriving(page: int) -> Scheduler:
+    return Scheduler(page, POOL, max_req_input_len=POOL - 6, model_config=ModelConfig(CONTEXT))
 
 
 START, END, WORD = 1, 2, 8

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from sglang_rpc.config import RequestOptions, RPCConfig
@@ -14,6 +12,9 @@ from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
+from tests.fakes.requests import Req, ReqKvInfo, SamplingParams, ids
+from tests.fakes.runtime import Runtime
+from tests.fakes.scheduler import Scheduler
 from tests.loops.decode_loop import LAYERS, WORD, Loop
 from tests.unit.lightthinker.gists import CONFIG, GISTS, config
 
@@ -96,9 +97,9 @@ def test_a_row_that_is_still_being_prefilled_is_left_alone(loop):
     request = loop.add(output=OUTPUT)
     loop.run(9)  # the last gist's entry comes with the next step
     loop._decode(request)
-    kv = SimpleNamespace(kv_committed_len=request.length, req_pool_idx=request.row)
-    req = SimpleNamespace(rpc=request.state, kv=kv, origin_input_ids=request.prompt, output_ids=request.output)
-    runtime = SimpleNamespace(scheduler=SimpleNamespace(chunked_req=req), compressor=loop.compressor)
+    kv = ReqKvInfo(req_pool_idx=request.row, kv_committed_len=request.length)
+    req = Req(ids(request.prompt), ids(request.output), request.state, kv)
+    runtime = Runtime(Scheduler(chunked_req=req), compressor=loop.compressor)
     assert scheduling._poll(runtime, req) is None and request.state.clock.events == 0
     runtime.scheduler.chunked_req = None
     assert scheduling._poll(runtime, req).evicted == 7
@@ -133,14 +134,12 @@ def test_a_request_that_fits_the_pool_by_sglangs_clip_can_be_prefilled_again(pag
     state = RequestState(RequestOptions.from_custom_params(None, CONFIG, knows_markers=False), thoughts=Thoughts(GISTS))
     state.totals.compressions = evicted
     clip = pool - -(-prompt // page) * page - page - 1
-    params = SimpleNamespace(max_new_tokens=clip, ignore_eos=False)
-    req = SimpleNamespace(rpc=state, output_ids=[0] * 99, origin_input_ids=[0] * prompt, sampling_params=params)
-    scheduler = SimpleNamespace(page_size=page, max_total_num_tokens=pool)
-    backups = SimpleNamespace(used=0, limit=0)
-    runtime = SimpleNamespace(scheduler=scheduler, page_size=page, backups=backups)
+    params = SamplingParams(max_new_tokens=clip)
+    req = Req(ids([0] * prompt), rpc=state, sampling_params=params)
+    runtime = Runtime(Scheduler(page_size=page, max_total_num_tokens=pool))
     for generated in (1, 99, clip - 1):
-        req.output_ids = [0] * generated
+        req.output_ids = ids([0] * generated)
         assert not unresumable.is_unresumable(runtime, req) and params.max_new_tokens == clip
     if evicted:  # and so longer than the pool, and with what it had evicted it does not fit any more
-        params.max_new_tokens, req.output_ids = pool + 9, [0] * pool
+        params.max_new_tokens, req.output_ids = pool + 9, ids([0] * pool)
         assert unresumable.is_unresumable(runtime, req)

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +12,8 @@ from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks import runtime as hooks_runtime
 from sglang_rpc.trace import writer as recorder
 from sglang_rpc.trace.writer import check_folder
+from tests.fakes.models import GroupCoordinator
+from tests.fakes.scheduler import Scheduler
 from tests.loops.decode_loop import LAYERS, Loop, config
 from tests.loops.traced_loop import Traced
 
@@ -129,27 +130,19 @@ def test_without_a_tracer_nothing_is_shown():
     assert loop.compressor._backend.observer is None and request.state.hooks.trace is None
 
 
-class Group:
-    """Tensor-parallel ranks, as SGLang's group says it."""
-
-    def __init__(self, rank: int):
-        self.rank_in_group, self.world_size = rank, 2
-
-
 @pytest.mark.parametrize(
     ("aggregation", "rank", "traces"), [("all", None, True), ("group", None, True), ("all", 0, True), ("all", 1, False)]
 )
 def test_one_rank_of_those_that_keep_the_same_writes(tmp_path, aggregation, rank, traces):
-    group = None if rank is None else Group(rank)
+    group = None if rank is None else GroupCoordinator(rank, 2)
     asked = config(aggregation=aggregation, trace=str(tmp_path))
     compressor = Loop(asked, reduce=None if group is None else lambda scores: scores).compressor
-    args = SimpleNamespace(model_path="a model", tokenizer_path=None)
-    tracer = hooks_runtime._tracer(SimpleNamespace(server_args=args), asked, compressor, group)
+    tracer = hooks_runtime._tracer(Scheduler(), asked, compressor, group)
     assert (tracer is not None) == traces == (compressor._backend.observer is not None)
 
 
 def test_not_asked_for_there_is_none():
-    assert hooks_runtime._tracer(None, config(), None, Group(0)) is None
+    assert hooks_runtime._tracer(None, config(), None, GroupCoordinator(0, 2)) is None
 
 
 def test_a_text_is_its_owners_alone(tmp_path):

@@ -1,0 +1,92 @@
+"""Memory: the KV pools, their allocators, the table of rows, and the tree. They count slots, and hand out none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tests.fakes.requests import Req, ReqKvInfo
+
+
+@dataclass(eq=False)
+class KVPool:
+    """K and V buffers per layer: [slots, KV heads, head size]."""
+
+    k_buffer: list[torch.Tensor] = field(default_factory=list)
+    v_buffer: list[torch.Tensor] = field(default_factory=list)
+    dtype: torch.dtype = torch.float32
+    start_layer: int = 0
+    kv_cache_layout: str = "layer_first"
+    quant_method: Any = None
+
+    @property
+    def layer_num(self) -> int:
+        return len(self.k_buffer)
+
+
+@dataclass(eq=False)
+class Allocator:
+    """`free` counts the pool's free slots, or says how to count them."""
+
+    free: int | Callable[[], int] = 0
+    page_size: int = 1
+    kvcache: Any = None
+
+    def get_kvcache(self) -> Any:
+        return self.kvcache
+
+    def available_size(self) -> int:
+        return self.free() if callable(self.free) else self.free
+
+    def alloc(self, need_size: int) -> torch.Tensor | None:
+        raise NotImplementedError("a test that takes slots uses SGLang's own allocator")
+
+    def evict_to_free_tokens(self, tree_cache: Tree, num_tokens: int) -> bool | None:
+        raise NotImplementedError("a test that takes slots uses SGLang's own allocator")
+
+    def check_decode_capacity(
+        self, *, num_tokens: int, tree_cache: Tree, requests: Sequence[Req], spec_algorithm: Any
+    ) -> bool:
+        return num_tokens <= self.available_size() + tree_cache.evictable_size()
+
+
+@dataclass(eq=False)
+class ReqToTokenPool:
+    """The table of rows; `rpc` is the runtime, as on SGLang's."""
+
+    req_to_token: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int32))
+    rpc: Any = None
+    _aux_cache: Any = None
+
+    def available_size(self) -> int:
+        return self.req_to_token.shape[0]
+
+    def alloc(self, reqs: list[Req]) -> list[int] | None:
+        raise NotImplementedError("a test that takes rows uses SGLang's own pool")
+
+    def free(self, req: Req) -> None:
+        req.kv.req_pool_idx = None
+
+    def write(self, indices: Any, values: torch.Tensor) -> None:
+        self.req_to_token[indices] = values
+
+
+@dataclass(eq=False)
+class Tree:
+    """A tree that holds no prefix of anybody's."""
+
+    evictable: int = 0
+    cache_controller: Any = None
+    linker: Any = None
+
+    def evictable_size(self) -> int:
+        return self.evictable
+
+    def free_kv_row(self, kv: ReqKvInfo, ranges: list[tuple[int, int]]) -> None:
+        raise NotImplementedError("a test that frees slots uses SGLang's own tree")
+
+    def prefix_device_indices(self, req: Req) -> torch.Tensor:
+        return torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,74 @@
+"""Requests, as the scheduler holds them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_rpc.runtime.request_state import RequestState
+
+
+def ids(tokens: Iterable[int] = ()) -> array[int]:
+    """Token ids as SGLang stores them."""
+    return array("q", tokens)
+
+
+@dataclass(eq=False)
+class SamplingParams:
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    beam_width: int = 1
+    custom_params: Mapping[str, Any] | None = None
+
+
+@dataclass(eq=False)
+class ReqKvInfo:
+    req_pool_idx: int | None = None
+    cache_protected_len: int = 0
+    kv_committed_len: int = 0
+    kv_allocated_len: int = 0
+
+    @property
+    def holds_kv(self) -> bool:
+        return self.req_pool_idx is not None
+
+    def mark_kv_released(self) -> None:
+        self.kv_allocated_len = 0
+
+
+@dataclass(eq=False)
+class Req:
+    """A request; `finished_reason` ends it."""
+
+    origin_input_ids: array[int] = field(default_factory=ids)
+    output_ids: array[int] = field(default_factory=ids)
+    rpc: RequestState | None = None
+    kv: ReqKvInfo = field(default_factory=ReqKvInfo)
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    full_untruncated_fill_ids: array[int] = field(default_factory=ids)
+    extend_end: int = 0
+    prefix_len: int = 0
+    last_node: Any = None
+    is_retracted: bool = False
+    finished_reason: Any = None
+    to_finish: Any = None
+    rid: str = "rid"
+    extra_key: str | None = None
+    input_embeds: Any = None
+    logprob_start_len: int = -1
+    return_logprob: bool = False
+    return_indexer_topk: bool = False
+    return_routed_experts: bool = False
+
+    @property
+    def output_ids_through_stop(self) -> array[int]:
+        return self.output_ids
+
+    def finished(self) -> bool:
+        return self.finished_reason is not None
+
+    def set_finish_with_abort(self, error_msg: str) -> None:
+        self.to_finish = error_msg

@@ -1,0 +1,30 @@
+"""RPC in one scheduler (hooks.runtime.SchedulerRPC), as far as single hooks need it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.host_backup import HostBackup
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.runtime.compressor import Compressor
+from sglang_rpc.runtime.request_state import RequestState
+from tests.fakes.scheduler import Scheduler
+
+
+@dataclass(eq=False)
+class Runtime:
+    """Without a compressor, for hooks that only plan; without room for backups."""
+
+    scheduler: Scheduler
+    config: RPCConfig = field(default_factory=RPCConfig)
+    compressor: Compressor | None = None
+    ring: QueryRing | None = None
+    backups: HostBackup = field(default_factory=lambda: HostBackup([], 0))
+    recording_ahead: list[RequestState] = field(default_factory=list)
+    step: int = 0
+    retraction_is_certain: bool | None = None
+
+    @property
+    def page_size(self) -> int:
+        return self.scheduler.page_size

@@ -1,0 +1,57 @@
+"""The scheduler."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.fakes.memory import Allocator, ReqToTokenPool, Tree
+from tests.fakes.models import ModelConfig, ModelRunner, ServerArgs
+from tests.fakes.requests import Req
+
+
+@dataclass(eq=False)
+class TpModelWorker:
+    model_runner: ModelRunner = field(default_factory=ModelRunner)
+
+
+@dataclass(eq=False)
+class BeamCoordinator:
+    retired: list[Req] = field(default_factory=list)
+
+    def retire_group(self, req: Req) -> None:
+        self.retired.append(req)
+
+
+@dataclass(eq=False)
+class Scheduler:
+    """`answered` has the requests that it ended while they waited; `rpc` is the runtime, as on SGLang's."""
+
+    page_size: int = 1
+    max_total_num_tokens: int = 1024
+    max_req_input_len: int = 1018
+    max_new_tokens_limit: int | None = None
+    device: str = "cpu"
+    forward_ct: int = 0
+    forward_stream: Any = None
+    chunked_req: Req | None = None
+    waiting_queue: list[Req] = field(default_factory=list)
+    result_queue: deque[Any] = field(default_factory=deque)
+    req_to_token_pool: ReqToTokenPool = field(default_factory=ReqToTokenPool)
+    token_to_kv_pool_allocator: Allocator = field(default_factory=Allocator)
+    tree_cache: Tree = field(default_factory=Tree)
+    model_config: ModelConfig = field(default_factory=ModelConfig)
+    server_args: ServerArgs = field(default_factory=ServerArgs)
+    tp_worker: TpModelWorker = field(default_factory=TpModelWorker)
+    beam_coordinator: BeamCoordinator = field(default_factory=BeamCoordinator)
+    metrics_collector: Any = None
+    tokenizer: Any = None
+    answered: list[Req] = field(default_factory=list)
+    rpc: Any = None
+
+    def _release_aborted_request(self, req: Req) -> None:
+        req.last_node = None
+
+    def send_abort_output(self, abort_req: Any, req: Req) -> None:
+        self.answered.append(req)
