@@ -21,7 +21,6 @@ class ServerArgs:
     reasoning_parser: str | None = None
     device: str | None = "cuda"
     cuda_graph_config: Any = None
-    attn_tp_size: int = 1
 
 
 def server_args(config: RPCConfig | None) -> ServerArgs:
