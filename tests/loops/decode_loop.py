@@ -74,7 +74,8 @@ class Loop:
         keys = torch.randn(4, LAYERS, LENGTH, kv_heads, DIM, generator=generator)
         queries = torch.randn(4, LAYERS, LENGTH, kv_heads, per_group, DIM, generator=generator)
         if latent:
-            assert kv_heads == 1 and keys_as == torch.float32, "positions must be read back from keys"
+            assert kv_heads == 1
+            assert keys_as == torch.float32, "positions must be read back from keys"
             keys[..., 0] = torch.arange(LENGTH)[:, None]
             queries[..., 0] = 0.0
         self.keys = keys[:, :, :, heads_of].to(keys_as).float()  # [row, layer, position, KV head, dim]
@@ -242,9 +243,12 @@ class Loop:
         fixed = torch.ones(POOL, dtype=torch.bool, device=self.device)
         fixed[may_change] = False
         for layer, (keys, values) in zip(self.layers, before, strict=True):
-            assert torch.equal(layer.keys[fixed], keys[fixed]) and torch.equal(layer.values[fixed], values[fixed])
+            assert torch.equal(layer.keys[fixed], keys[fixed])
+            assert torch.equal(layer.values[fixed], values[fixed])
         for request, c in due:
-            assert c.end == request.length and c.row == request.row and c.keep < c.candidates
+            assert c.end == request.length
+            assert c.row == request.row
+            assert c.keep < c.candidates
             self.free += self.slots(request)[c.new_end :].tolist()
             request.length = c.new_end
             self.compressor.commit(request.state, c, c.evicted)

@@ -27,7 +27,8 @@ class Choice:
         expected = self.before + [self.candidates[i] for i in best] + self.window
         if held == expected:
             return
-        assert len(held) == len(expected) and held == sorted(held), (held, expected)
+        assert len(held) == len(expected), (held, expected)
+        assert held == sorted(held), (held, expected)
         lowest = float(self.scores[best].min())
         for position in {*held} ^ {*expected}:
             score = float(self.scores[self.candidates.index(position)])

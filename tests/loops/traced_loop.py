@@ -58,7 +58,8 @@ class Traced:
     def check(self, request: Request, trace: reader.Trace) -> holdings.Holdings:
         """Every stage of the trace is what the pool held then."""
         found, truth = holdings.compose(trace), self.truth[id(request)]
-        assert len(found.stages) == len(truth) + 1 and found.held(0).all()
+        assert len(found.stages) == len(truth) + 1
+        assert found.held(0).all()
         for number, layers in enumerate(truth, 1):
             held = found.held(number)
             per_layer = held.reshape(trace.layers, trace.heads, -1)

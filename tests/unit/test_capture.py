@@ -32,7 +32,8 @@ def test_an_eager_step_stores_only_while_somebody_records():
     step = decode_step([2, 3], [9, 14])
     for hook in hooks:
         hook(None, (queries, None, None, step), {})
-    assert not ring.buffer.any() and not hasattr(step, "rpc_where")
+    assert not ring.buffer.any()
+    assert not hasattr(step, "rpc_where")
 
     slot = ring.acquire(3)
     for hook in hooks:
@@ -41,7 +42,8 @@ def test_an_eager_step_stores_only_while_somebody_records():
         assert torch.equal(ring.buffer[layer, slot, 14 % 4], queries[1].view(2, 3))
         others = ring.buffer[layer, slot].clone()
         others[14 % 4] = 0
-        assert not others.any() and not ring.buffer[layer, [s for s in (1, 2) if s != slot]].any()
+        assert not others.any()
+        assert not ring.buffer[layer, [s for s in (1, 2) if s != slot]].any()
 
 
 def test_of_an_extend_only_the_rows_of_one_token_are_stored():

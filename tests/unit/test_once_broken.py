@@ -26,7 +26,8 @@ def test_giving_way_inside_the_due_dates_own_window_does_not_delay_it(g):
     loop.run(24)
     loop.record_ahead(request)
     loop.run(g - 24)
-    assert not request.state.recording.ahead and 32 <= g < 40
+    assert not request.state.recording.ahead
+    assert 32 <= g < 40
     assert loop.evict_early(request, 4) is not None
     loop.compressor.stop_recording_ahead(request.state)  # pressure.watch in the next step, as memory is no longer short
     loop.run(30)
@@ -66,7 +67,8 @@ def test_a_receipt_blames_the_pool_only_when_compression_waits_for_pressure():
     blocker = loop.ring.acquire(3)
     request = loop.add()
     loop.run(60)  # never a query slot
-    assert blocker and loop.compressor.counters.slot_waits > 0
+    assert blocker
+    assert loop.compressor.counters.slot_waits > 0
     assert "memory_pressure" not in request.state.receipt(60)["reason"]
 
 
@@ -84,7 +86,9 @@ def test_no_window_is_recorded_ahead_for_a_request_whose_prefill_goes_on_in_chun
     scheduler = Scheduler(chunked_req=req)  # whose pool is full
     runtime = Runtime(scheduler, loop.config, loop.compressor, loop.ring)
     pressure.watch(runtime, [ScheduleBatch([req])])
-    assert request.state.recording.slot is None and not runtime.recording_ahead
+    assert request.state.recording.slot is None
+    assert not runtime.recording_ahead
     scheduler.chunked_req = None
     pressure.watch(runtime, [ScheduleBatch([req])])
-    assert request.state.recording.ahead and len(runtime.recording_ahead) == 1
+    assert request.state.recording.ahead
+    assert len(runtime.recording_ahead) == 1

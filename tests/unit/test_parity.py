@@ -49,7 +49,8 @@ def test_what_stands_outside_the_thoughts_is_not_compressed():
         return made.compressions, made.held + 1 - len(made.ids)
 
     assert held(None) == held(Thoughts(ledger.THINK, ledger.END_THINK, open=True))
-    assert held(None)[0] >= 1 and held(None)[1] < 0
+    assert held(None)[0] >= 1
+    assert held(None)[1] < 0
     assert held(Thoughts(ledger.THINK, ledger.END_THINK, open=False)) == (0, 0)
     assert held(Thoughts(ledger.THINK, problem.thoughts[2], open=True)) == (0, 0)  # "ends" at the third token
 
@@ -112,7 +113,8 @@ def test_equal_answers(samples, capsys):
     assert run(path) == 0
     assert "2 problems: 2 answers equal, 2 texts equal" in capsys.readouterr().out
     rows = list(csv.DictReader(path.with_suffix(".parity.csv").open()))
-    assert [row["same_answer"] for row in rows] == ["True", "True"] and rows[0]["tokens"] == rows[0]["loop_tokens"]
+    assert [row["same_answer"] for row in rows] == ["True", "True"]
+    assert rows[0]["tokens"] == rows[0]["loop_tokens"]
 
 
 def test_another_answer_or_another_thought_is_seen(samples, capsys):
@@ -149,7 +151,8 @@ def test_what_cannot_be_compared_is_refused(samples, capsys, change, sentence):
             line["problem"] = line["problem"].replace("-0-", "-1-")
     assert run(write()) == 2
     told = capsys.readouterr().err
-    assert sentence in told and told.count("\n") == 1
+    assert sentence in told
+    assert told.count("\n") == 1
 
 
 def test_a_file_without_samples_and_a_directory_without_a_model(samples, tmp_path):

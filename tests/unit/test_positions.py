@@ -68,7 +68,8 @@ def test_a_restored_request_counts_its_text(ring):
     restored = request(prompt=10, output=50, end=31, evicted=29)
     result = step(ForwardMode.EXTEND, [(request(7, 0, 7), 7), (restored, 1)], ring)
     assert result.positions.tolist() == [*range(7), 59]
-    assert result.rpc.logical_lengths.tolist() == [7, 60] and result.rpc.rows.tolist() == [1]
+    assert result.rpc.logical_lengths.tolist() == [7, 60]
+    assert result.rpc.rows.tolist() == [1]
     tokens, (slots, entries) = result.rpc.tokens, result.rpc.where
     assert (tokens.tolist(), slots.tolist(), entries.tolist()) == ([7], [1], [59 % 4])
 

@@ -31,7 +31,8 @@ def compression(end: int, new_end: int, row: int = 0, window: int = 4, begin: in
 
 def test_it_is_pressed_from_the_high_mark_until_it_falls_below_the_low_one():
     marks = Watermarks(high=0.75, low=0.5)
-    assert not marks.under_pressure and marks.crossings == 0
+    assert not marks.under_pressure
+    assert marks.crossings == 0
     seen = []
     for usage in (0.0, 0.5, 0.7499, 0.75, 0.74, 0.5, 1.0, 0.4999, 0.5, 0.7499, 0.9, 0.2, 0.2):
         changed = marks.update(usage)
@@ -65,15 +66,19 @@ def test_a_change_is_told_and_counted_once(one, other, usages):
             under_pressure = False
         crossings += under_pressure and not before
         assert marks.update(usage) is (under_pressure != before)
-        assert marks.under_pressure is under_pressure and marks.crossings == crossings
+        assert marks.under_pressure is under_pressure
+        assert marks.crossings == crossings
 
 
 @pytest.mark.parametrize("mark", [0.0, 0.5, 1.0])
 def test_with_both_marks_in_one_place(mark):
     marks = Watermarks(high=mark, low=mark)
-    assert marks.update(mark) and marks.under_pressure
-    assert not marks.update(mark) and marks.under_pressure
-    assert marks.update(mark - 0.01) and not marks.under_pressure
+    assert marks.update(mark)
+    assert marks.under_pressure
+    assert not marks.update(mark)
+    assert marks.under_pressure
+    assert marks.update(mark - 0.01)
+    assert not marks.under_pressure
 
 
 # --- what a compression frees -----------------------------------------------------------------------------------
@@ -154,6 +159,8 @@ def test_each_ratio_is_tried_in_turn(ratio, highest, tried):
 def test_the_highest_ratio_is_reached_and_never_passed(ratio, times):
     highest = ratio * times
     found = list(factors(ratio, highest))
-    assert found[0] == 1 and found[-1] == pytest.approx(times) and len(found) <= 12
+    assert found[0] == 1
+    assert found[-1] == pytest.approx(times)
+    assert len(found) <= 12
     assert all(a < b for a, b in itertools.pairwise(found))
     assert all(factor * ratio <= highest * (1 + 1e-9) for factor in found)

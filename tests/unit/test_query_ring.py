@@ -79,11 +79,14 @@ def test_slots_run_out_and_come_back():
     ring = make(slots=2)
     assert ring.in_use == 0
     first, second = ring.acquire(0), ring.acquire(5)
-    assert sorted((first, second)) == [1, 2] and ring.in_use == 2
+    assert sorted((first, second)) == [1, 2]
+    assert ring.in_use == 2
     assert ring.acquire(3) is None
-    assert ring.in_use == 2 and ring.slot_of_row[3] == 0
+    assert ring.in_use == 2
+    assert ring.slot_of_row[3] == 0
     ring.release(first)
-    assert ring.in_use == 1 and ring.slot_of_row.tolist() == [0, 0, 0, 0, 0, second]
+    assert ring.in_use == 1
+    assert ring.slot_of_row.tolist() == [0, 0, 0, 0, 0, second]
     assert ring.acquire(3) == first
     assert ring.slot_of_row[3] == first
 
@@ -117,7 +120,8 @@ def test_slots_are_conserved(moves):
             slot = ring.acquire(row)
             assert (slot is None) == (len(held) == 3)
             if slot is not None:
-                assert slot not in held.values() and 1 <= slot <= 3
+                assert slot not in held.values()
+                assert 1 <= slot <= 3
                 held[row] = slot
         elif not take and row in held:
             ring.release(held.pop(row))

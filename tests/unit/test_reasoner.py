@@ -39,13 +39,16 @@ def test_every_problem_is_solved_right(level):
     for row in task.draw(level, 5, np.random.default_rng(3)):
         words = task.decode(row.tolist()).split()
         prompt, solution = words[: level.prompt_tokens], words[level.prompt_tokens :]
-        assert prompt[0] == "<bos>" and prompt[-1] == "<think>" and solution == solve(prompt)
+        assert prompt[0] == "<bos>"
+        assert prompt[-1] == "<think>"
+        assert solution == solve(prompt)
         assert len(solution) == level.thought_tokens + 5
 
 
 def test_problems_are_the_same_on_every_machine():
     first, again = (task.problems(Level(8, 16, 2), 3, seed=7) for _ in range(2))
-    assert first == again and first != task.problems(Level(8, 16, 2), 3, seed=8)
+    assert first == again
+    assert first != task.problems(Level(8, 16, 2), 3, seed=8)
     assert task.problems(Level(8, 16, 2), 5, seed=7)[:3] == first  # however many are asked for
     assert first[0].prompt == task.encode("<bos> " + first[0].message + " <think>")
     assert task.draw(Level(4, 8, 1), 1, np.random.default_rng(0)).tolist()[0][:9] == task.encode(
@@ -56,10 +59,10 @@ def test_problems_are_the_same_on_every_machine():
 def test_a_problem_is_judged_by_its_own_solution():
     problem = task.problems(Level(4, 8, 1), 1, seed=0)[0]
     right = [*problem.thoughts, task.END_THINK, *problem.answer, task.EOS]
-    assert task.answer_of(right) == problem.answer and task.first_wrong(problem, right) is None
-    assert task.answer_of(problem.thoughts) is None and task.first_wrong(problem, problem.thoughts) == len(
-        problem.thoughts
-    )
+    assert task.answer_of(right) == problem.answer
+    assert task.first_wrong(problem, right) is None
+    assert task.answer_of(problem.thoughts) is None
+    assert task.first_wrong(problem, problem.thoughts) == len(problem.thoughts)
     wrong = list(right)
     wrong[5] = task.EOS
     assert task.first_wrong(problem, wrong) == 5
@@ -89,7 +92,8 @@ def test_an_update_has_equal_singular_values():
     updates = torch.randn(3, 40, 16, generator=torch.Generator().manual_seed(1))
     for update in orthogonal(updates):
         values = torch.linalg.svdvals(update)
-        assert values.min() > 0.6 and values.max() < 1.3
+        assert values.min() > 0.6
+        assert values.max() < 1.3
 
 
 def test_a_trained_model_is_counted_exact_only_if_every_token_is():

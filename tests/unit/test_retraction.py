@@ -57,9 +57,11 @@ class Step:
 
 def test_compacted_in_this_step_with_its_result_under_way_it_waits(module):
     step = Step(STEP, ["a result"])
-    assert step.run(fits=False) is None and step.batch.batch_is_full is False
+    assert step.run(fits=False) is None
+    assert step.batch.batch_is_full is False
     step = Step(STEP, ["a result"])
-    assert step.run(fits=True) == "launched" and step.batch.batch_is_full is True
+    assert step.run(fits=True) == "launched"
+    assert step.batch.batch_is_full is True
 
 
 @pytest.mark.parametrize(("compacted_in", "queue"), [(STEP - 1, ["a result"]), (STEP, [])])

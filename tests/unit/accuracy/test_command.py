@@ -18,7 +18,8 @@ def test_the_paper_preset_and_what_a_row_keeps(serving, tmp_path, capsys):
     assert "2 problems, 16 samples\npass@1[avg-of-8]  0.500 +- 0.500   pass@8  0.500\n" in out
     assert {(a["temperature"], a["top_p"], a["max_tokens"]) for a in server.asked} == {(0.6, 0.95, 32768)}
     config, samples = read(tmp_path / "out.jsonl")
-    assert len(config["data_sha256"]) == 64 and config["measure"] == "pass@1"
+    assert len(config["data_sha256"]) == 64
+    assert config["measure"] == "pass@1"
     assert set(config["graders"]) == {"math-verify", "latex2sympy2_extended", "sympy"}
     one = samples[0]
     assert (one["thoughts"], one["said"], one["answer"], one["grader_error"]) == (
@@ -28,7 +29,8 @@ def test_the_paper_preset_and_what_a_row_keeps(serving, tmp_path, capsys):
         None,
     )
     said = json.loads((tmp_path / "out.jsonl").read_text().split("\n")[0])["said"]
-    assert said["source"] == str(data) and said["samples"] == 8
+    assert said["source"] == str(data)
+    assert said["samples"] == 8
 
 
 def test_flags_override_the_preset(serving, tmp_path):
@@ -45,7 +47,9 @@ def test_thoughts_without_an_end_have_no_answer(serving, tmp_path, capsys):
     assert run(server, tmp_path, "--task", "aime24", "--data", data) == 0
     assert "no answer 100.0%, truncated 100.0%" in capsys.readouterr().out
     (sample,) = read(tmp_path / "out.jsonl")[1]
-    assert sample["answer"] is None and not sample["correct"] and sample["said"] == r"so far \boxed{4}"
+    assert sample["answer"] is None
+    assert not sample["correct"]
+    assert sample["said"] == r"so far \boxed{4}"
 
 
 def test_a_grader_that_fails_is_seen_and_counts_as_wrong(serving, tmp_path, capsys, monkeypatch):
@@ -54,7 +58,8 @@ def test_a_grader_that_fails_is_seen_and_counts_as_wrong(serving, tmp_path, caps
     assert run(serving(), tmp_path, "--task", "aime24", "--data", data) == 0
     assert "1 samples count as wrong because their grader failed" in capsys.readouterr().out
     (sample,) = read(tmp_path / "out.jsonl")[1]
-    assert sample["grader_error"] == "the grader ended with 3" and not sample["correct"]
+    assert sample["grader_error"] == "the grader ended with 3"
+    assert not sample["correct"]
 
 
 def hostile(problem, answer):
@@ -78,9 +83,11 @@ def test_passing_the_samples_of_the_text_is_not_called_pass_at_1(serving, tmp_pa
     server = serving(lambda message: ("x", "```python\nprint(sum(map(int, input().split())))\n```", "stop"))
     assert run(server, tmp_path, "--task", "livecodebench", "--data", data, "--samples", 2) == 0
     out = capsys.readouterr().out
-    assert "public-sample rate[avg-of-2]  1.000" in out and "pass@" not in out
+    assert "public-sample rate[avg-of-2]  1.000" in out
+    assert "pass@" not in out
     config, samples = read(tmp_path / "out.jsonl")
-    assert config["measure"] == "public-sample rate" and samples[0]["details"] == {"passed": "1/1"}
+    assert config["measure"] == "public-sample rate"
+    assert samples[0]["details"] == {"passed": "1/1"}
     assert samples[0]["expected"] == {"tests": 1}
 
 
@@ -90,4 +97,5 @@ def test_ifeval_is_graded_on_the_answer(serving, tmp_path, capsys):
     server = serving(lambda message: (None, "one, two</think>\n" + ("yes" if message == "A" else "no, no"), "stop"))
     assert run(server, tmp_path, "--task", "ifeval", "--data", data) == 0
     out = capsys.readouterr().out
-    assert "pass@1[avg-of-1]  0.500" in out and "that is prompt-level strict; loose 0.500" in out
+    assert "pass@1[avg-of-1]  0.500" in out
+    assert "that is prompt-level strict; loose 0.500" in out

@@ -30,7 +30,9 @@ def test_a_file_that_holds_no_rows_is_refused(tmp_path, text, named):
     path.write_text(text)
     with pytest.raises(EvalError) as caught:
         rows.of_file(path)
-    assert named in str(caught.value) and str(path) in str(caught.value) and len(str(caught.value)) < 400
+    assert named in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_files_that_cannot_be_read(tmp_path):

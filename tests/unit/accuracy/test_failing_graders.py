@@ -43,8 +43,10 @@ def test_a_grader_that_fails_costs_its_verdict_alone():
 
     crash, memory, recursion, *right = asyncio.run(ask())
     assert crash == Verdict(False, error="the grader ended with 7")
-    assert not memory.correct and memory.error.startswith("MemoryError")
-    assert not recursion.correct and recursion.error.startswith("RecursionError")
+    assert not memory.correct
+    assert memory.error.startswith("MemoryError")
+    assert not recursion.correct
+    assert recursion.error.startswith("RecursionError")
     assert right == [Verdict(True)] * 5
 
 
@@ -62,7 +64,8 @@ def test_a_grader_that_hangs_is_ended():
             judges.close()
 
     hung, after = asyncio.run(ask())
-    assert hung == Verdict(False, error="the grader took more than 1 s") and after.correct
+    assert hung == Verdict(False, error="the grader took more than 1 s")
+    assert after.correct
 
 
 def test_closing_waits_for_nobody():

@@ -123,7 +123,8 @@ if __name__ == "__main__":
 def test_the_prompt_is_the_public_one():
     plain, starter = problem().message, problem(**FUNCTION).message
     assert "### Question:\nAdd.\n\n### Format: Read the inputs from stdin" in plain
-    assert "starter code" in starter and "```python\nclass Solution:\n    def add(self, a, b):\n```" in starter
+    assert "starter code" in starter
+    assert "```python\nclass Solution:\n    def add(self, a, b):\n```" in starter
     assert plain.endswith("### Answer: (use the provided format with backticks)\n\n")
 
 
@@ -179,4 +180,5 @@ def test_a_pickle_runs_nothing(tmp_path):
 def test_rows_that_are_no_problems_are_refused(values, named):
     with pytest.raises(EvalError, match=r"f\.jsonl, line 3: ") as caught:
         livecodebench.problems([lcb(**values)], "l")
-    assert named in str(caught.value) and "\n" not in str(caught.value)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -107,7 +107,8 @@ def test_rows_of_aime():
     one, two = mathematics.aime(
         [row(problem="P {x}", expected_answer="033", id="a"), row(prompt="Q", answer=7)], "aime24"
     )
-    assert (one.id, one.expected) == ("a", "33") and one.message.startswith("P {x}\nPlease reason step by step")
+    assert (one.id, one.expected) == ("a", "33")
+    assert one.message.startswith("P {x}\nPlease reason step by step")
     assert one.message.endswith(r"put your final answer within \boxed{}.")
     assert (two.id, two.message, two.expected) == ("aime24-1", "Q", "7")
 
@@ -129,7 +130,8 @@ def test_rows_of_aime():
 def test_a_wrong_field_is_named_with_its_line(values, named):
     with pytest.raises(EvalError) as caught:
         mathematics.aime([row(**values)], "aime24")
-    assert named in str(caught.value) and str(caught.value).startswith("f.jsonl, line 3: ")
+    assert named in str(caught.value)
+    assert str(caught.value).startswith("f.jsonl, line 3: ")
 
 
 def test_rows_of_gsm8k():

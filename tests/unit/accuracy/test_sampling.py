@@ -62,7 +62,8 @@ def test_every_sample_is_asked_for_once_and_judged():
     assert [r["correct"] for r in rows if r["problem"] == task.problems[0].id] == [True, True]
     assert len({a["seed"] for a in server.asked}) == 6  # luck of its own for each sample
     assert server.asked[0]["extra_body"]["custom_params"] == {"rpc": {"ratio": 8}}
-    assert rows[0]["receipt"] == {"compressions": 1} and rows[0]["thoughts"] == "A0 3"
+    assert rows[0]["receipt"] == {"compressions": 1}
+    assert rows[0]["thoughts"] == "A0 3"
 
 
 def test_no_answer_is_none():
@@ -82,7 +83,8 @@ def test_a_server_that_stumbles_is_asked_again(no_waiting):
     lost = openai.APIConnectionError(request=httpx.Request("POST", "http://server"))
     server = Server(status(503), lost, "1 2 3")
     _, rows = collected(server)
-    assert len(rows) == 6 and len(server.asked) == 8
+    assert len(rows) == 6
+    assert len(server.asked) == 8
 
 
 @pytest.mark.parametrize("answer", [status(400), status(503)], ids=["refused", "gone"])
@@ -103,7 +105,9 @@ def test_an_aborted_sample_is_asked_for_again(no_waiting):
 
     server = Aborting("1 2 3")
     _, rows = collected(server)
-    assert len(rows) == 6 and len(server.asked) == 7 and {r["finish"] for r in rows} == {"stop"}
+    assert len(rows) == 6
+    assert len(server.asked) == 7
+    assert {r["finish"] for r in rows} == {"stop"}
 
 
 def test_options_that_a_server_ignores_are_noticed():
@@ -121,7 +125,8 @@ def test_options_that_a_server_ignores_are_noticed():
 
 def test_an_answer_behind_thoughts_that_no_parser_took_away():
     task, rows = collected(Server("A0 3 n31 a0 6 </think> 7 7 6 <eos>"))
-    assert {row["answer"] for row in rows} == {"7 7 6"} and {row["said"][:4] for row in rows} == {"A0 3"}
+    assert {row["answer"] for row in rows} == {"7 7 6"}
+    assert {row["said"][:4] for row in rows} == {"A0 3"}
     assert task.answer(" <eos>") is None
 
 

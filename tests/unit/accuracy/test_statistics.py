@@ -42,14 +42,16 @@ def test_how_samples_ended():
     ]
     found = report(rows)
     assert (found.truncated, found.no_answer, found.looping) == (pytest.approx(1 / 3),) * 3
-    assert found.compressed == pytest.approx(1 / 3) and found.evicted == pytest.approx(0.25)
+    assert found.compressed == pytest.approx(1 / 3)
+    assert found.evicted == pytest.approx(0.25)
     assert (found.tokens, found.tokens_median) == (60, 60)
     assert report([row()]).compressed is None
 
 
 def test_pairs_are_of_the_problems_both_have():
     mean, error, count = paired({"a": 1.0, "b": 0.5, "x": 0.0}, {"a": 0.0, "b": 0.5, "y": 1.0})
-    assert (mean, count) == (0.5, 2) and error == pytest.approx(0.5)
+    assert (mean, count) == (0.5, 2)
+    assert error == pytest.approx(0.5)
     assert paired({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 0.0}) == (0.0, 0.0, 2)
 
 

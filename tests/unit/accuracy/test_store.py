@@ -20,7 +20,8 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_sample(tmp_path):
     again.add(row("c", 0, answer="\u00e9"))
     again.close()
     config, rows = read(path)
-    assert config == {"seed": 1, "flags": ["a", "b"]} and [r["problem"] for r in rows] == ["a", "b", "c"]
+    assert config == {"seed": 1, "flags": ["a", "b"]}
+    assert [r["problem"] for r in rows] == ["a", "b", "c"]
     assert rows[-1]["answer"] == "\u00e9"
     with pytest.raises(ValueError, match="already"):
         Store(path, {"seed": 1, "flags": ("a", "b")}).add(row("b", 0))

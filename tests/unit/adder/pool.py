@@ -132,7 +132,8 @@ def leave(pool: Pool, req: Any, monkeypatch, recorded: bool = False) -> None:
 def comes_back(pool: Pool, req: Any) -> bool:
     """Whether it is admitted again; False if it was ended instead. It never waits forever."""
     if unresumable.is_unresumable(pool.runtime, req):
-        assert req.rpc.hooks.saved is None and "KV pool" in req.rpc.hooks.ended
+        assert req.rpc.hooks.saved is None
+        assert "KV pool" in req.rpc.hooks.ended
         return False
     assert req.sampling_params.max_new_tokens > len(req.output_ids)
     assert pool.admits(req), (req.origin_input_ids, req.output_ids, req.rpc)

@@ -61,7 +61,8 @@ def test_an_answer_is_limited_as_soon_as_it_is_seen(page, backup, generated, eve
     req, pool = thinking(page, 24, [WORD] * (generated - 5) + [END] + [WORD] * 4, events), Pool(page)
     most = req.sampling_params.max_new_tokens
     poll(page, req)
-    assert not req.rpc.active and req.sampling_params.max_new_tokens < most
+    assert not req.rpc.active
+    assert req.sampling_params.max_new_tokens < most
     held = 24 + req.sampling_params.max_new_tokens - req.rpc.evicted
     assert POOL - 3 * page - 3 <= held <= POOL - page
     if backup:
@@ -116,7 +117,8 @@ def test_one_that_never_thinks_ends_where_the_pool_does(page):
             looks += 1
         output.append(WORD)
         req.output_ids = output
-    assert POOL - 3 * page - 3 <= 24 + len(output) <= POOL - page and looks < 8
+    assert POOL - 3 * page - 3 <= 24 + len(output) <= POOL - page
+    assert looks < 8
 
 
 @everywhere
@@ -126,7 +128,8 @@ def test_one_that_opens_its_thinking_itself_is_compressed_to_its_end(page):
     most = req.sampling_params.max_new_tokens
     poll(page, req)
     state, tokens = req.rpc, req.sampling_params.max_new_tokens
-    assert state.start == 1 and most - 2 * THINKING.interval < tokens <= most
+    assert state.start == 1
+    assert most - 2 * THINKING.interval < tokens <= most
     plan = state.plan(1, tokens - 1, True, 24)
     assert Forecast([plan], page).peak <= capacity_after(arriving(page), 25)
     assert state.hooks.fitted_for == (1, True)

@@ -75,6 +75,8 @@ def test_a_refusal_advises_the_most_that_fits(budget, want, prompt, room):
     with pytest.raises(ConfigError) as caught:
         refuse_unfit(want, prompt, room, pool, own)
     message = str(caught.value)
-    assert f"up to {peak} KV entries" in message and f"has room for {max(0, room)};" in message and "\n" not in message
+    assert f"up to {peak} KV entries" in message
+    assert f"has room for {max(0, room)};" in message
+    assert "\n" not in message
     advised = int(re.search(r"at most (\d+) new tokens", message)[1])
     assert play_highest(advised, budget) <= max(0, room) < play_highest(advised + 1, budget)

@@ -54,7 +54,8 @@ def test_a_request_that_is_never_compressed_is_exact_too(rng):
 def test_plans_side_by_side_are_as_each_alone(rng):
     plans, (begin, end) = [draw_plan(rng) for _ in range(5)], draw_stretches(rng)
     together = highest_held(plans, begin, end)
-    assert together.shape == (5, len(begin)) and together.dtype == np.int64
+    assert together.shape == (5, len(begin))
+    assert together.dtype == np.int64
     assert together.tolist() == [highest_held([plan], begin, end)[0].tolist() for plan in plans]
 
 
@@ -110,7 +111,8 @@ def test_a_running_request_at_a_due_date(generated, held, due, then):
     assert play(plan)[:4] == then
     found = by_step(plan)
     if due == 24:
-        assert found[:3] == then[:3] and found[3] >= then[3]
+        assert found[:3] == then[:3]
+        assert found[3] >= then[3]
     else:
         assert found == then
 

@@ -52,7 +52,8 @@ several_budgets = pytest.mark.parametrize("budget", [(16, 4, 4), (5, 8, 2), (16,
 @several_budgets
 def test_what_was_planned_is_what_is_held(budget):
     surplus = Planned(budget).surplus()
-    assert set(surplus) == {0} and len(surplus) == TOTAL * (TOTAL - 1) / 2
+    assert set(surplus) == {0}
+    assert len(surplus) == TOTAL * (TOTAL - 1) / 2
 
 
 @several_budgets
@@ -93,7 +94,8 @@ def test_a_restored_request_was_planned_as_if_it_had_not_left(budget, at):
     assert min(surplus) >= 0
     stayed.run(TOTAL)
     stayed.arrived[at] = planned.arrived[at]
-    assert planned.arrived == stayed.arrived and planned.request.done == stayed.request.done
+    assert planned.arrived == stayed.arrived
+    assert planned.request.done == stayed.request.done
 
 
 @several_budgets

@@ -112,9 +112,13 @@ def send(url, n=1, stream=4, how=0.0, tokens=10, progress=None):
 def test_samples_come_back_whole(url, n, stream):
     counted = []
     samples = send(url, n, stream, progress=counted.append)
-    assert len(samples) == n and sum(counted) == 10 * n
+    assert len(samples) == n
+    assert sum(counted) == 10 * n
     for sample in samples:
-        assert sample.error is None and sample.finished and sample.tokens == 10 and sample.meta["cached_tokens"] == 2
+        assert sample.error is None
+        assert sample.finished
+        assert sample.tokens == 10
+        assert sample.meta["cached_tokens"] == 2
         assert (sample.first is None) == (stream == 0)
         assert [new for _, new in sample.chunks] == {0: [], 1: [1] * 10, 4: [1, 3, 4, 2]}[stream]
         assert sample.last >= (sample.first or sample.sent) >= sample.sent
@@ -137,7 +141,8 @@ def test_what_goes_wrong_is_an_error_of_each_sample(url, how, stream, says, n):
     import re
 
     samples = send(url, n, stream, float(how))
-    assert len(samples) == n and all(re.search(says, sample.error) for sample in samples)
+    assert len(samples) == n
+    assert all(re.search(says, sample.error) for sample in samples)
     assert [sample.wrong_length for sample in samples] == [how == 3] * n
 
 
@@ -173,19 +178,28 @@ def drive(url, workload, how=0.0, stream=0, limit=60.0):
 def test_a_closed_loop_keeps_the_load_in_flight(url):
     workload = Workload(concurrency=6, n=2, prompt_tokens=1, output_tokens=10, pool_tokens=100, samples=24)
     run, readings = drive(url, workload)
-    assert len(run.samples) == 24 and all(sample.error is None for sample in run.samples)
-    assert Fake.most == 3 and len(Fake.seen) == 12 and sorted(b["input_ids"][0] for b in Fake.seen) == list(range(12))
-    assert run.began < run.last_sent < run.ended and run.wall_s < 10
-    assert readings and readings[0].running == 2 and readings[0].used_tokens == 50
+    assert len(run.samples) == 24
+    assert all(sample.error is None for sample in run.samples)
+    assert Fake.most == 3
+    assert len(Fake.seen) == 12
+    assert sorted(b["input_ids"][0] for b in Fake.seen) == list(range(12))
+    assert run.began < run.last_sent < run.ended
+    assert run.wall_s < 10
+    assert readings
+    assert readings[0].running == 2
+    assert readings[0].used_tokens == 50
 
 
 def test_an_open_loop_sends_whether_or_not_answers_came(url):
     run, _ = drive(url, Workload(1, 1, 1, 10, 100, samples=20, rate=float("inf")))
-    assert len(run.samples) == 20 and Fake.most > 5
+    assert len(run.samples) == 20
+    assert Fake.most > 5
 
 
 def test_a_run_that_hangs_ends_and_says_so(url):
     began = time.monotonic()
     run, _ = drive(url, Workload(2, 1, 1, 10, 100, samples=6), how=9.0, limit=0.5)
-    assert time.monotonic() - began < 10 and run.timed_out
-    assert len(run.samples) == 6 and all("--limit-seconds" in sample.error for sample in run.samples)
+    assert time.monotonic() - began < 10
+    assert run.timed_out
+    assert len(run.samples) == 6
+    assert all("--limit-seconds" in sample.error for sample in run.samples)

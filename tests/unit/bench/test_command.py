@@ -70,7 +70,8 @@ def test_from_the_command_to_the_tables_and_again(stock_module, tmp_path, capsys
     ]  # fmt: skip
     assert all(r["errors"] == "0" and r["completed"] == "4" and float(r["tok_s"]) > 0 for r in rows)
     assert all(r["server_pool_tokens"] == r["pool_tokens"] and r["cpu"] and r["sglang_version"] for r in rows)
-    assert (tmp_path / "out" / "summary.csv").exists() and (tmp_path / "out" / "requests_at_once.svg").exists()
+    assert (tmp_path / "out" / "summary.csv").exists()
+    assert (tmp_path / "out" / "requests_at_once.svg").exists()
     assert "pair by pair" in capsys.readouterr().out
     # All is measured: nothing is started, nothing is appended.
     assert serving.main(command(tmp_path)) == 0
@@ -87,14 +88,17 @@ def test_a_third_repetition_goes_on_where_the_second_ended(stock_module, tmp_pat
     assert serving.main(command(tmp_path)) == 0
     assert serving.main(command(tmp_path, "--repetitions", "3")) == 0
     rows = table.read(tmp_path / "out" / "results.csv")
-    assert len(rows) == 6 and [r["repetition"] for r in rows[4:]] == ["3", "3"]
+    assert len(rows) == 6
+    assert [r["repetition"] for r in rows[4:]] == ["3", "3"]
 
 
 def test_a_server_that_does_not_start_ends_with_its_log(stock_module, tmp_path, capsys):
     stock_module("refuses")
     assert serving.main(command(tmp_path)) == 1
     said = capsys.readouterr().err
-    assert "the server did not start" in said and "exited with 1" in said and said.rstrip().endswith("no such flag")
+    assert "the server did not start" in said
+    assert "exited with 1" in said
+    assert said.rstrip().endswith("no such flag")
     assert not (tmp_path / "out" / "results.csv").exists()
 
 
@@ -102,9 +106,11 @@ def test_a_server_that_dies_leaves_a_row_with_errors_and_the_rest_goes_on(stock_
     stock_module("dies")
     assert serving.main(command(tmp_path, "--warmup-tokens", "5")) == 1
     rows = table.read(tmp_path / "out" / "results.csv")
-    assert len(rows) == 4 and all(r["errors"] == "4" and r["completed"] == "0" for r in rows)
+    assert len(rows) == 4
+    assert all(r["errors"] == "4" and r["completed"] == "0" for r in rows)
     said = capsys.readouterr().err
-    assert "the server exited with 9" in said and "out of memory" in said
+    assert "the server exited with 9" in said
+    assert "out of memory" in said
 
 
 def test_a_server_with_another_pool_or_another_rpc_than_asked_is_refused(stock_module, tmp_path):
@@ -136,7 +142,9 @@ def test_leaving_ends_the_server_and_what_it_started(tmp_path, monkeypatch):
         server.running("bench_fake_family", ["--max-total-tokens", "9"], tmp_path / "log", env, 60) as running,
     ):
         family = [running.process.pid, *(p.pid for p in psutil.Process(running.process.pid).children(recursive=True))]
-        assert len(family) == 2 and running.call("/health")[0] == 200 and running.start_s > 0
+        assert len(family) == 2
+        assert running.call("/health")[0] == 200
+        assert running.start_s > 0
         raise KeyboardInterrupt
     for _ in range(50):
         alive = [p for p in family if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
@@ -149,4 +157,5 @@ def test_leaving_ends_the_server_and_what_it_started(tmp_path, monkeypatch):
 def test_the_environment_of_servers_does_not_switch_rpc_on(monkeypatch):
     monkeypatch.setenv("SGLANG_RPC_CONFIG", "{}")
     env = options.machine.server_environment(3)
-    assert "SGLANG_RPC_CONFIG" not in env and env["OMP_NUM_THREADS"] == "3"
+    assert "SGLANG_RPC_CONFIG" not in env
+    assert env["OMP_NUM_THREADS"] == "3"

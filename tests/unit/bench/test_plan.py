@@ -24,7 +24,9 @@ def test_the_pool_is_a_fraction_of_what_the_load_holds_with_shared_prompts_held_
     assert offered_tokens(16, 1, 32, 1280) == 16 * (32 + 1280)
     assert offered_tokens(64, 32, 100, 10) == 2 * 100 + 64 * 10
     (tight,) = presets.Grid((16,), (1280,), (32,), pool_fractions=(0.25,)).workloads()
-    assert tight.pool_tokens == 5248 + 2 * 4 and tight.pool_fraction == 0.25 and tight.samples == 48
+    assert tight.pool_tokens == 5248 + 2 * 4
+    assert tight.pool_fraction == 0.25
+    assert tight.samples == 48
 
 
 def test_fixed_pools_replace_fractions():
@@ -63,12 +65,14 @@ def test_prompts_are_the_same_for_each_arm_and_others_for_each_group_and_seed():
     w = workload(prompt_tokens=50)
     assert w.prompt(0, 512, 1) == w.prompt(0, 512, 1)
     assert w.prompt(0, 512, 1) != w.prompt(1, 512, 1) != w.prompt(1, 512, 2)
-    assert len(w.prompt(0, 512, 1)) == 50 and max(w.prompt(0, 7, 1)) < 7
+    assert len(w.prompt(0, 512, 1)) == 50
+    assert max(w.prompt(0, 7, 1)) < 7
 
 
 def test_arrivals_have_the_rate_and_inf_is_all_at_once():
     times = workload(samples=4000, rate=20).arrivals(seed=3)
-    assert len(times) == 4000 and times == sorted(times)
+    assert len(times) == 4000
+    assert times == sorted(times)
     assert times[-1] == pytest.approx(200, rel=0.1)
     assert set(workload(rate=float("inf")).arrivals(0)) == {0.0}
     # A group brings n samples, so groups come n times more slowly.
@@ -99,27 +103,35 @@ def test_what_is_done_is_left_out_and_a_start_without_work_too():
 def test_the_dry_run_says_what_fits_and_what_is_started():
     chosen = [arms.built_in(name, P64) for name in ("stock", "rpc")]
     text = plan.describe(plan.starts(chosen, [Workload(16, 1, 32, 1280, 5248, 48)], 3), P64)
-    assert "3.15x" in text and "6 starts" in text and "6 runs" in text and "--rpc-interval 64" in text
+    assert "3.15x" in text
+    assert "6 starts" in text
+    assert "6 runs" in text
+    assert "--rpc-interval 64" in text
 
 
 def test_built_in_arms():
     stock, constrained, off, rpc_off, rpc = (arms.built_in(name, P64, ("--x", "1")) for name in arms.BUILT_IN)
-    assert stock.flags == () and stock.module == constrained.module == "eval.bench.stock_server"
+    assert stock.flags == ()
+    assert stock.module == constrained.module == "eval.bench.stock_server"
     assert constrained.flags == ("--disable-radix-cache", "--disable-overlap-schedule")
-    assert (
-        off.flags == ("--disable-rpc",) and off.rpc is None and off.module == rpc.module == "sglang_rpc.launch_server"
-    )
+    assert off.flags == ("--disable-rpc",)
+    assert off.rpc is None
+    assert off.module == rpc.module == "sglang_rpc.launch_server"
     assert rpc.flags == (*P64.flags(), "--x", "1") == rpc_off.flags
-    assert rpc.custom_params is None and rpc_off.custom_params == {"rpc": {"enabled": False}}
+    assert rpc.custom_params is None
+    assert rpc_off.custom_params == {"rpc": {"enabled": False}}
     assert [arm.compresses for arm in (stock, off, rpc_off, rpc)] == [False, False, False, True]
 
 
 def test_arms_of_ones_own():
     early = arms.from_text("early=--rpc-pressure off --rpc-ratio 8 --rpc-interval=32", P64)
-    assert early.name == "early" and early.base == "rpc" and early.flags[-5:-3] == ("--rpc-pressure", "off")
+    assert early.name == "early"
+    assert early.base == "rpc"
+    assert early.flags[-5:-3] == ("--rpc-pressure", "off")
     assert early.rpc == RPC(32, 16, 8)
     plain = arms.from_text("no-radix@stock=--disable-radix-cache", P64)
-    assert plain.module == "eval.bench.stock_server" and plain.rpc is None
+    assert plain.module == "eval.bench.stock_server"
+    assert plain.rpc is None
     assert arms.from_text("same=", P64).flags == tuple(P64.flags())
 
 
@@ -132,11 +144,13 @@ def test_presets_are_possible_and_compress(name, size):
     if name in ("tight", "ample", "shared"):
         assert all(w.output_tokens >= 20 * size.rpc.interval for w in loads)
     if name == "shared":
-        assert sorted(w.n for w in loads) == [1, 8, 32] and len({w.pool_tokens for w in loads}) == 1
+        assert sorted(w.n for w in loads) == [1, 8, 32]
+        assert len({w.pool_tokens for w in loads}) == 1
     if name == "tight":
         assert [w.pool_fraction for w in loads] == [0.25]
     if name == "ample":
-        assert [w.pool_fraction for w in loads] == [1.25] and "off" in preset.arms
+        assert [w.pool_fraction for w in loads] == [1.25]
+        assert "off" in preset.arms
 
 
 def test_what_is_given_replaces_the_presets_lists(tmp_path):
@@ -146,23 +160,30 @@ def test_what_is_given_replaces_the_presets_lists(tmp_path):
             *("--rate", "closed", "inf", "--output-tokens", "100", "--arms", "stock,rpc", "--arm", "b=--rpc-ratio 8"),
         ]
     )
-    assert len(asked.workloads) == 2 * 2 * 2 and {w.rate for w in asked.workloads} == {None, float("inf")}
-    assert [arm.name for arm in asked.arms] == ["stock", "rpc", "b"] and asked.repetitions == 3
+    assert len(asked.workloads) == 2 * 2 * 2
+    assert {w.rate for w in asked.workloads} == {None, float("inf")}
+    assert [arm.name for arm in asked.arms] == ["stock", "rpc", "b"]
+    assert asked.repetitions == 3
     flags = asked.settings.flags(asked.arms[1], 777)
-    assert flags[flags.index("--max-total-tokens") + 1] == "777" and flags[-2:] == ["--rpc-scope", "all"]
-    assert "dummy" in flags and "--skip-tokenizer-init" in flags
+    assert flags[flags.index("--max-total-tokens") + 1] == "777"
+    assert flags[-2:] == ["--rpc-scope", "all"]
+    assert "dummy" in flags
+    assert "--skip-tokenizer-init" in flags
 
 
 def test_shapes(tmp_path):
     tiny = shapes.of_shape("tiny", tmp_path)
     assert not list(tmp_path.iterdir())
-    assert tiny.kv_bytes_per_token("float32") == 2 * 1 * 1 * 32 * 4 and tiny.vocab_size == 512 and tiny.dummy
+    assert tiny.kv_bytes_per_token("float32") == 2 * 1 * 1 * 32 * 4
+    assert tiny.vocab_size == 512
+    assert tiny.dummy
     smollm2 = shapes.of_shape("smollm2", tmp_path / "deep")
     shapes.write(smollm2)
     assert smollm2.kv_bytes_per_token("bfloat16") == 2 * 30 * 3 * 64 * 2
     assert smollm2.kv_bytes_per_token("auto") is None
     again = shapes.at_path(str(tmp_path / "deep"), dummy=False)
-    assert again.sha == smollm2.sha != tiny.sha and not again.dummy
+    assert again.sha == smollm2.sha != tiny.sha
+    assert not again.dummy
 
 
 REFUSED = {
@@ -193,10 +214,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("flags", REFUSED)
 def test_refused_in_one_sentence(tmp_path, flags):
-    with pytest.raises(BenchError) as refused:
+    def planned() -> list[plan.Start]:
         asked = options.read(["--out", str(tmp_path), *flags.split(" ")])
-        plan.starts(asked.arms, asked.workloads, asked.repetitions)
-    assert REFUSED[flags] in str(refused.value) and "\n" not in str(refused.value)
+        return plan.starts(asked.arms, asked.workloads, asked.repetitions)
+
+    with pytest.raises(BenchError) as refused:
+        planned()
+    assert REFUSED[flags] in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_only_the_stock_server_touches_the_package():
@@ -231,11 +256,13 @@ def test_the_readme_explains_every_column_and_names_every_preset():
 def test_the_gpu_benchmark_is_a_preset_that_can_be_overridden(tmp_path):
     given = ["--out", str(tmp_path), "--output-tokens", "8192"]
     seven = options.read(gpu.arguments(given))
-    assert seven.settings.model.label == "shape:qwen-7b" and seven.settings.device == "cuda"
+    assert seven.settings.model.label == "shape:qwen-7b"
+    assert seven.settings.device == "cuda"
     assert [w.output_tokens for w in seven.workloads] == [8192, 8192]
     assert sorted(round(w.pool_fraction, 2) for w in seven.workloads) == [0.25, 1.25]
     other = options.read(gpu.arguments([*given, "--shape", "qwq-32b"]))
-    assert other.settings.model.label == "shape:qwq-32b" and other.settings.model.layers == 64
+    assert other.settings.model.label == "shape:qwq-32b"
+    assert other.settings.model.layers == 64
 
 
 def test_a_config_that_is_no_transformer_is_refused(tmp_path):

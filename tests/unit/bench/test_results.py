@@ -29,8 +29,11 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     table.append(path, row("rpc", tok_s=1234567.8))
     back = table.read(path)
     assert [table.key(r) for r in back] == [("stock", "w", 1), ("rpc", "w", 1)]
-    assert back[0]["first_error"] == 'a "quoted", and | broken line' and back[0]["tok_s"] == "123.457"
-    assert back[0]["kv_bytes_mean"] == "" and back[0]["counters"] == '{"a": 1}' and back[1]["tok_s"] == "1234568"
+    assert back[0]["first_error"] == 'a "quoted", and | broken line'
+    assert back[0]["tok_s"] == "123.457"
+    assert back[0]["kv_bytes_mean"] == ""
+    assert back[0]["counters"] == '{"a": 1}'
+    assert back[1]["tok_s"] == "1234568"
     assert len(path.read_text().splitlines()) == 3
 
 
@@ -62,7 +65,8 @@ def test_errors_are_done_unless_they_are_to_be_retried(tmp_path):
     assert len(table.done(rows, retry_errors=False)) == 2
     assert table.done(rows, retry_errors=True) == {("stock", "w", 1)}
     again = [*rows, table.as_text(row("rpc"))]
-    assert len(table.done(again, retry_errors=True)) == 2 and table.latest(again)[("rpc", "w", 1)]["errors"] == "0"
+    assert len(table.done(again, retry_errors=True)) == 2
+    assert table.latest(again)[("rpc", "w", 1)]["errors"] == "0"
 
 
 @pytest.mark.parametrize(("column", "value"), [("sglang_version", "9"), ("samples", "1"), ("server", "x --y")])
@@ -87,28 +91,35 @@ def test_ratios_are_taken_pair_by_pair():
     rows = [row("stock", i, tok_s=float(a)) for i, (a, _) in enumerate(rates, 1)]
     rows += [row("rpc", i, tok_s=float(b)) for i, (_, b) in enumerate(rates, 1)]
     stock, rpc = summary.summarise([table.as_text(r) for r in rows], "stock")
-    assert rpc["tok_s_ratio"] == pytest.approx(3.0) and rpc["pairs"] == 3
-    assert rpc["tok_s_ratio_low"] == pytest.approx(1.1) and rpc["tok_s_ratio_high"] == pytest.approx(4.0)
-    assert rpc["tok_s"] == 220 and stock["tok_s_ratio"] == 1
+    assert rpc["tok_s_ratio"] == pytest.approx(3.0)
+    assert rpc["pairs"] == 3
+    assert rpc["tok_s_ratio_low"] == pytest.approx(1.1)
+    assert rpc["tok_s_ratio_high"] == pytest.approx(4.0)
+    assert rpc["tok_s"] == 220
+    assert stock["tok_s_ratio"] == 1
 
 
 def test_a_pair_with_an_error_is_dropped_and_counted():
     rows = [row("stock", 1), row("stock", 2), row("rpc", 1, tok_s=200.0), row("rpc", 2, tok_s=900.0, errors=1)]
     rpc = summary.summarise([table.as_text(r) for r in rows], "stock")[1]
     assert (rpc["pairs"], rpc["pairs_dropped"], rpc["errors"], rpc["repetitions"]) == (1, 1, 1, 2)
-    assert rpc["tok_s_ratio"] == 2 and rpc["tok_s"] == 200
+    assert rpc["tok_s_ratio"] == 2
+    assert rpc["tok_s"] == 200
 
 
 def test_without_the_baseline_there_is_no_ratio():
     (rpc,) = summary.summarise([table.as_text(row("rpc"))], "stock")
-    assert rpc["pairs"] == 0 and rpc["tok_s_ratio"] is None and rpc["tok_s"] == 100
+    assert rpc["pairs"] == 0
+    assert rpc["tok_s_ratio"] is None
+    assert rpc["tok_s"] == 100
     assert "-" in summary.as_text([rpc])
 
 
 def test_a_missing_number_and_a_zero_make_no_ratio():
     rows = [row("stock", cached_tokens=0, ttft_p50_s=None), row("rpc", cached_tokens=5, ttft_p50_s=1.0)]
     rpc = summary.summarise([table.as_text(r) for r in rows], "stock")[1]
-    assert rpc["cached_tokens_ratio"] is None and rpc["ttft_p50_s_ratio"] is None
+    assert rpc["cached_tokens_ratio"] is None
+    assert rpc["ttft_p50_s_ratio"] is None
 
 
 def test_summary_csv_has_its_columns(tmp_path):
@@ -116,7 +127,8 @@ def test_summary_csv_has_its_columns(tmp_path):
     summary.write(tmp_path / "summary.csv", found)
     with (tmp_path / "summary.csv").open(newline="") as file:
         (back,) = csv.DictReader(file)
-    assert list(back) == summary.columns() and back["tok_s_ratio"] == "1"
+    assert list(back) == summary.columns()
+    assert back["tok_s_ratio"] == "1"
     assert set(summary.MEDIANS) | set(summary.RATIOS) <= set(metrics.COLUMNS)
 
 
@@ -130,23 +142,29 @@ def test_plots_are_drawn_from_rows_alone(tmp_path):
     ]
     written = plots.draw(rows, "stock", tmp_path)
     assert sorted({path.stem for path in written}) == sorted(plots._PLOTS)
-    assert {path.suffix for path in written} == {".png", ".svg"} and all(p.stat().st_size > 2000 for p in written)
+    assert {path.suffix for path in written} == {".png", ".svg"}
+    assert all(p.stat().st_size > 2000 for p in written)
     svg = (tmp_path / "throughput_ratio_by_pool.svg").read_text()
-    assert "ratio to stock" in svg and "shape:tiny" in svg and "mine" in svg
-    assert plots.draw(rows, "stock", tmp_path) and (tmp_path / "throughput_ratio_by_pool.svg").read_text() == svg
+    assert "ratio to stock" in svg
+    assert "shape:tiny" in svg
+    assert "mine" in svg
+    assert plots.draw(rows, "stock", tmp_path)
+    assert (tmp_path / "throughput_ratio_by_pool.svg").read_text() == svg
 
 
 def test_without_streamed_numbers_there_is_no_latency_plot(tmp_path):
     rows = [table.as_text(row(arm, ttft_p50_s=None, itl_p50_s=None)) for arm in ("stock", "rpc")]
     names = {path.stem for path in plots.draw(rows, "stock", tmp_path)}
-    assert "requests_at_once" in names and not names & {"time_to_first_token", "inter_token_latency"}
+    assert "requests_at_once" in names
+    assert not names & {"time_to_first_token", "inter_token_latency"}
 
 
 @pytest.mark.parametrize("percent", [0, 1, 50, 99, 100])
 def test_percentiles_are_numpys(percent):
     values = [5.0, 1.0, 4.0, 4.0, 9.5, -2.0]
     assert statistics.percentile(values, percent) == pytest.approx(np.percentile(values, percent))
-    assert statistics.percentile([], percent) is None and statistics.percentile([7], percent) == 7
+    assert statistics.percentile([], percent) is None
+    assert statistics.percentile([7], percent) == 7
 
 
 METRICS = """\
@@ -214,9 +232,11 @@ def test_the_numbers_of_a_run():
     assert found["first_error"] == "3 tokens instead of 4"
     assert (found["ttft_p50_s"], found["latency_p99_s"]) == (1.0, 2.0)
     # Of each sample one gap of 0.2 s and one of 0.8 s for two tokens.
-    assert found["itl_p50_s"] == pytest.approx(0.4) and found["gap_max_s"] == pytest.approx(0.8)
+    assert found["itl_p50_s"] == pytest.approx(0.4)
+    assert found["gap_max_s"] == pytest.approx(0.8)
     assert (found["retractions"], found["retracted_share"]) == (2, 0.5)
     assert (found["compressed_share"], found["compressions_mean"], found["late"]) == (0.5, 1.0, 1)
     assert (found["evicted_tokens"], found["held_mean"], found["cached_tokens"]) == (30, 9, 10)
     assert found["receipts"] == '{"compressions": 2, "evicted": 30, "held": 9, "late": 1}'
-    assert found["tok_s_full"] == pytest.approx(3 * 2 / 1.5) and found["kv_bytes_peak"] is None
+    assert found["tok_s_full"] == pytest.approx(3 * 2 / 1.5)
+    assert found["kv_bytes_peak"] is None

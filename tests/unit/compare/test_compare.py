@@ -45,7 +45,8 @@ def measured(tmp_path):
 def test_full_is_measured_once_and_first():
     made = arms(["rpc", "tova"], [64, 128], 32, [4.0, 8.0])
     assert [arm.name for arm in made[:3]] == ["full", "rpc-P64-R32-c4", "rpc-P64-R32-c8"]
-    assert len(made) == 1 + 2 * 2 * 2 and len({arm.name for arm in made}) == len(made)
+    assert len(made) == 1 + 2 * 2 * 2
+    assert len({arm.name for arm in made}) == len(made)
     assert made[0].rpc == {"enabled": False}
     assert Arm("tova", 64, 32, 8.0).rpc == {"interval": 64, "window": 32, "ratio": 8.0}
 
@@ -54,7 +55,8 @@ def test_differences_are_taken_problem_by_problem(measured):
     found = table.complete(*measured, ["a", "b", "c"], 1)
     full, rpc, chance = table.summary(found, table.at_once(found, measured[1]), entry_bytes=1000)
     assert (full["accuracy"], full["to_full"], full["held_share"]) == (1.0, 0.0, 1.0)
-    assert rpc["accuracy"] == pytest.approx(2 / 3) and rpc["to_full"] == pytest.approx(-1 / 3)
+    assert rpc["accuracy"] == pytest.approx(2 / 3)
+    assert rpc["to_full"] == pytest.approx(-1 / 3)
     assert rpc["to_full_error"] == pytest.approx(math.sqrt((1 / 3) / 3))  # of 0, 0, -1
     assert rpc["to_full_high"] - rpc["to_full"] == pytest.approx(1.96 / 3)
     assert (rpc["held_share"], rpc["peak_share"], rpc["tok_s"]) == (pytest.approx(0.4), pytest.approx(0.4), 100.0)
@@ -67,11 +69,12 @@ def test_the_table_the_file_and_the_plot(measured, tmp_path):
     found = table.summary(samples, table.at_once(samples, measured[1]), None)
     table.write(found, tmp_path / "summary.csv")
     read = list(csv.DictReader((tmp_path / "summary.csv").open()))
-    assert [row["arm"] for row in read] == ["full", "rpc-P64-R32-c4", "random-P64-R32-c4"] and read[1][
-        "accuracy"
-    ] == "0.666667"
+    assert [row["arm"] for row in read] == ["full", "rpc-P64-R32-c4", "random-P64-R32-c4"]
+    assert read[1]["accuracy"] == "0.666667"
     text = table.show(found)
-    assert "0.667 (0.1" in text and "-0.333 (-0.987, +0.320)" in text and "40.0%" in text
+    assert "0.667 (0.1" in text
+    assert "-0.333 (-0.987, +0.320)" in text
+    assert "40.0%" in text
     assert all(path.stat().st_size > 1000 for path in plot(found, tmp_path, "title"))
     table.write_problems(samples, tmp_path / "problems.csv")
     assert (tmp_path / "problems.csv").read_text().splitlines() == [
@@ -81,7 +84,8 @@ def test_the_table_the_file_and_the_plot(measured, tmp_path):
     path.write_text(path.read_text().replace('"config": {}', '"config": {"rpc": 1}'))
     table.write_conditions(samples, tmp_path)
     said = json.loads((tmp_path / "conditions.json").read_text())
-    assert said["all"] == {"commit": "1", "concurrency": 2} and said["arms"]["full"] == {"rpc": 1}
+    assert said["all"] == {"commit": "1", "concurrency": 2}
+    assert said["arms"]["full"] == {"rpc": 1}
 
 
 def test_the_peak_is_what_stood_before_the_last_due_compression():

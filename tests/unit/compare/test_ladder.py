@@ -74,4 +74,6 @@ def test_what_is_no_comparison_is_refused(two, tmp_path, capsys, damage, reason)
         (two[0] / "comparison.json").write_text({"no object": "[]", "no text": "{"}[damage])
     assert ladder.main(["--results", str(two[0]), "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "--results" in told and reason in told
+    assert told.count("\n") == 1
+    assert "--results" in told
+    assert reason in told

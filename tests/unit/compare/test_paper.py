@@ -28,7 +28,8 @@ def by_setting(found, model="DeepSeek-R1-Distill-Qwen-7B"):
 def test_nothing_was_run(tmp_path, capsys):
     assert paper.main(["--out", str(tmp_path / "out")]) == 0
     found = list(csv.DictReader((tmp_path / "out" / "paper.csv").open()))
-    assert len(found) == 5 * 6 + 3 + 6 and {row["ours"] for row in found} == {paper.NOT_RUN}
+    assert len(found) == 5 * 6 + 3 + 6
+    assert {row["ours"] for row in found} == {paper.NOT_RUN}
     text = (tmp_path / "out" / "paper.md").read_text()
     assert "| DeepSeek-R1-Distill-Qwen-7B | aime24, rpc, P=4096 | 52.9 | not run here |" in text
     assert "| QwQ-32B | 16384 tokens out | 1.60x (118 -> 188) | not run here |" in text

@@ -8,7 +8,8 @@ from tests.loops.decode_loop import MARKERS, POOL, WORD, Loop, Request, config
 def assert_all_slots_are_back(loop: Loop) -> None:
     for request in list(loop.requests):
         loop.finish(request)
-    assert loop.ring.in_use == 0 and not loop.ring.slot_of_row.any()
+    assert loop.ring.in_use == 0
+    assert not loop.ring.slot_of_row.any()
     assert sorted(loop.free) == list(range(POOL))
 
 
@@ -57,7 +58,9 @@ def gives_no_way(request: Request, loop: Loop, ratio: float) -> bool:
     if loop.evict_early(request, ratio) is not None:
         return False
     segment = {"segment": request.state.segment}  # reads on
-    assert vars(request.state) == before | segment and loop.held(request) == held and request.early == given
+    assert vars(request.state) == before | segment
+    assert loop.held(request) == held
+    assert request.early == given
     return True
 
 

@@ -24,13 +24,16 @@ def test_compressions_fall_exactly_on_their_due_dates(interval, window, ratio):
     loop = Loop(config(interval, window, ratio))
     request = loop.add()
     loop.run(interval + window - 1)
-    assert request.done == [] and request.length == 5 + interval + window - 1
+    assert request.done == []
+    assert request.length == 5 + interval + window - 1
     loop.run(1)
     assert request.done == [(interval + window, 1, False)]
     held = int(interval / ratio) + window
-    assert request.length == 5 + held and request.state.evicted == interval - int(interval / ratio)
+    assert request.length == 5 + held
+    assert request.state.evicted == interval - int(interval / ratio)
     loop.run(1)
-    assert len(request.done) == (2 if interval == 1 else 1) and request.length == 5 + held + 1
+    assert len(request.done) == (2 if interval == 1 else 1)
+    assert request.length == 5 + held + 1
 
     loop.run(100)
     due = range(interval + window, request.generated + 1, interval)
@@ -52,7 +55,8 @@ def test_the_prompt_moves_no_due_date_and_is_never_touched(prompt):
     assert [g for g, _, _ in request.done] == [20, 36, 52, 68]
     assert torch.equal(loop.slots(request)[:prompt], slots)
     for layer, (keys, values) in zip(loop.layers, before, strict=True):
-        assert torch.equal(layer.keys[slots], keys) and torch.equal(layer.values[slots], values)
+        assert torch.equal(layer.keys[slots], keys)
+        assert torch.equal(layer.values[slots], values)
 
 
 @pytest.mark.parametrize(("interval", "window", "ratio"), BUDGETS)
@@ -63,7 +67,8 @@ def test_looking_at_every_step_changes_nothing(interval, window, ratio):
         restless.state.clock.check_at = 0
         for loop in loops:
             loop.run(1)
-    assert restless.done == sleeping.done and restless.done
+    assert restless.done == sleeping.done
+    assert restless.done
     assert loops[0].held(sleeping) == loops[1].held(restless)
     assert len(sleeping.polls) <= 1 + 2 * (len(sleeping.done) + 1) < len(restless.polls)
 
@@ -94,7 +99,8 @@ def test_without_a_query_slot_a_compression_waits_and_catches_up():
     loop.run(24)
     # Both want the slot at 16. The first gives it back at 20, after the second has been looked at in that step; the
     # second takes it at 21 and has a full window at 25.
-    assert first.done == [(20, 1, False)] and second.done == []
+    assert first.done == [(20, 1, False)]
+    assert second.done == []
     loop.run(1)
     assert second.done == [(25, 1, True)]
     assert loop.compressor.counters.slot_waits == 5
@@ -108,9 +114,11 @@ def test_a_long_wait_skips_the_dates_it_missed():
     blocker = loop.ring.acquire(3)
     request = loop.add(1)
     loop.run(58)
-    assert request.done == [] and loop.compressor.counters.slot_waits == 58 - 16 + 1
+    assert request.done == []
+    assert loop.compressor.counters.slot_waits == 58 - 16 + 1
     loop.ring.release(blocker)
     loop.run(70)
     # 59 is the first look that finds a slot; with a window behind it, at 63, three compressions' budget is due at once.
-    assert request.done[0] == (63, 3, True) and request.state.totals.late == 1
+    assert request.done[0] == (63, 3, True)
+    assert request.state.totals.late == 1
     assert request.done[1:] == [(68, 4, False), (84, 5, False), (100, 6, False), (116, 7, False)]

@@ -38,13 +38,16 @@ def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
         c = loop.evict_early(early, ratio * factor)  # which entries are kept: the loop's oracle
         kept_at.add(g)
         assert (c.generated, c.event, c.keep, c.early, c.late) == (g, n, keep, True, False)
-        assert early.early == [(g, keep + window)] and held_by(early) == keep + window
-        assert early.state.clock.events == n and early.state.due(n) == due == (n + 1) * interval + window > g
+        assert early.early == [(g, keep + window)]
+        assert held_by(early) == keep + window
+        assert early.state.clock.events == n
+        assert early.state.due(n) == due == (n + 1) * interval + window > g
 
         last = due + 2 * interval
         loop.run(last - g)
         later, held = play_dates(keep + window, n, g, last, budget)
-        assert early.done == dates + later and held_by(early) == held
+        assert early.done == dates + later
+        assert held_by(early) == held
         if factor == 1:
             assert held == (n + 3) * int(interval / ratio) + window  # exactly the budget, as if nothing had been
         totals, counters = early.state.totals, loop.compressor.counters
@@ -53,7 +56,8 @@ def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
         assert totals.evicted == counters.evicted == totals.slots_freed == early.state.evicted
         assert counters.requests_compressed == 1
         assert_all_slots_are_back(loop)
-    assert request.early == [] and len(request.done) >= 2
+    assert request.early == []
+    assert len(request.done) >= 2
     assert len(kept_at) > interval / 2 or interval == window
 
 
@@ -67,12 +71,17 @@ def test_a_due_date_with_nothing_left_to_evict_is_skipped():
     assert loop.evict_early(request, 18).keep == 1
     assert request.early == [(19, 5)]
     loop.run(5)
-    assert request.done == [] and held_by(request) == 10 and request.state.clock.events == 1
-    assert request.state.recording.slot is None and not request.state.recording.ahead
+    assert request.done == []
+    assert held_by(request) == 10
+    assert request.state.clock.events == 1
+    assert request.state.recording.slot is None
+    assert not request.state.recording.ahead
     loop.run(20)  # of 26 candidates 26 may be kept
-    assert request.done == [] and held_by(request) == 30
+    assert request.done == []
+    assert held_by(request) == 30
     loop.run(20)
-    assert request.done == [(64, 3, False)] and held_by(request) == 3 * 13 + 4
+    assert request.done == [(64, 3, False)]
+    assert held_by(request) == 3 * 13 + 4
     assert request.state.totals.late == 0
     assert_all_slots_are_back(loop)
 
@@ -87,10 +96,12 @@ def test_it_may_give_way_again_and_again():
         loop.evict_early(request, 4)
     # Of the first 5 candidates 1 is kept: a window is freed. From then on the same takes 5 or 6 more of them.
     assert request.early[:3] == [(9, 5), (14, 6), (19, 7)]
-    assert len(request.early) > 16 and request.state.totals.early == len(request.early)
+    assert len(request.early) > 16
+    assert request.state.totals.early == len(request.early)
     # On the due dates there may be nothing left, but the budget is never exceeded and no date comes late.
     assert all(g == n * 32 + 4 and not late for g, n, late in request.done)
-    assert request.state.clock.events == 4 and held_by(request) == 4 * 8 + 4
+    assert request.state.clock.events == 4
+    assert held_by(request) == 4 * 8 + 4
     assert_all_slots_are_back(loop)
 
 
@@ -107,7 +118,8 @@ def test_requests_that_give_way_together_do_so_as_alone():
         loop._compress(chosen)
         loop.run(30)
     for one, other, loop in zip(together, alone, loops[1:], strict=True):
-        assert one.early == other.early == [(14, 6)] and one.done == other.done
+        assert one.early == other.early == [(14, 6)]
+        assert one.done == other.done
         assert loops[0].held(one) == loop.held(other)
     for loop in loops:
         assert_all_slots_are_back(loop)
@@ -125,7 +137,8 @@ def test_early_selections_equal_the_oracle_too(aggregation, selector):
         loop.evict_early(request, 4)
     assert request.early == [(60, 18), (70, 20), (80, 23)]
     layers = loop.held(request)
-    assert layers[0] != layers[1] and (layers[0][0] == layers[0][1]) == (aggregation == "all")
+    assert layers[0] != layers[1]
+    assert (layers[0][0] == layers[0][1]) == (aggregation == "all")
     assert_all_slots_are_back(loop)
 
 
@@ -198,4 +211,6 @@ def test_a_thought_that_has_just_closed_gives_no_way(at, closed):
     loop.run(5)  # the segment was last read when it was looked at
     assert (loop.evict_early(request, 4) is None) is closed
     loop.run(60)
-    assert request.done == [] and request.state.recording.slot is None and loop.ring.in_use == 0
+    assert request.done == []
+    assert request.state.recording.slot is None
+    assert loop.ring.in_use == 0

@@ -117,5 +117,6 @@ def test_two_ranks_that_add_their_scores_select_as_one():
         thread.join(60)
     assert not errors
     for (loop, part), heads in zip(ranks, (slice(0, 2), slice(2, 4)), strict=True):
-        assert part.done == request.done and len(part.done) == 4
+        assert part.done == request.done
+        assert len(part.done) == 4
         assert loop.held(part) == [layer[heads] for layer in whole.held(request)]

@@ -10,16 +10,22 @@ def test_arming_takes_one_slot_if_there_is_one():
     loop = Loop(config(), slots=1)
     first, second = loop.add(0), loop.add(1)
     loop.run(5)
-    assert loop.record_ahead(first) and loop.ring.in_use == 1 and first.state.recording.ahead
+    assert loop.record_ahead(first)
+    assert loop.ring.in_use == 1
+    assert first.state.recording.ahead
     assert first.state.recording.since == 5
     loop.run(2)
-    assert (
-        loop.record_ahead(first) and loop.ring.in_use == 1 and first.state.recording.since == 5
-    )  # it goes on recording
-    assert not loop.record_ahead(second) and second.state.recording.slot is None and not second.state.recording.ahead
+    assert loop.record_ahead(first)
+    assert loop.ring.in_use == 1
+    assert first.state.recording.since == 5
+    assert not loop.record_ahead(second)
+    assert second.state.recording.slot is None
+    assert not second.state.recording.ahead
     assert loop.compressor.counters.slot_waits == 0
     loop.compressor.stop_recording_ahead(first.state)
-    assert loop.ring.in_use == 0 and first.state.recording.slot is None and not first.state.recording.ahead
+    assert loop.ring.in_use == 0
+    assert first.state.recording.slot is None
+    assert not first.state.recording.ahead
     assert loop.record_ahead(second)
     loop.compressor.stop_recording_ahead(first.state)  # it has none
     assert loop.ring.in_use == 1
@@ -37,7 +43,8 @@ def test_recording_alone_changes_nothing(budget):
             ahead.compressor.stop_recording_ahead(awake.state)
         for loop in (plain, ahead):
             loop.run(1)
-    assert asleep.done == awake.done and plain.held(asleep) == ahead.held(awake)
+    assert asleep.done == awake.done
+    assert plain.held(asleep) == ahead.held(awake)
     assert_all_slots_are_back(ahead)
 
 
@@ -65,12 +72,14 @@ def test_from_a_window_before_the_date_the_slot_is_the_dates():
     loop.run(6)
     assert request.state.recording.ahead
     loop.run(1)  # 16: the date's own window begins
-    assert not request.state.recording.ahead and request.state.recording.since == 9
+    assert not request.state.recording.ahead
+    assert request.state.recording.since == 9
     slot = request.state.recording.slot
     loop.compressor.stop_recording_ahead(request.state)
     assert request.state.recording.slot == slot is not None
     loop.run(4)
-    assert request.done == [(20, 1, False)] and request.state.recording.slot is None
+    assert request.done == [(20, 1, False)]
+    assert request.state.recording.slot is None
 
 
 def test_the_armed_do_not_keep_their_slot_behind_a_due_date():
@@ -88,7 +97,8 @@ def test_an_armed_row_that_is_freed_is_armed_no_more():
     loop.run(5)
     loop.record_ahead(request)
     loop.retract(request)
-    assert not request.state.recording.ahead and loop.ring.in_use == 0
+    assert not request.state.recording.ahead
+    assert loop.ring.in_use == 0
     loop.run(50)
     assert [g for g, _, _ in request.done] == [20, 36, 52]
     assert_all_slots_are_back(loop)
@@ -101,7 +111,9 @@ def test_after_giving_way_it_goes_on_recording_until_it_is_told_not_to():
     loop.record_ahead(request)
     loop.run(4)
     assert loop.evict_early(request, 4) is not None
-    assert request.state.recording.ahead and loop.ring.in_use == 1 and request.state.recording.since == 20
+    assert request.state.recording.ahead
+    assert loop.ring.in_use == 1
+    assert request.state.recording.since == 20
     loop.run(8)
     assert loop.evict_early(request, 4) is not None  # at once: its window is recorded
     loop.compressor.stop_recording_ahead(request.state)

@@ -14,11 +14,13 @@ def test_after_a_retraction_the_row_catches_up(interval, window, ratio, generate
     loop.run(generated)
     before = list(request.done)
     loop.retract(request)
-    assert request.length == 5 + generated and request.state.evicted == 0
+    assert request.length == 5 + generated
+    assert request.state.evicted == 0
     assert all(head == list(range(generated)) for layer in loop.held(request) for head in layer)
     loop.run(70)
     again = request.done[len(before) :]
-    assert again == play_policy(generated, generated + 70, interval, window, ratio) and again
+    assert again == play_policy(generated, generated + 70, interval, window, ratio)
+    assert again
     assert request.state.totals.compressions == len(before) + len(again)
     assert request.state.totals.late == sum(late for _, _, late in again)
     assert_all_slots_are_back(loop)
@@ -34,11 +36,14 @@ def test_a_date_with_fewer_candidates_than_budget_is_passed_over():
     loop.retract(request)
     loop.run(6)
     assert request.done[1:] == [(34, 1, True)]
-    assert request.state.clock.events == 2 and request.length == 5 + 13 + 4 + 2
+    assert request.state.clock.events == 2
+    assert request.length == 5 + 13 + 4 + 2
     loop.run(63)
-    assert len(request.done) == 2 and request.length == 5 + 13 + 4 + 65
+    assert len(request.done) == 2
+    assert request.length == 5 + 13 + 4 + 65
     loop.run(1)
-    assert request.done[2:] == [(100, 6, False)] and request.length == 5 + 6 * 13 + 4
+    assert request.done[2:] == [(100, 6, False)]
+    assert request.length == 5 + 6 * 13 + 4
     assert request.state.totals.compressions == 3
     assert_all_slots_are_back(loop)
 

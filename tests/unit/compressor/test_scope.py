@@ -14,8 +14,11 @@ def test_a_request_that_is_switched_off_is_looked_at_once(how):
     if how == "refused":
         request.state.refused = "a reason"
     loop.run(100)
-    assert request.done == [] and request.polls == [0] and request.state.clock.check_at >= NEVER // 2
-    assert loop.ring.in_use == 0 and request.length == 105
+    assert request.done == []
+    assert request.polls == [0]
+    assert request.state.clock.check_at >= NEVER // 2
+    assert loop.ring.in_use == 0
+    assert request.length == 105
 
 
 def test_a_thought_opened_in_the_prompt_is_compressed_from_its_first_token():
@@ -43,8 +46,10 @@ def test_a_thought_closed_before_its_first_date_is_left_whole(at):
     loop = thinking()
     request = loop.add(prompt=[START], output=says((at, END)))
     loop.run(60)
-    assert request.done == [] and request.length == 61
-    assert loop.ring.in_use == 0 and not request.state.active
+    assert request.done == []
+    assert request.length == 61
+    assert loop.ring.in_use == 0
+    assert not request.state.active
 
 
 def test_a_thought_closed_by_the_token_after_the_date_is_compressed_once():
@@ -60,7 +65,8 @@ def test_a_thought_closed_between_two_dates_is_compressed_no_more(at):
     request = loop.add(prompt=[START], output=says((at, END), (at + 2, START)))
     loop.run(90)
     assert request.done == [(20, 1, False)]
-    assert loop.ring.in_use == 0 and request.state.recording.slot is None
+    assert loop.ring.in_use == 0
+    assert request.state.recording.slot is None
     assert request.length == 1 + 90 - request.state.evicted
 
 
@@ -71,7 +77,8 @@ def test_a_closed_thought_stays_whole_after_a_retraction():
     assert [g for g, _, _ in request.done] == [20, 36]
     loop.retract(request)
     loop.run(60)
-    assert len(request.done) == 2 and request.length == 1 + 120
+    assert len(request.done) == 2
+    assert request.length == 1 + 120
 
 
 def test_an_open_thought_catches_up_after_a_retraction_behind_its_start():
@@ -91,11 +98,13 @@ def test_a_request_that_never_thinks_never_takes_a_slot():
     for _ in range(100):
         loop.run(1)
         assert loop.ring.in_use == 0
-    assert request.done == [] and len(request.polls) <= 8
+    assert request.done == []
+    assert len(request.polls) <= 8
 
 
 def test_scope_all_ignores_the_markers():
     loop = thinking()
     request = loop.add(output=says((3, START), (5, END)), scope="all")
     loop.run(60)
-    assert [g for g, _, _ in request.done] == [20, 36, 52] and request.state.segment is None
+    assert [g for g, _, _ in request.done] == [20, 36, 52]
+    assert request.state.segment is None

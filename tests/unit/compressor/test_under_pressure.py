@@ -10,10 +10,14 @@ from tests.unit.compressor.checks import assert_all_slots_are_back, play_policy,
 def test_without_pressure_nobody_is_looked_at_twice():
     loop = Loop(config(when="pressure"))
     request = loop.add()
-    assert not loop.compressor.dates_kept and Loop(config()).compressor.dates_kept
+    assert not loop.compressor.dates_kept
+    assert Loop(config()).compressor.dates_kept
     loop.run(100)
-    assert request.done == [] and request.polls == [0] and request.state.clock.check_at == NEVER
-    assert loop.ring.in_use == 0 and request.length == 105
+    assert request.done == []
+    assert request.polls == [0]
+    assert request.state.clock.check_at == NEVER
+    assert loop.ring.in_use == 0
+    assert request.length == 105
 
 
 @pytest.mark.parametrize("budget", [(16, 4, 4), (4, 16, 2), (16, 4, 1.2)], ids=str)
@@ -24,7 +28,8 @@ def test_woken_it_makes_up_for_what_it_missed(budget, woken):
     loop.run(woken)
     press(loop, True)
     loop.run(60)
-    assert request.done == play_policy(woken, woken + 60, *budget) and request.done
+    assert request.done == play_policy(woken, woken + 60, *budget)
+    assert request.done
     assert request.state.totals.late == sum(late for _, _, late in request.done)
     assert_all_slots_are_back(loop)
 
@@ -37,11 +42,14 @@ def test_relieved_it_gives_its_slot_back_and_sleeps(relieved):
     loop.run(relieved)
     press(loop, False)
     loop.run(0)
-    assert loop.ring.in_use == 0 and request.state.recording.slot is None and request.state.clock.check_at == NEVER
+    assert loop.ring.in_use == 0
+    assert request.state.recording.slot is None
+    assert request.state.clock.check_at == NEVER
     before = list(request.done)
     assert before == [(20, 1, False)][: relieved >= 20]
     loop.run(50)
-    assert request.done == before and loop.ring.in_use == 0
+    assert request.done == before
+    assert loop.ring.in_use == 0
     press(loop, True)
     woken = request.generated
     loop.run(4)
@@ -55,7 +63,9 @@ def test_a_thought_that_closed_unseen_is_not_compressed_when_woken():
     loop.run(60)
     press(loop, True)
     loop.run(40)
-    assert request.done == [] and not request.state.active and loop.ring.in_use == 0
+    assert request.done == []
+    assert not request.state.active
+    assert loop.ring.in_use == 0
 
 
 def test_memory_may_run_out_before_anybody_counts_as_pressed():
@@ -66,7 +76,9 @@ def test_memory_may_run_out_before_anybody_counts_as_pressed():
     loop.run(4)
     assert loop.evict_early(request, 4).keep == 10  # 40 candidates
     loop.run(3)
-    assert request.done == [] and request.state.clock.check_at == NEVER and loop.ring.in_use == 0
+    assert request.done == []
+    assert request.state.clock.check_at == NEVER
+    assert loop.ring.in_use == 0
     press(loop, True)
     loop.run(60)
     # At 51, when a window has been recorded, 8 may be kept; at 52, when 12 may, there are 9.

@@ -49,7 +49,8 @@ def test_a_row_loses_each_thought_when_its_gists_are_there(loop):
     assert request.done == [(10, 1, False), (15, 2, False), (33, 3, False)]
     receipt = request.state.receipt(39)
     assert (receipt["compressions"], receipt["evicted"], receipt["held"]) == (3, 20, 19)
-    assert loop.ring.in_use == 0 and len(request.polls) < 25  # about every third step, and again behind each thought
+    assert loop.ring.in_use == 0
+    assert len(request.polls) < 25
 
 
 def test_requests_of_one_step_do_not_disturb_each_other(loop):
@@ -100,7 +101,8 @@ def test_a_row_that_is_still_being_prefilled_is_left_alone(loop):
     kv = ReqKvInfo(req_pool_idx=request.row, kv_committed_len=request.length)
     req = Req(ids(request.prompt), ids(request.output), request.state, kv)
     runtime = Runtime(Scheduler(chunked_req=req), compressor=loop.compressor)
-    assert scheduling._poll(runtime, req) is None and request.state.clock.events == 0
+    assert scheduling._poll(runtime, req) is None
+    assert request.state.clock.events == 0
     runtime.scheduler.chunked_req = None
     assert scheduling._poll(runtime, req).evicted == 7
 
@@ -117,7 +119,8 @@ def test_nothing_is_planned_on_and_nothing_given_up_early(loop):
     request = loop.add(output=OUTPUT)
     loop.run(12)
     state = request.state
-    assert state.plan(12, 100, True, 0) == Plan(5, 12, 100, True) and early_gain(state, 12, 16) == 0
+    assert state.plan(12, 100, True, 0) == Plan(5, 12, 100, True)
+    assert early_gain(state, 12, 16) == 0
     assert loop.evict_early(request, 64) is None
 
 
@@ -139,7 +142,8 @@ def test_a_request_that_fits_the_pool_by_sglangs_clip_can_be_prefilled_again(pag
     runtime = Runtime(Scheduler(page_size=page, max_total_num_tokens=pool))
     for generated in (1, 99, clip - 1):
         req.output_ids = ids([0] * generated)
-        assert not unresumable.is_unresumable(runtime, req) and params.max_new_tokens == clip
+        assert not unresumable.is_unresumable(runtime, req)
+        assert params.max_new_tokens == clip
     if evicted:  # and so longer than the pool, and with what it had evicted it does not fit any more
         params.max_new_tokens, req.output_ids = pool + 9, ids([0] * pool)
         assert unresumable.is_unresumable(runtime, req)

@@ -91,6 +91,7 @@ def test_any_stream_is_read_as_by_hand_however_it_comes(output, ids, start):
             assert thoughts.next_check > upto
             at_look = thoughts.next_check
             # Whatever is found was completed by this very token: no look came too late.
-            assert [t.complete for t in thoughts.done] == complete and set(complete[before:]) <= {upto}
+            assert [t.complete for t in thoughts.done] == complete
+            assert set(complete[before:]) <= {upto}
         else:
             assert len(complete) == before

@@ -30,7 +30,8 @@ def de_bruijn(symbols: int, n: int) -> list[int]:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_constant_sequence_has_no_entropy(n):
-    assert entropy([7] * 50, n) == 0.0 and math.copysign(1, entropy([7] * 50, n)) == 1
+    assert entropy([7] * 50, n) == 0.0
+    assert math.copysign(1, entropy([7] * 50, n)) == 1
     assert distinct_share([7] * 50, n) == 1 / (50 - n + 1)
 
 
@@ -65,8 +66,11 @@ def test_a_known_unequal_distribution():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_shorter_than_n_is_nothing_to_measure(n):
     tokens = list(range(n - 1))
-    assert ngrams(tokens, n) == [] and repeats(tokens, n) == [False] * (n - 1)
-    assert math.isnan(entropy(tokens, n)) and math.isnan(distinct_share(tokens, n)) and math.isnan(most(n - 1, n))
+    assert ngrams(tokens, n) == []
+    assert repeats(tokens, n) == [False] * (n - 1)
+    assert math.isnan(entropy(tokens, n))
+    assert math.isnan(distinct_share(tokens, n))
+    assert math.isnan(most(n - 1, n))
     assert math.isnan(share([]))
 
 
@@ -93,7 +97,8 @@ def test_an_n_gram_says_no_less_than_its_beginning(tokens, n):
 
 
 def test_the_entropy_of_bigrams_may_be_below_that_of_tokens():
-    assert entropy([0, 0, 1], 2) == 1.0 and entropy([0, 1], 2) == 0.0 < entropy([0, 1], 1)
+    assert entropy([0, 0, 1], 2) == 1.0
+    assert entropy([0, 1], 2) == 0.0 < entropy([0, 1], 1)
 
 
 @given(SEQUENCES, st.integers(1, 3))
@@ -117,7 +122,9 @@ def test_windows_are_whole_and_of_one_length():
 def test_a_text_is_measured_by_its_windows_mean():
     first, _, third = measure(texts.Text("g", "t", "aaaaabab"), 4, every=True)
     assert (first.n, first.entropy, first.windows, first.length, first.tokens) == (1, 0.5, 2, 8, 4)
-    assert third.entropy == 0.5 and third.distinct == (1 / 2 + 1) / 2 and third.most == 1
+    assert third.entropy == 0.5
+    assert third.distinct == (1 / 2 + 1) / 2
+    assert third.most == 1
     assert [row.entropy for row in measure(texts.Text("g", "t", "aaaaabab"), 4, every=False)] == [0, 0, 0]
 
 
@@ -125,7 +132,8 @@ def test_a_group_is_the_mean_over_texts_with_its_standard_error():
     rows = [Measured("g", str(i), 1, value, value / 10, 9, 4, 1, 4) for i, value in enumerate((1.0, 2.0, 3.0))]
     (found,) = groups(rows)
     assert (found.texts, found.entropy, found.distinct) == (3, 2.0, pytest.approx(0.2))
-    assert found.error == pytest.approx(1 / math.sqrt(3)) and found.distinct_error == pytest.approx(0.1 / math.sqrt(3))
+    assert found.error == pytest.approx(1 / math.sqrt(3))
+    assert found.distinct_error == pytest.approx(0.1 / math.sqrt(3))
     assert math.isnan(groups(rows[:1])[0].error)
     constant = [Measured("g", str(i), 1, 0.0, 0.0, 9, 4, 1, 4) for i in range(3)]
     assert groups(constant)[0].error == 0  # no share of right and wrong: that all are 0 is known

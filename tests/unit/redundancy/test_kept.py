@@ -49,8 +49,10 @@ def test_what_was_kept_stands_beside_what_could_have_been(tmp_path):
     assert {choice: found[choice, 1].tokens for choice in kept.CHOICES} == dict(all=6, kept=2, newest=2, random=2)
     repeated = {choice: [found[choice, n].repeated for n in (1, 2, 3)] for choice in ("all", "kept", "newest")}
     assert repeated == {"all": [1 / 2, 1 / 6, 0], "kept": [1 / 2, 1 / 4, 0], "newest": [1, 1 / 2, 0]}
-    assert found["kept", 1].entropy == found["newest", 1].entropy == 1 and found["kept", 2].entropy == 0
-    assert found["all", 1].entropy == entropy([1, 2, 3, 1, 2, 1], 1) and found["kept", 1].sets == 2
+    assert found["kept", 1].entropy == found["newest", 1].entropy == 1
+    assert found["kept", 2].entropy == 0
+    assert found["all", 1].entropy == entropy([1, 2, 3, 1, 2, 1], 1)
+    assert found["kept", 1].sets == 2
 
 
 def test_what_stands_before_the_thoughts_is_no_choice(tmp_path):
@@ -65,8 +67,10 @@ def test_lots_are_drawn_from_the_same_tokens_and_are_the_same_again(tmp_path):
     path = trace(tmp_path / "r.jsonl", [range(400)], output=output)
     (first,) = [r for r in kept.choices(path) if (r.choice, r.n) == ("random", 1)]
     # Of 1000 tokens all but the first two are repeats; of 400 drawn, most draws lack at least one of the two.
-    assert first.tokens == 400 and 398 / 400 < first.repeated < 1
-    assert first in kept.choices(path) and first not in kept.choices(path, seed=1)
+    assert first.tokens == 400
+    assert 398 / 400 < first.repeated < 1
+    assert first in kept.choices(path)
+    assert first not in kept.choices(path, seed=1)
 
 
 def test_the_command_compares_request_by_request(tmp_path, capsys):
@@ -75,14 +79,17 @@ def test_the_command_compares_request_by_request(tmp_path, capsys):
     assert command.main(["--traces", f"{tmp_path}/*.jsonl", "--out", str(tmp_path / "out")]) == 0
     assert "2 requests; tokens before the last compression's window" in capsys.readouterr().out
     rows = {(r["choice"], r["n"]): r for r in csv.DictReader((tmp_path / "out" / "kept_summary.csv").open())}
-    assert float(rows["kept", "1"]["repeated"]) == 0.25 and float(rows["all", "1"]["repeated"]) == 0.5
+    assert float(rows["kept", "1"]["repeated"]) == 0.25
+    assert float(rows["all", "1"]["repeated"]) == 0.5
     random = float(rows["random", "1"]["repeated"])
     assert float(rows["kept", "1"]["repeated_to_random"]) == pytest.approx(0.25 - random, abs=1e-5)
     assert float(rows["kept", "1"]["repeated_error"]) == 0.25  # of 0.5 and 0
     assert len(list(csv.DictReader((tmp_path / "out" / "kept.csv").open()))) == 2 * 4 * 3
     said = json.loads((tmp_path / "out" / "conditions.json").read_text())["sources"]["traces"]
-    assert said["files"] == 2 and said["said"] == [{"model": "m"}]
-    assert (tmp_path / "out" / "kept.png").exists() and (tmp_path / "out" / "kept.svg").exists()
+    assert said["files"] == 2
+    assert said["said"] == [{"model": "m"}]
+    assert (tmp_path / "out" / "kept.png").exists()
+    assert (tmp_path / "out" / "kept.svg").exists()
 
 
 def test_a_trace_that_does_not_say_what_was_kept_is_refused(tmp_path, samples, capsys):
@@ -93,4 +100,5 @@ def test_a_trace_that_does_not_say_what_was_kept_is_refused(tmp_path, samples, c
     for given_path, sentence in ((path, "does not say what was kept last"), (samples, "is no trace")):
         assert command.main(["--traces", str(given_path), "--out", str(tmp_path / "out")]) == 1
         said = capsys.readouterr().err
-        assert sentence in said and said.count("\n") == 1
+        assert sentence in said
+        assert said.count("\n") == 1

@@ -9,7 +9,8 @@ from tests.unit.request_state.states import END, SETTINGS, START, WORD, backup, 
 
 def test_a_new_request_is_polled_at_once():
     fresh = state()
-    assert fresh.active and fresh.recording.slot is None
+    assert fresh.active
+    assert fresh.recording.slot is None
     assert (fresh.clock, fresh.totals) == (Clock(events=0, evicted=0, check_at=0), Totals())
 
 
@@ -53,7 +54,8 @@ def test_reset_forgets_the_row_and_remembers_the_rest():
     segment = used.segment
     used.reset()
     assert (used.clock.events, used.evicted, used.clock.check_at) == (0, 0, 0)
-    assert used.segment is segment and used.totals.compressions == 2
+    assert used.segment is segment
+    assert used.totals.compressions == 2
     used.recording.slot = 1
     with pytest.raises(AssertionError, match="given back with the row"):
         used.reset()
@@ -66,12 +68,16 @@ def test_what_a_retracted_request_had_is_given_back_to_it():
     saved = used.save(backup())
     used.recording.slot, used.recording.ahead = None, False
     used.reset()
-    assert used.clock == Clock() and saved.clock == Clock(2, 96, 500)
+    assert used.clock == Clock()
+    assert saved.clock == Clock(2, 96, 500)
     assert (saved.recorded_since, saved.backup.tokens) == (130, 0)
     used.totals.compressions = 3
     used.restore(saved)
-    assert used.clock == saved.clock and used.clock is not saved.clock  # it may have to be restored once more
-    assert used.recording.slot is None and not used.recording.ahead and used.totals.compressions == 3
+    assert used.clock == saved.clock
+    assert used.clock is not saved.clock
+    assert used.recording.slot is None
+    assert not used.recording.ahead
+    assert used.totals.compressions == 3
 
 
 def test_requests_do_not_share_totals():

@@ -53,7 +53,8 @@ def test_what_is_not_compressed_is_planned_at_full_length():
     refused.refused = "a reason"
     for request_state, held in ((closed, 52), (refused, 100), (state(enabled=False), 100)):
         plan = request_state.plan(100, 70, True, 0)
-        assert plan == Plan(held, 100, 70, True) and plan.compresses_at == NEVER
+        assert plan == Plan(held, 100, 70, True)
+        assert plan.compresses_at == NEVER
 
 
 @pytest.mark.parametrize(("queries", "compresses_at"), [(False, 200), (True, 205)])
@@ -70,13 +71,15 @@ def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored(queri
     now = used.plan(190, 70, False, 0)
     assert now == Plan(190, 190, 70, False, compresses_at=198, start=0, **BUDGET)
     assert used.plan_saved(saved, 190, 70, False, 0) == before
-    assert used.clock == Clock() and used.plan(190, 70, False, 0) == now  # asked, not done
+    assert used.clock == Clock()
+    assert used.plan(190, 70, False, 0) == now
 
 
 def test_who_was_due_is_not_told_that_it_ended_before():
     late = state(scope="all")
     assert late.receipt(72)["reason"].startswith("finished before 72")  # the newest token's entry is not there yet
-    assert late.receipt(73)["reason"] and not late.receipt(73)["reason"].startswith("finished before")
+    assert late.receipt(73)["reason"]
+    assert not late.receipt(73)["reason"].startswith("finished before")
     late.totals.compressions = 1
     assert "reason" not in late.receipt(73)
 

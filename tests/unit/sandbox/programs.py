@@ -17,5 +17,6 @@ def run(program: str, stdin: str = "", **limits) -> sandbox.Outcome:
 def refused(program: str) -> None:
     """`program` must be stopped by an error of permission, and by nothing else."""
     outcome = run(program + "\nprint('done')")
-    assert outcome.ended == "exit" and outcome.code == 1 and "done" not in outcome.stdout, outcome
+    assert (outcome.ended, outcome.code) == ("exit", 1), outcome
+    assert "done" not in outcome.stdout, outcome
     assert "PermissionError" in outcome.stderr, outcome

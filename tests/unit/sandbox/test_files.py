@@ -39,7 +39,8 @@ WRITES = {
 def readable(request, tmp_path, tmp_path_factory, monkeypatch):
     """A folder that may be read, as Python's own may; with Landlock as it is here, and as it was first."""
     text, listed, version = sandbox.CONFINE.read_text(), '"/dev/zero"', "libc.syscall(CREATE_RULESET, None, 0, 1)"
-    assert listed in text and version in text
+    assert listed in text
+    assert version in text
     text = text.replace(listed, f"{listed}, {str(tmp_path)!r}")
     if request.param != "this kernel":
         text = text.replace(version, "1")  # it did not know of truncation
@@ -63,7 +64,8 @@ def test_nothing_outside_its_folder_is_written(readable, how):
 
     before = state()
     refused("import os\n" + WRITES[how].format(folder=str(readable), file=str(file)))
-    assert state() == before and file.read_text() == "as it was"
+    assert state() == before
+    assert file.read_text() == "as it was"
 
 
 def test_what_may_be_read_is_read(readable):
@@ -86,4 +88,5 @@ def test_secrets_are_not_read(tmp_path, monkeypatch):
 def test_its_folder_is_gone_afterwards_and_open_to_nobody_else():
     outcome = run("import os; open('x', 'w'); print(os.getcwd(), oct(os.stat('.').st_mode & 0o777))")
     folder, mode = outcome.stdout.split()
-    assert not os.path.exists(folder) and mode == "0o700"
+    assert not os.path.exists(folder)
+    assert mode == "0o700"

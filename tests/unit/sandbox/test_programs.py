@@ -23,12 +23,14 @@ def test_what_a_solution_needs_works():
         """,
         "é\n",
     )
-    assert outcome.good and outcome.stdout == "50000 é\ntoo __main__\n", outcome
+    assert outcome.good, outcome
+    assert outcome.stdout == "50000 é\ntoo __main__\n", outcome
 
 
 def test_what_numpy_needs_works():
     outcome = run("import numpy; print(int(numpy.linalg.det(numpy.eye(300) * 1.0) + 0.5))")
-    assert outcome.good and outcome.stdout == "1\n", outcome
+    assert outcome.good, outcome
+    assert outcome.stdout == "1\n", outcome
 
 
 def test_a_program_that_fails_says_why():

@@ -9,7 +9,9 @@ def test_the_command_writes_a_page(tmp_path, capsys, bytewise):
     (file,) = (tmp_path / "traces").iterdir()
     assert command.main([str(file)]) == 0
     said = capsys.readouterr().out
-    assert "90 tokens, 5 compressions" in said and "of token ids" in said and said.count("\n") == 1
+    assert "90 tokens, 5 compressions" in said
+    assert "of token ids" in said
+    assert said.count("\n") == 1
     assert embedded(file.with_suffix(".html").read_text())["stages"]
     bytewise.save_pretrained(tmp_path / "model")
     out = tmp_path / "page.html"
@@ -32,5 +34,7 @@ def test_the_command_refuses_in_a_sentence(tmp_path, capsys):
     for sentence, arguments in wrong.items():
         assert command.main(arguments) == 1
         said = capsys.readouterr().err
-        assert sentence in said and said.count("\n") == 1 and said.startswith("eval.trace_view: ")
+        assert sentence in said
+        assert said.count("\n") == 1
+        assert said.startswith("eval.trace_view: ")
     assert file.read_bytes() == before

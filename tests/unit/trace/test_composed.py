@@ -23,11 +23,14 @@ def test_what_is_composed_is_what_the_pool_holds(tmp_path, aggregation, policy):
     traced.finish(request)
     trace = traced.only()
     assert (trace.layers, trace.heads) == (LAYERS, 2 if aggregation == "group" else 1)
-    assert trace.prompt == request.prompt and trace.output == request.output[:90]
+    assert trace.prompt == request.prompt
+    assert trace.output == request.output[:90]
     found = traced.check(request, trace)
     receipt = request.state.receipt(90)
     end = found.stages[-1]
-    assert trace.receipt == receipt and trace.finish == {"type": "stop"} and not trace.cut
+    assert trace.receipt == receipt
+    assert trace.finish == {"type": "stop"}
+    assert not trace.cut
     assert (end.generated, end.held, end.evicted) == (receipt["generated"], receipt["held"], receipt["evicted"])
     assert len(trace.compressions) == receipt["compressions"] == 5
     assert [c.event for c in trace.compressions] == [1, 2, 3, 4, 5]
@@ -74,7 +77,8 @@ def test_a_request_that_never_ends_can_be_seen_as_far_as_it_went(tmp_path):
     request = traced.loop.add(output=list(range(1000, 1640)))
     traced.loop.run(45)
     trace = traced.only()
-    assert trace.receipt is None and trace.output == list(range(1000, 1036))
+    assert trace.receipt is None
+    assert trace.output == list(range(1000, 1036))
     traced.check(request, trace)
 
 
@@ -91,8 +95,10 @@ def test_a_row_rebuilt_from_tokens_is_whole_again(tmp_path):
     trace = traced.only()
     found = traced.check(request, trace)
     assert [stage.rebuilt for stage in found.stages] == [False, False, False, True, False, False, True]
-    assert found.stages[-1].held == receipt["held"] == 80 and found.stages[-1].evicted == receipt["evicted"] > 0
-    assert len(found.epochs) == 3 and [c.late for c in trace.compressions] == [False, False, True, False, False]
+    assert found.stages[-1].held == receipt["held"] == 80
+    assert found.stages[-1].evicted == receipt["evicted"] > 0
+    assert len(found.epochs) == 3
+    assert [c.late for c in trace.compressions] == [False, False, True, False, False]
 
 
 def test_a_row_that_came_back_as_it_was_goes_on(tmp_path):
@@ -105,7 +111,8 @@ def test_a_row_that_came_back_as_it_was_goes_on(tmp_path):
     loop.run(30)
     traced.finish(request)
     found = traced.check(request, traced.only())
-    assert not any(stage.rebuilt for stage in found.stages) and len(found.epochs) == 1
+    assert not any(stage.rebuilt for stage in found.stages)
+    assert len(found.epochs) == 1
 
 
 def test_early_compressions(tmp_path):

@@ -22,15 +22,19 @@ def test_token_counts_on_the_page_equal_the_receipt(tmp_path, aggregation, scope
     data, composed = embedded(page(trace, None)), holdings.compose(trace)
     assert len(data["stages"]) == trace.receipt["compressions"] + 2
     for number, stage in enumerate(data["stages"]):
-        assert (held(data, number).sum(1) == stage["held"]).all() and stage["held"] <= stage["generated"]
+        assert (held(data, number).sum(1) == stage["held"]).all()
+        assert stage["held"] <= stage["generated"]
         assert np.array_equal(held(data, number), composed.held(number))
     end = data["stages"][-1]
     assert {name: end[name] for name in ("compressions", "generated", "held", "evicted")} == {
         name: trace.receipt[name] for name in ("compressions", "generated", "held", "evicted")
     }
-    assert data["stages"][0]["held"] == data["stages"][0]["generated"] and data["stages"][0]["evicted"] == 0
-    assert data["output"]["ids"] == trace.output and len(data["output"]["texts"]) == end["generated"]
-    assert data["think"] == [21, 88] and data["notes"][0].startswith("Token ids stand for the text")
+    assert data["stages"][0]["held"] == data["stages"][0]["generated"]
+    assert data["stages"][0]["evicted"] == 0
+    assert data["output"]["ids"] == trace.output
+    assert len(data["output"]["texts"]) == end["generated"]
+    assert data["think"] == [21, 88]
+    assert data["notes"][0].startswith("Token ids stand for the text")
 
 
 def test_more_stages_than_a_byte_counts():
@@ -43,7 +47,8 @@ def test_more_stages_than_a_byte_counts():
     each = [drops_one(number) for number in range(1, 301)]
     trace = reader.Trace(header, 1, 1, [], list(range(302)), each, None, {}, receipt, False)
     data = embedded(page(trace, None))
-    assert data["bytes"] == 2 and len(data["stages"]) == 302
+    assert data["bytes"] == 2
+    assert len(data["stages"]) == 302
     for stage in (0, 1, 254, 255, 256, 300, 301):
         generated = 3 if stage == 0 else min(stage + 2, 302)
         expected = [0, 1, 2] if stage == 0 else [0, generated - 1]
@@ -54,7 +59,8 @@ def test_what_the_server_left_out_is_not_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "PENDING_BYTES", 0)
     data = embedded(page(traced(tmp_path), None))
     assert [stage["epoch"] for stage in data["stages"]] == [0] + [None] * 6
-    assert any("could not keep up" in note for note in data["notes"]) and "not known" in data["stages"][3]["said"]
+    assert any("could not keep up" in note for note in data["notes"])
+    assert "not known" in data["stages"][3]["said"]
 
 
 def test_the_line_falls_at_each_compression(tmp_path):
@@ -88,7 +94,8 @@ def test_nothing_that_a_token_or_a_rid_spells_becomes_html(tmp_path, bytewise):
     assert data["prompt"]["texts"] == [visible(piece) for piece in ODD]
     assert data["request"]["rid"] == "</script><b>"
     plain = Elements(page(traced(tmp_path / "plain"), None))
-    assert Elements(text).tags == plain.tags and text.count("</script>") == 2
+    assert Elements(text).tags == plain.tags
+    assert text.count("</script>") == 2
 
 
 def test_the_page_needs_nothing_else(tmp_path):
@@ -96,6 +103,9 @@ def test_the_page_needs_nothing_else(tmp_path):
     elements = Elements(text)
     assert not {"link", "img", "iframe", "base"} & set(elements.tags)
     assert not {"src", "href", "srcset"} & {name for name, _ in elements.attributes}
-    assert "default-src 'none'" in text and "@@" not in text
+    assert "default-src 'none'" in text
+    assert "@@" not in text
     assert set(re.findall(r"https?://[^\"' ]*", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
-    assert "url(" not in text and "fetch(" not in text and "import" not in text
+    assert "url(" not in text
+    assert "fetch(" not in text
+    assert "import" not in text

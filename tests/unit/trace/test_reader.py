@@ -113,14 +113,15 @@ def test_lines_that_do_not_follow_are_refused(tmp_path, good):
 def test_every_cut_is_read_or_refused(tmp_path, good):
     """A file of an aborted request, of a full disk, or just now being written."""
     whole = "".join(json.dumps(line) + "\n" for line in good).encode()
+    first_line = whole.index(b"\n") + 1
     file, seen = tmp_path / "a.jsonl", set()
     for length in range(0, len(whole), 7):
         file.write_bytes(whole[:length])
-        try:
-            trace = reader.read(file)
-        except EvalError as error:
-            assert "is no trace" in str(error)
+        if length < first_line:
+            with pytest.raises(EvalError, match="is no trace"):
+                reader.read(file)
             continue
+        trace = reader.read(file)
         assert trace.cut == (whole[:length][-1:] != b"\n")
         seen.add(len(trace.compressions))
         if trace.compressions:

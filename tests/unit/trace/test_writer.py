@@ -29,9 +29,10 @@ def test_a_users_own_rid_stays_in_the_folder(tmp_path, rid):
     traced.rids[id(request)] = rid
     traced.loop.run(25)
     (file,) = traced.files()
-    assert (
-        file.name.isascii() and len(file.name) < 140 and file.suffix == ".jsonl" and not set(file.name) & set('/\\ "')
-    )
+    assert file.name.isascii()
+    assert len(file.name) < 140
+    assert file.suffix == ".jsonl"
+    assert not set(file.name) & set('/\\ "')
     assert list(tmp_path.iterdir()) == [folder]
     assert reader.read(file).header["rid"] == rid
     assert file.read_bytes().isascii()
@@ -47,7 +48,8 @@ def test_two_requests_of_one_name_have_two_files(tmp_path):
 
 def test_a_folder_is_made_and_one_that_cannot_be_written_is_refused(tmp_path):
     check_folder(str(tmp_path / "a" / "b"))
-    assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
+    assert (tmp_path / "a" / "b").is_dir()
+    assert not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").write_text("")
     for wrong in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/traces")):
         with pytest.raises(ConfigError, match="--rpc-trace must name a folder that can be written in") as refused:
@@ -76,9 +78,14 @@ def test_a_full_disk_stops_tracing_and_nothing_else(tmp_path, monkeypatch, caplo
     traced.finish(request)
     assert request.state.totals.compressions == 4
     (said,) = [record for record in caplog.records if "--rpc-trace stops" in record.getMessage()]
-    assert said.levelno == logging.ERROR and "No space left" in said.getMessage() and said.exc_info is None
+    assert said.levelno == logging.ERROR
+    assert "No space left" in said.getMessage()
+    assert said.exc_info is None
     after = traced.only()
-    assert after.cut and not before.cut and len(after.compressions) == 1 and after.receipt is None
+    assert after.cut
+    assert not before.cut
+    assert len(after.compressions) == 1
+    assert after.receipt is None
     traced.truth[id(request)] = traced.truth[id(request)][:1]
     traced.check(request, after)
 
@@ -105,7 +112,8 @@ def test_a_writer_that_falls_behind_leaves_kept_sets_out_and_says_so(tmp_path, m
     assert [c.kept is None for c in trace.compressions] == [False, False, True, False, False]
     found = holdings.compose(trace)
     assert [stage.epoch for stage in found.stages] == [0, 0, 0, None, None, 1, 1]
-    assert found.held(3) is None and found.held(5).sum(1).tolist() == [found.stages[5].held] * LAYERS
+    assert found.held(3) is None
+    assert found.held(5).sum(1).tolist() == [found.stages[5].held] * LAYERS
     receipt = request.state.receipt(request.generated)
     assert (found.stages[-1].held, found.stages[-1].evicted) == (receipt["held"], receipt["evicted"])
     assert sum("falls behind" in record.getMessage() for record in caplog.records) == 1
@@ -127,7 +135,8 @@ def test_without_a_tracer_nothing_is_shown():
     loop = Loop(config())
     request = loop.add()
     loop.run(40)
-    assert loop.compressor._backend.observer is None and request.state.hooks.trace is None
+    assert loop.compressor._backend.observer is None
+    assert request.state.hooks.trace is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +160,8 @@ def test_a_text_is_its_owners_alone(tmp_path):
     traced.loop.run(30)
     traced.finish(request)
     (file,) = traced.files()
-    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_texts_that_wait_for_a_slow_disk_are_bounded_too(tmp_path, monkeypatch, caplog):
@@ -165,5 +175,6 @@ def test_texts_that_wait_for_a_slow_disk_are_bounded_too(tmp_path, monkeypatch, 
         traced.loop.run(90)
     segment.set()
     traced.tracer.flush()
-    assert "more than 50 token ids wait" in caplog.text and caplog.text.count("--rpc-trace stops") == 1
+    assert "more than 50 token ids wait" in caplog.text
+    assert caplog.text.count("--rpc-trace stops") == 1
     assert len(request.done) == 5  # serving went on
