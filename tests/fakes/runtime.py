@@ -14,7 +14,7 @@ from tests.fakes.scheduler import Scheduler
 
 @dataclass(eq=False)
 class Runtime:
-    """Without a compressor, for hooks that only plan; without room for backups."""
+    """Without a compressor, for hooks that only plan; without memory for backups."""
 
     scheduler: Scheduler
     config: RPCConfig = field(default_factory=RPCConfig)

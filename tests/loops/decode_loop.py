@@ -38,11 +38,11 @@ class Request:
     prompt: list[int]
     output: list[int]  #: what the model will say
     state: RequestState
-    generated: int = 0  #: logical entries behind the prompt
+    generated: int = 0  #: logical entries after the prompt
     length: int = 0  #: physical length of the row, prompt included
     done: list[tuple[int, int, bool]] = field(default_factory=list)  #: (generated, event, late) of each compression
     early: list[tuple[int, int]] = field(default_factory=list)  #: (generated, entries kept) of each before its due date
-    polls: list[int] = field(default_factory=list)  #: `generated` at each look
+    polls: list[int] = field(default_factory=list)  #: `generated` at each poll
 
 
 class Loop:
@@ -69,10 +69,10 @@ class Loop:
         ring are; what the oracle knows stays on the CPU."""
         self.device = device
         self.config, self.check, self.keys_as = config, check, keys_as
-        per_group, scaling = heads // kv_heads, DIM**-0.5
+        self.per_group, self.scaling = heads // kv_heads, DIM**-0.5
         generator = torch.Generator().manual_seed(7)
         keys = torch.randn(4, LAYERS, LENGTH, kv_heads, DIM, generator=generator)
-        queries = torch.randn(4, LAYERS, LENGTH, kv_heads, per_group, DIM, generator=generator)
+        queries = torch.randn(4, LAYERS, LENGTH, kv_heads, self.per_group, DIM, generator=generator)
         if latent:
             assert kv_heads == 1
             assert keys_as == torch.float32, "positions must be read back from keys"
@@ -80,14 +80,14 @@ class Loop:
             queries[..., 0] = 0.0
         self.keys = keys[:, :, :, heads_of].to(keys_as).float()  # [row, layer, position, KV head, dim]
         self.queries = queries[:, :, :, heads_of].flatten(3, 4)
-        self.oracle = Oracle(config, self.keys, self.queries, scaling, logit_cap)
+        self.oracle = Oracle(config, self.keys, self.queries, self.scaling, logit_cap)
         own = self.keys.shape[3]
         self.layers = [
             KVLayer(
                 keys=self._stored(torch.randn(POOL, own, DIM, generator=generator)).to(device),
                 values=torch.full((POOL, own, 1), -1.0, device=device),
                 dtype=keys_as,
-                scaling=scaling,
+                scaling=self.scaling,
                 logit_cap=logit_cap,
             )
             for _ in range(LAYERS)
@@ -101,7 +101,7 @@ class Loop:
             slots=slots,
             rows=4,
             window=config.window,
-            heads=own * per_group,
+            heads=own * self.per_group,
             head_dim=DIM,
             dtype=torch.float32,
             device=device,
@@ -207,7 +207,7 @@ class Loop:
         return self.req_to_token[request.row, : request.length].long()
 
     def held(self, request: Request) -> list[list[list[int]]]:
-        """Logical positions behind the prompt that the row holds, read from the pool: [layer][KV head][entries]."""
+        """Logical positions after the prompt that the row holds, read from the pool: [layer][KV head][entries]."""
         own = self.slots(request)[len(request.prompt) :]
         return [(layer.values[own, :, 0].T.long() - len(request.prompt)).tolist() for layer in self.layers]
 

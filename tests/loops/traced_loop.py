@@ -1,4 +1,4 @@
-"""A played decode loop whose compressions are traced, and what its pool really held behind each of them."""
+"""A played decode loop whose compressions are traced, and what its pool really held after each of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Traced:
         self.folder, self.tracer = folder, Tracer(str(folder), server, compressor.markers, torch.device("cpu"))
         compressor.observe(self.tracer.observer)
         self.rids: dict[int, str] = {}
-        #: What the pool held behind each compression, by request: [layer][head][positions].
+        #: What the pool held after each compression, by request: [layer][head][positions].
         self.truth: dict[int, list] = {}
         commit = compressor.commit
 
@@ -57,15 +57,15 @@ class Traced:
 
     def check(self, request: Request, trace: reader.Trace) -> holdings.Holdings:
         """Every stage of the trace is what the pool held then."""
-        found, truth = holdings.compose(trace), self.truth[id(request)]
-        assert len(found.stages) == len(truth) + 1
-        assert found.held(0).all()
+        result, truth = holdings.compose(trace), self.truth[id(request)]
+        assert len(result.stages) == len(truth) + 1
+        assert result.held(0).all()
         for number, layers in enumerate(truth, 1):
-            held = found.held(number)
+            held = result.held(number)
             per_layer = held.reshape(trace.layers, trace.heads, -1)
             for layer, heads in enumerate(layers):
                 for head, positions in enumerate(heads):
                     own = per_layer[layer, head if trace.heads > 1 else 0]
                     assert np.flatnonzero(own).tolist() == positions, (number, layer, head)
-            assert (held.sum(1) == found.stages[number].held).all()
-        return found
+            assert (held.sum(1) == result.stages[number].held).all()
+        return result

@@ -19,7 +19,7 @@ def config(interval=16, window=8, ratio=4, **others):
 
 
 @pytest.mark.parametrize("g", range(34, 39))
-def test_giving_way_inside_the_due_dates_own_window_does_not_delay_it(g):
+def test_an_early_compression_within_the_due_dates_own_window_does_not_delay_it(g):
     # due 40, its window begins at 32, and the slot is the date's since then.
     loop = Loop(config())
     request = loop.add()
@@ -52,13 +52,13 @@ def test_nor_does_the_hook_that_watches_memory():
 BUDGET = dict(interval=4096, window=32, budget_step=1024)
 
 
-def test_what_stays_at_its_highest_does_so_behind_the_last_stretch_too():
-    # Of unknown length, about to be compressed, with 100 tokens to be reserved for. Behind them it counts as 4128.
+def test_what_stays_at_its_highest_does_so_after_the_last_bucket_too():
+    # Of unknown length, about to be compressed, with 100 tokens to be reserved for. After them it counts as 4128.
     unknown = Plan(4128, 4128, 100, False, compresses_at=4128, **BUDGET)
     short = Plan(100, 100, 10, True)
     long = Plan(0, 0, 4128, True)
     assert Forecast([unknown], 1).peak_with(long) == 4128
-    # A request that ends in 10 steps gives 100 back; it cannot make room for 3072.
+    # A request that ends in 10 steps gives 100 back; it cannot free 3072.
     assert Forecast([short, unknown], 1).peak_with(long) >= 4128 - 100
 
 

@@ -1,4 +1,4 @@
-"""When the pool counts as under memory pressure, who gives way first, and at which ratios."""
+"""When the pool counts as under memory pressure, whom it compresses first, and at which ratios."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def compression(end: int, new_end: int, row: int = 0, window: int = 4, begin: in
 # --- watermarks -------------------------------------------------------------------------------------------------
 
 
-def test_it_is_pressed_from_the_high_mark_until_it_falls_below_the_low_one():
+def test_memory_pressure_lasts_from_the_high_mark_until_usage_falls_below_the_low_one():
     marks = Watermarks(high=0.75, low=0.5)
     assert not marks.under_pressure
     assert marks.crossings == 0
@@ -85,7 +85,7 @@ def test_with_both_marks_in_one_place(mark):
 
 
 @given(st.integers(1, 200), st.integers(0, 200), st.sampled_from([1, 2, 16, 64]))
-def test_only_whole_pages_behind_what_is_kept_are_freed(new_end, evicted, page):
+def test_only_whole_pages_after_what_is_kept_are_freed(new_end, evicted, page):
     end = new_end + evicted
     still_used = {position // page for position in range(new_end)}
     freed = {position // page for position in range(end)} - still_used
@@ -100,16 +100,16 @@ def test_slots_freed(end, new_end, page, freed):
     assert slots_freed(compression(end, new_end), page) == freed
 
 
-# --- who gives way first ----------------------------------------------------------------------------------------
+# --- who is compressed first -------------------------------------------------------------------------------------
 
 
-def test_without_pages_the_largest_gives_way_first():
+def test_without_pages_the_request_that_frees_most_comes_first():
     candidates = [compression(10 + n, 10, row) for row, n in enumerate((7, 30, 1, 30, 12))]
     assert [c.row for c in by_slots_per_entry(candidates, 1)] == [1, 3, 4, 0, 2]  # of equals, the first
     assert [c.row for c in by_slots_per_entry(candidates[::-1], 1)] == [3, 1, 4, 0, 2]
 
 
-def test_with_pages_first_what_frees_most_for_an_entry_lost():
+def test_with_pages_requests_are_in_order_of_slots_freed_per_evicted_entry():
     page_16 = {
         "all of a page for one entry": compression(49, 48, 0),  # 16 / 1
         "a page for 16 entries": compression(64, 48, 1),  # 16 / 16
@@ -120,17 +120,17 @@ def test_with_pages_first_what_frees_most_for_an_entry_lost():
     assert [c.row for c in by_slots_per_entry(list(page_16.values()), 16)] == [0, 4, 1, 2, 3]
 
 
-def test_of_equal_worth_the_one_nearest_to_its_due_date():
+def test_of_equal_worth_the_request_nearest_to_its_due_date_comes_first():
     candidates = [compression(32, 16, 0), compression(64, 16, 1), compression(48, 16, 2)]
     assert [c.row for c in by_slots_per_entry(candidates, 16)] == [1, 2, 0]
 
 
 @given(st.lists(st.tuples(st.integers(9, 100), st.integers(1, 100)), max_size=12), st.sampled_from([1, 16]))
-def test_nobody_is_passed_over(shapes, page):
+def test_no_request_is_left_out(shapes, page):
     candidates = [compression(new_end + n, new_end, row) for row, (new_end, n) in enumerate(shapes)]
-    found = by_slots_per_entry(candidates, page)
-    assert sorted(c.row for c in found) == list(range(len(shapes)))
-    for earlier, later in itertools.pairwise(found):
+    result = by_slots_per_entry(candidates, page)
+    assert sorted(c.row for c in result) == list(range(len(shapes)))
+    for earlier, later in itertools.pairwise(result):
         worth, next_worth = slots_freed(earlier, page) / earlier.evicted, slots_freed(later, page) / later.evicted
         assert (worth, earlier.evicted) >= (next_worth, later.evicted)
 
@@ -158,9 +158,9 @@ def test_each_ratio_is_tried_in_turn(ratio, highest, tried):
 @given(st.floats(1.01, 100), st.floats(1, 1000))
 def test_the_highest_ratio_is_reached_and_never_passed(ratio, times):
     highest = ratio * times
-    found = list(factors(ratio, highest))
-    assert found[0] == 1
-    assert found[-1] == pytest.approx(times)
-    assert len(found) <= 12
-    assert all(a < b for a, b in itertools.pairwise(found))
-    assert all(factor * ratio <= highest * (1 + 1e-9) for factor in found)
+    result = list(factors(ratio, highest))
+    assert result[0] == 1
+    assert result[-1] == pytest.approx(times)
+    assert len(result) <= 12
+    assert all(a < b for a, b in itertools.pairwise(result))
+    assert all(factor * ratio <= highest * (1 + 1e-9) for factor in result)

@@ -65,7 +65,7 @@ def test_queries_in_parts_are_one_entry():
         ring.store(1, where, queries[..., :5])
 
 
-def test_a_row_without_a_slot_writes_to_the_bin_only():
+def test_a_row_without_a_slot_writes_to_the_dummy_slot_only():
     ring = make()
     slot = ring.acquire(1)
     store(ring, [1], [0])
@@ -130,7 +130,7 @@ def test_slots_are_conserved(moves):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_bytes_are_counted_with_the_bin(dtype):
+def test_bytes_are_counted_with_the_dummy_slot(dtype):
     ring = make(slots=5, dtype=dtype)
     assert ring.nbytes == 6 * QueryRing.slot_bytes(2, 4, 3, 2, dtype) == 6 * 2 * 4 * 3 * 2 * dtype.itemsize
     assert ring.buffer.dtype == dtype

@@ -1,4 +1,4 @@
-"""The ledger's problems: solved by hand, by the rules of its page, and never by a look at the prompt."""
+"""The ledger's problems: solved by hand, from the words of the prompt and by the rules of its page."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def solve(prompt: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-def test_every_problem_is_solved_right(level):
+def test_every_problem_is_solved_correctly(level):
     for row in task.draw(level, 5, np.random.default_rng(3)):
         words = task.decode(row.tolist()).split()
         prompt, solution = words[: level.prompt_tokens], words[level.prompt_tokens :]
@@ -58,14 +58,14 @@ def test_problems_are_the_same_on_every_machine():
 
 def test_a_problem_is_judged_by_its_own_solution():
     problem = task.problems(Level(4, 8, 1), 1, seed=0)[0]
-    right = [*problem.thoughts, task.END_THINK, *problem.answer, task.EOS]
-    assert task.answer_of(right) == problem.answer
-    assert task.first_wrong(problem, right) is None
+    solution = [*problem.thoughts, task.END_THINK, *problem.answer, task.EOS]
+    assert task.answer_of(solution) == problem.answer
+    assert task.first_wrong(problem, solution) is None
     assert task.answer_of(problem.thoughts) is None
     assert task.first_wrong(problem, problem.thoughts) == len(problem.thoughts)
-    wrong = list(right)
-    wrong[5] = task.EOS
-    assert task.first_wrong(problem, wrong) == 5
+    altered = list(solution)
+    altered[5] = task.EOS
+    assert task.first_wrong(problem, altered) == 5
     assert task.answer_of([task.END_THINK, 20, 21]) == [20, 21]
 
 
@@ -78,7 +78,7 @@ def test_a_level_that_the_vocabulary_has_no_words_for_is_refused(given, named):
         Level(**given)
 
 
-def test_heads_look_back_from_the_first_step():
+def test_heads_attend_back_from_the_first_step():
     """Layer 0, head 0 to 2 of an untrained model, on any text: most attention 1, 2, 3 tokens back."""
     torch.manual_seed(0)
     model = train.build(train.Size())

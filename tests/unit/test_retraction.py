@@ -103,7 +103,7 @@ def test_questions_that_are_not_about_this_step_do_not_wait(module):
     [
         (True, None, 3, 10),
         (True, "kept", 3, 10),
-        (False, "kept", 3, 10),  # its answer is not compressed, but what stands behind the prompt is
+        (False, "kept", 3, 10),  # its answer is not compressed, but what stands after the prompt is
         (False, None, 3, 25),
         (True, None, 0, 25),
     ],

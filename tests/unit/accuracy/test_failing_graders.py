@@ -33,21 +33,22 @@ def test_a_grader_that_fails_costs_its_verdict_alone():
         judges = Judges(fails, 2, seconds=8)
         try:
             wrong = ("crash", "memory", "recursion")
-            assert await judges(Problem("p", "", ""), "right") == Verdict(True)  # started
-            found = await asyncio.gather(*[judges(Problem("p", "", ""), each) for each in (*wrong, *["right"] * 5)])
+            assert await judges(Problem("p", "", ""), "correct") == Verdict(True)  # started
+            answers = (*wrong, *["correct"] * 5)
+            verdicts = await asyncio.gather(*[judges(Problem("p", "", ""), answer) for answer in answers])
             with pytest.raises(EvalError, match="cannot go on"):
                 await judges(Problem("p", "", ""), "cannot go on")
-            return found
+            return verdicts
         finally:
             judges.close()
 
-    crash, memory, recursion, *right = asyncio.run(ask())
+    crash, memory, recursion, *graded = asyncio.run(ask())
     assert crash == Verdict(False, error="the grader ended with 7")
     assert not memory.correct
     assert memory.error.startswith("MemoryError")
     assert not recursion.correct
     assert recursion.error.startswith("RecursionError")
-    assert right == [Verdict(True)] * 5
+    assert graded == [Verdict(True)] * 5
 
 
 def test_a_grader_that_hangs_is_ended():
@@ -57,9 +58,9 @@ def test_a_grader_that_hangs_is_ended():
             problem = Problem("p", "", "204")
             assert (await judges(problem, "204")).correct
             judges._seconds = 1.0
-            found = await judges(problem, "10^{10^{10^{10}}}")
+            verdict = await judges(problem, "10^{10^{10^{10}}}")
             judges._seconds = 20.0
-            return found, await judges(problem, "204")
+            return verdict, await judges(problem, "204")
         finally:
             judges.close()
 
@@ -71,7 +72,7 @@ def test_a_grader_that_hangs_is_ended():
 def test_closing_waits_for_nobody():
     async def ask():
         judges = Judges(fails, 1, seconds=60)
-        await judges(Problem("p", "", ""), "right")
+        await judges(Problem("p", "", ""), "correct")
         hanging = asyncio.ensure_future(judges(Problem("p", "", ""), "hang"))
         await asyncio.sleep(0.2)
         began = time.monotonic()

@@ -23,8 +23,8 @@ def no_network(monkeypatch):
 
 def instructed(*pairs, prompt="Write.") -> Problem:
     names, kwargs = zip(*pairs, strict=True)
-    (found,) = ifeval.problems([row(prompt=prompt, instruction_id_list=list(names), kwargs=list(kwargs))], "ifeval")
-    return found
+    (problem,) = ifeval.problems([row(prompt=prompt, instruction_id_list=list(names), kwargs=list(kwargs))], "ifeval")
+    return problem
 
 
 NO_COMMA = ("punctuation:no_comma", {})
@@ -73,7 +73,7 @@ def test_a_letter_that_is_none_is_counted_and_not_drawn_by_lot():
     assert [ifeval.judge(instructed(hashes), text).correct for text in ("#a #b", "a b #")] == [True, False]
 
 
-def test_the_language_is_found_the_same_each_time():
+def test_the_language_is_detected_the_same_each_time():
     """langdetect draws lots: of these words it says Italian one time in eight."""
     italian = instructed(("language:response_language", {"language": "it"}))
     assert len({ifeval.judge(italian, "no son in an").correct for _ in range(60)}) == 1

@@ -16,8 +16,8 @@ from tests.conftest import ROOT
 
 
 def test_a_run_killed_outright_goes_on_without_repeating_or_losing_a_sample(serving, tmp_path):
-    right = {problem.message: problem.expected for problem in tasks.find("reasoner:near", 12).problems}
-    server = serving(lambda message: ("", right[message], "stop"), seconds=0.1)
+    answers = {problem.message: problem.expected for problem in tasks.find("reasoner:near", 12).problems}
+    server = serving(lambda message: ("", answers[message], "stop"), seconds=0.1)
     out = tmp_path / "out.jsonl"
     shell = [sys.executable, "-m", "eval.accuracy", "--task", "reasoner:near", "--problems", "12", "--samples", "4"]
     shell += ["--temperature", "1", "--concurrency", "3", "--quiet", "--base-url", server.url, "--out", out]

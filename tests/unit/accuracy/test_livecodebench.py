@@ -27,12 +27,12 @@ def lcb(public=(("1 2\n", "3\n"),), private=None, kind="stdin", **values) -> Row
 
 
 def problem(**values) -> Problem:
-    (found,), _ = livecodebench.problems([lcb(**values)], "livecodebench")
-    return found
+    (only,), _ = livecodebench.problems([lcb(**values)], "livecodebench")
+    return only
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("Here:\n```python\nprint(1)\n```\nDone.", "print(1)\n"),
         ("```python\nold\n```\nbetter:\n```python\nnew\n```", "new\n"),
@@ -46,12 +46,12 @@ def problem(**values) -> Problem:
         ("", None),
     ],
 )
-def test_code_is_the_last_fenced_block(text, found):
-    assert livecodebench.code(text) == found
+def test_code_is_the_last_fenced_block(text, expected):
+    assert livecodebench.code(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("said", "expected", "right"),
+    ("said", "expected", "equal"),
     [
         ("3\n", "3", True),
         ("  3  \n\n", "3", True),
@@ -69,20 +69,20 @@ def test_code_is_the_last_fenced_block(text, found):
         ("nan 1", "nan 1.0", False),
     ],
 )
-def test_lines_are_equal_as_the_public_checker_has_it(said, expected, right):
-    assert livecodebench.same_lines(said, expected) is right
+def test_lines_are_equal_as_the_public_checker_has_it(said, expected, equal):
+    assert livecodebench.same_lines(said, expected) is equal
 
 
 def test_a_program_is_run_on_every_test():
     both = problem(private=[("5 5\n", "10\n"), ("0 0", "0")])
-    right = """from __future__ import annotations
+    solution = """from __future__ import annotations
 def main():
     print(sum(map(int, input().split())))
 if __name__ == "__main__":
     main()
     exit()
 """
-    assert livecodebench.judge(both, right) == Verdict(True, {"passed": "3/3"})
+    assert livecodebench.judge(both, solution) == Verdict(True, {"passed": "3/3"})
     assert livecodebench.judge(both, "print(3)") == Verdict(False, {"passed": "1/3", "failed": "wrong answer"})
     failed = livecodebench.judge(both, "print(int(input()))").details["failed"]
     assert failed.startswith("error: ValueError: invalid literal")
@@ -97,7 +97,7 @@ FUNCTION = dict(
 
 
 @pytest.mark.parametrize(
-    ("body", "right"),
+    ("body", "correct"),
     [
         ("return [a, *b]", True),
         ("print('noise'); return (a, *b)", True),  # a tuple is a list
@@ -110,14 +110,14 @@ FUNCTION = dict(
         ("return {1, 2}", False),
     ],
 )
-def test_a_function_is_called_with_each_tests_arguments(body, right):
+def test_a_function_is_called_with_each_tests_arguments(body, correct):
     code = f"""class Solution:
     def add(self, a: int, b: List[int]) -> List[int]:
         {body}
 if __name__ == "__main__":
     Solution().add(input(), input())
 """
-    assert livecodebench.judge(problem(**FUNCTION), code).correct is right
+    assert livecodebench.judge(problem(**FUNCTION), code).correct is correct
 
 
 def test_the_prompt_is_the_public_one():

@@ -24,12 +24,12 @@ from tests.unit.accuracy.data import row
         ("<think>x</think>It is", "", "length", "It is"),
     ],
 )
-def test_an_answer_is_what_stands_behind_the_thoughts(said, thoughts, finish, answer):
+def test_an_answer_is_what_stands_after_the_thoughts(said, thoughts, finish, answer):
     assert answer_part(said, thoughts, finish) == answer
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (r"The answer is \boxed{204}.", "204"),
         (r"\boxed{1} no, \boxed{2}", "2"),
@@ -51,12 +51,12 @@ def test_an_answer_is_what_stands_behind_the_thoughts(said, thoughts, finish, an
         ("", None),
     ],
 )
-def test_the_last_box_is_the_answer(text, found):
-    assert mathematics.boxed(text) == found
+def test_the_last_box_is_the_answer(text, expected):
+    assert mathematics.boxed(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("expected", "answer", "right"),
+    ("expected", "answer", "correct"),
     [
         ("204", "204", True),
         ("25", "025", True),
@@ -99,8 +99,8 @@ def test_the_last_box_is_the_answer(text, found):
         ("72", "\u0667\u0662", False),
     ],
 )
-def test_numbers_are_equal_however_they_are_written(expected, answer, right):
-    assert mathematics.judge(Problem("p", "", expected), answer) == Verdict(right)
+def test_numbers_are_equal_however_they_are_written(expected, answer, correct):
+    assert mathematics.judge(Problem("p", "", expected), answer) == Verdict(correct)
 
 
 def test_rows_of_aime():
@@ -135,7 +135,7 @@ def test_a_wrong_field_is_named_with_its_line(values, named):
 
 
 def test_rows_of_gsm8k():
-    found = mathematics.gsm8k(
+    problems = mathematics.gsm8k(
         [
             row(question="Q", answer="She has 1 + 2.\n#### 18,000"),
             row(question="Q", answer=-3),
@@ -143,7 +143,7 @@ def test_rows_of_gsm8k():
         ],
         "g",
     )
-    assert [problem.expected for problem in found] == ["18000", "-3", "1000"]
+    assert [problem.expected for problem in problems] == ["18000", "-3", "1000"]
     for wrong in ("#### many", "no number", "#### ", "nan", "inf"):
         with pytest.raises(EvalError, match="must end in `#### NUMBER`"):
             mathematics.gsm8k([row(question="Q", answer=wrong)], "g")

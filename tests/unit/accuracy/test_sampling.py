@@ -123,7 +123,7 @@ def test_options_that_a_server_ignores_are_noticed():
     assert caught.group_contains(EvalError, match="the server runs without RPC")
 
 
-def test_an_answer_behind_thoughts_that_no_parser_took_away():
+def test_an_answer_after_thoughts_that_no_parser_took_away():
     task, rows = collected(Server("A0 3 n31 a0 6 </think> 7 7 6 <eos>"))
     assert {row["answer"] for row in rows} == {"7 7 6"}
     assert {row["said"][:4] for row in rows} == {"A0 3"}

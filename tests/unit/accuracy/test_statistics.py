@@ -14,11 +14,11 @@ def test_the_standard_error_is_over_problems():
         for p, marks in {"a": (1, 1), "b": (1, 0), "c": (0, 0)}.items()
         for s, c in enumerate(marks)
     ]
-    found = report(rows)
-    assert (found.problems, found.samples, found.k) == (3, 6, 2)
-    assert found.accuracy == pytest.approx(0.5)
-    assert found.error == pytest.approx(math.sqrt(0.25 / 3))  # variance of 1, 0.5, 0
-    assert found.pass_at_k == pytest.approx(2 / 3)
+    result = report(rows)
+    assert (result.problems, result.samples, result.k) == (3, 6, 2)
+    assert result.accuracy == pytest.approx(0.5)
+    assert result.error == pytest.approx(math.sqrt(0.25 / 3))  # variance of 1, 0.5, 0
+    assert result.pass_at_k == pytest.approx(2 / 3)
     assert math.isnan(standard_error([0.3]))
     # 200 of 200 is not certainty: by Laplace's rule one of 202 might fail.
     assert standard_error([1.0] * 200) == pytest.approx(math.sqrt(1 / 202 * (201 / 202) / 200))
@@ -40,11 +40,11 @@ def test_how_samples_ended():
         row("b", receipt=receipt, tokens=60),
         row("c", receipt={**receipt, "compressions": 0, "evicted": 0}, tokens=20),
     ]
-    found = report(rows)
-    assert (found.truncated, found.no_answer, found.looping) == (pytest.approx(1 / 3),) * 3
-    assert found.compressed == pytest.approx(1 / 3)
-    assert found.evicted == pytest.approx(0.25)
-    assert (found.tokens, found.tokens_median) == (60, 60)
+    result = report(rows)
+    assert (result.truncated, result.no_answer, result.looping) == (pytest.approx(1 / 3),) * 3
+    assert result.compressed == pytest.approx(1 / 3)
+    assert result.evicted == pytest.approx(0.25)
+    assert (result.tokens, result.tokens_median) == (60, 60)
     assert report([row()]).compressed is None
 
 

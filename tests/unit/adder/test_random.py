@@ -17,7 +17,7 @@ from tests.unit.adder.pool import MARKERS, POOL, WORD, Pool, arriving, back, com
 
 @settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32).map(random.Random))
-def test_nobody_waits_for_ever(no_server, monkeypatch, forgetful, rng):
+def test_every_retracted_request_is_admitted_or_ended(no_server, monkeypatch, forgetful, rng):
     page, prompt = rng.choice([1, 2, 4, 16, 64]), rng.randint(1, POOL - 70)
     config = RPCConfig(
         interval=rng.choice([8, 16, 64, 100]), window=rng.choice([1, 4, 8, 32]), ratio=rng.choice([2, 4, 8]),

@@ -34,7 +34,7 @@ THINKING = RequestOptions.from_custom_params(None, RPCConfig(interval=64, window
 
 
 def thinking(page: int, prompt: int, output: list[int], events: int = 0, thinks: bool = True) -> Any:
-    """Its limit was found on arrival, as if it thought to its end."""
+    """Its limit was result on arrival, as if it thought to its end."""
     req = sgl().Req("", "", [START if thinks else WORD] * prompt, sgl().SamplingParams(max_new_tokens=1))
     req.rpc = state = RequestState(THINKING, segment=SegmentTracker(MARKERS, req.origin_input_ids))
     fit_to_pool(arriving(page), req, state, None, 0)
@@ -84,7 +84,7 @@ def test_one_that_does_not_think_comes_back(page, backup, monkeypatch, forgetful
 
 @everywhere
 @pytest.mark.parametrize("ignore_eos", [True, False])
-def test_what_it_thought_since_the_last_look_counts(page, ignore_eos, monkeypatch, forgetful):
+def test_what_it_thought_since_the_last_poll_counts(page, ignore_eos, monkeypatch, forgetful):
     for output in ([WORD, START, *[WORD] * 58], [WORD] * 40):
         req, pool = thinking(page, 24, output, thinks=False), Pool(page)
         most, req.sampling_params.ignore_eos = req.sampling_params.max_new_tokens, ignore_eos
@@ -108,17 +108,17 @@ def test_lightthinkers_limit_is_sglangs_while_it_thinks_or_may_yet():
 def test_one_that_never_thinks_ends_where_the_pool_does(page):
     output: list[int] = []
     req = thinking(page, 24, output, thinks=False)
-    looks = 0
+    polls = 0
     while len(output) < req.sampling_params.max_new_tokens:
         if 24 + len(output) >= req.rpc.clock.check_at:
             req.kv.kv_allocated_len = 24 + len(output)
             poll(page, req)
             req.rpc.clock.check_at = min(req.rpc.clock.check_at, 24 + len(output) + THINKING.interval)
-            looks += 1
+            polls += 1
         output.append(WORD)
         req.output_ids = output
     assert POOL - 3 * page - 3 <= 24 + len(output) <= POOL - page
-    assert looks < 8
+    assert polls < 8
 
 
 @everywhere

@@ -45,7 +45,7 @@ def draw_plan(rng: random.Random, on_schedule: bool | None = None) -> Plan:
     return Plan(held, generated, remaining, ends, due, start, interval, window, step, prompt)
 
 
-def draw_stretches(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+def draw_buckets(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
     """From now on without a gap; the last one has no end."""
     begin = np.array([0, *sorted(rng.randint(0, 150) for _ in range(rng.randint(0, 8)))])
     return begin, np.append(begin[1:], NEVER)

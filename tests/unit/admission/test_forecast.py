@@ -71,7 +71,7 @@ def test_what_ends_makes_room_for_what_lasts():
     lasting = Plan(held=100, generated=100, remaining=300, ends=True)
     # At step 10 both have grown by 10. From then on 500 are free, more than the other will ever add.
     assert most_played([ending, lasting], 1) == 20
-    assert 20 <= Forecast([ending, lasting], page=1).peak <= 20 + 2 * 5  # a stretch is five steps long
+    assert 20 <= Forecast([ending, lasting], page=1).peak <= 20 + 2 * 5  # a bucket is five steps long
     # If it is not known to end, nothing is.
     open_end = Plan(held=500, generated=500, remaining=10, ends=False)
     assert Forecast([open_end, lasting], page=1).peak == 10 + 300

@@ -26,9 +26,9 @@ budgets = st.integers(2, 40).flatmap(
 @settings(max_examples=150)
 @given(budgets, st.integers(0, 200), st.integers(-5, 250))
 def test_the_longest_that_fits_is_what_a_search_finds(budget, want, room):
-    found = longest(want, room, options(*budget))
+    result = longest(want, room, options(*budget))
     fit = [n for n in range(want + 1) if play_highest(n, budget) <= room]
-    assert found == max(fit, default=0)
+    assert result == max(fit, default=0)
 
 
 def play_highest(tokens: int, budget: tuple[int, int, float]) -> int:
@@ -55,7 +55,7 @@ def test_what_fits_is_not_refused():
 
 
 def test_the_refusal_is_one_sentence_with_the_whole_arithmetic():
-    # T 6. Before the 62nd compression 61 * 6 + 4 + 16 are held; 123 are when 15 have come behind the 18th.
+    # T 6. Before the 62nd compression 61 * 6 + 4 + 16 are held; 123 are when 15 have come after the 18th.
     with pytest.raises(ConfigError) as caught:
         refuse_unfit(1000, prompt=37, room=123, pool=176, options=options(16, 4, 2.5))
     assert str(caught.value) == (

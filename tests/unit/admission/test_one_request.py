@@ -7,23 +7,23 @@ from hypothesis import given, settings
 from sglang_rpc.policy import budget
 from sglang_rpc.runtime.admission import Forecast, Plan, highest_held
 from sglang_rpc.types import NEVER
-from tests.unit.admission.plays import NEW, draw_plan, draw_stretches, highest_played, play, seeds
+from tests.unit.admission.plays import NEW, draw_buckets, draw_plan, highest_played, play, seeds
 
 
 @settings(max_examples=150)
 @given(seeds)
-def test_no_moment_of_a_stretch_is_higher(rng):
-    plan, (begin, end) = draw_plan(rng), draw_stretches(rng)
-    found = highest_held([plan], begin, end)[0]
+def test_no_moment_of_a_bucket_is_higher(rng):
+    plan, (begin, end) = draw_plan(rng), draw_buckets(rng)
+    result = highest_held([plan], begin, end)[0]
     played = highest_played(plan, begin, end)
-    assert all(found >= played), (plan, begin, found, played)
+    assert all(result >= played), (plan, begin, result, played)
 
 
 @settings(max_examples=150)
 @given(seeds)
 def test_on_the_regular_schedule_it_is_exact(rng):
-    plan, (begin, end) = draw_plan(rng, on_schedule=True), draw_stretches(rng)
-    if not plan.ends:  # a stretch in which its tokens run out may be counted as what follows it
+    plan, (begin, end) = draw_plan(rng, on_schedule=True), draw_buckets(rng)
+    if not plan.ends:  # a bucket in which its tokens run out may be counted as what follows it
         end[begin < plan.remaining] = end[begin < plan.remaining].clip(max=plan.remaining)
     assert highest_held([plan], begin, end)[0].tolist() == highest_played(plan, begin, end), plan
     if plan.remaining:
@@ -44,7 +44,7 @@ def test_until_the_next_compression_it_is_exact_whatever_is_held(rng):
 def test_a_request_that_is_never_compressed_is_exact_too(rng):
     held, generated, remaining = (rng.randint(0, 100) for _ in range(3))
     plan = Plan(held, generated, remaining, ends=rng.random() < 0.5)
-    begin, end = draw_stretches(rng)
+    begin, end = draw_buckets(rng)
     played = highest_played(plan, begin, end)
     assert highest_held([plan], begin, end)[0].tolist() == played
     assert Forecast([plan], page=1).peak == remaining
@@ -52,7 +52,7 @@ def test_a_request_that_is_never_compressed_is_exact_too(rng):
 
 @given(seeds)
 def test_plans_side_by_side_are_as_each_alone(rng):
-    plans, (begin, end) = [draw_plan(rng) for _ in range(5)], draw_stretches(rng)
+    plans, (begin, end) = [draw_plan(rng) for _ in range(5)], draw_buckets(rng)
     together = highest_held(plans, begin, end)
     assert together.shape == (5, len(begin))
     assert together.dtype == np.int64
@@ -109,12 +109,12 @@ def test_a_new_request_reserves_its_peak(tokens, peak, ends):
 def test_a_running_request_at_a_due_date(generated, held, due, then):
     plan = Plan(**{**NEW, "held": held, "generated": generated, "compresses_at": due}, remaining=4, ends=True)
     assert play(plan)[:4] == then
-    found = by_step(plan)
+    result = by_step(plan)
     if due == 24:
-        assert found[:3] == then[:3]
-        assert found[3] >= then[3]
+        assert result[:3] == then[:3]
+        assert result[3] >= then[3]
     else:
-        assert found == then
+        assert result == then
 
 
 def test_what_stands_before_the_thought_stays():

@@ -19,7 +19,7 @@ class Planned:
         config = RPCConfig(interval=interval, window=window, ratio=ratio, scope="all", kernel_size=1)
         self.loop = Loop(config, slots=1, check=False)
         self.request = self.loop.add()
-        self.ratio = when_short  #: at which it gives way at every step, if it does
+        self.ratio = when_short  #: at which it is compressed early at every step, if it is
         self.plans: dict[int, Plan] = {}
         self.arrived: dict[int, int] = {}  #: entries held at each step, before anything is compressed
 
@@ -35,7 +35,7 @@ class Planned:
             self.arrived[request.generated] = request.length - len(request.prompt)
 
     def surplus(self) -> list[int]:
-        """How much more was planned than held, for each plan and each step behind it."""
+        """How much more was planned than held, for each plan and each step after it."""
         self.run(TOTAL)
         assert self.request.state.totals.compressions > 1
         result = []
@@ -58,7 +58,7 @@ def test_what_was_planned_is_what_is_held(budget):
 
 @several_budgets
 @pytest.mark.parametrize("factor", [1, 4])
-def test_giving_way_holds_no_more_than_was_planned(budget, factor):
+def test_early_compressions_hold_no_more_than_was_planned(budget, factor):
     planned = Planned(budget, when_short=budget[2] * factor)
     surplus = planned.surplus()
     assert min(surplus) >= 0

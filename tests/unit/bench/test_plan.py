@@ -226,7 +226,7 @@ def test_refused_in_one_sentence(tmp_path, flags):
 
 def test_only_the_stock_server_touches_the_package():
     """eval/ speaks HTTP: what is measured must not depend on what measures it."""
-    found = set()
+    result = set()
     for file in (ROOT / "eval").rglob("*.py"):
         if file.name == "kernels.py":
             continue  # it times the kernels themselves
@@ -236,9 +236,9 @@ def test_only_the_stock_server_touches_the_package():
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found |= {(file.name, name) for name in names if name.split(".")[0] in roots}
+            result |= {(file.name, name) for name in names if name.split(".")[0] in roots}
     # eval.compare asks what the server will ask of its numbers, before hours of other arms.
-    assert found == {
+    assert result == {
         ("stock_server.py", "sglang_rpc.startup.cpu"),
         ("__main__.py", "sglang_rpc.config"),
         ("__main__.py", "sglang_rpc.errors"),

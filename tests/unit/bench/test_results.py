@@ -123,8 +123,8 @@ def test_a_missing_number_and_a_zero_make_no_ratio():
 
 
 def test_summary_csv_has_its_columns(tmp_path):
-    found = summary.summarise([table.as_text(row())], "stock")
-    summary.write(tmp_path / "summary.csv", found)
+    result = summary.summarise([table.as_text(row())], "stock")
+    summary.write(tmp_path / "summary.csv", result)
     with (tmp_path / "summary.csv").open(newline="") as file:
         (back,) = csv.DictReader(file)
     assert list(back) == summary.columns()
@@ -180,8 +180,8 @@ process_cpu_seconds_total 5
 
 
 def test_metrics_are_summed_over_labels_and_others_left_out():
-    found = counters.parse_metrics(METRICS)
-    assert found == {
+    result = counters.parse_metrics(METRICS)
+    assert result == {
         "sglang:num_retracted_requests_total": 3,
         "sglang:rpc_compressions_total": 12,
         "sglang:rpc_host_backup_bytes": 12,
@@ -225,18 +225,18 @@ def sample(tokens: int = 4, retractions: int = 0, receipt: dict | None = None, e
 def test_the_numbers_of_a_run():
     receipt = {"compressions": 2, "late": 1, "evicted": 30, "held": 9, "interval": 64, "scope": "all"}
     samples = [sample(receipt=receipt), sample(retractions=2), sample(tokens=3, error="3 tokens instead of 4")]
-    found = metrics.of_run(Run(10.0, samples, 11.5, 14.0), load.summarise([], 0, 1, 2), 8, closed_loop=True)
-    assert set(found) | {"server_cpu_s", "client_cpu_s", "other_cpu_s", "counters"} == set(metrics.COLUMNS)
-    assert (found["wall_s"], found["output_tokens_total"], found["tok_s"]) == (4.0, 8, 2.0)
-    assert (found["completed"], found["errors"], found["wrong_length"]) == (2, 1, 1)
-    assert found["first_error"] == "3 tokens instead of 4"
-    assert (found["ttft_p50_s"], found["latency_p99_s"]) == (1.0, 2.0)
+    result = metrics.of_run(Run(10.0, samples, 11.5, 14.0), load.summarise([], 0, 1, 2), 8, closed_loop=True)
+    assert set(result) | {"server_cpu_s", "client_cpu_s", "other_cpu_s", "counters"} == set(metrics.COLUMNS)
+    assert (result["wall_s"], result["output_tokens_total"], result["tok_s"]) == (4.0, 8, 2.0)
+    assert (result["completed"], result["errors"], result["wrong_length"]) == (2, 1, 1)
+    assert result["first_error"] == "3 tokens instead of 4"
+    assert (result["ttft_p50_s"], result["latency_p99_s"]) == (1.0, 2.0)
     # Of each sample one gap of 0.2 s and one of 0.8 s for two tokens.
-    assert found["itl_p50_s"] == pytest.approx(0.4)
-    assert found["gap_max_s"] == pytest.approx(0.8)
-    assert (found["retractions"], found["retracted_share"]) == (2, 0.5)
-    assert (found["compressed_share"], found["compressions_mean"], found["late"]) == (0.5, 1.0, 1)
-    assert (found["evicted_tokens"], found["held_mean"], found["cached_tokens"]) == (30, 9, 10)
-    assert found["receipts"] == '{"compressions": 2, "evicted": 30, "held": 9, "late": 1}'
-    assert found["tok_s_full"] == pytest.approx(3 * 2 / 1.5)
-    assert found["kv_bytes_peak"] is None
+    assert result["itl_p50_s"] == pytest.approx(0.4)
+    assert result["gap_max_s"] == pytest.approx(0.8)
+    assert (result["retractions"], result["retracted_share"]) == (2, 0.5)
+    assert (result["compressed_share"], result["compressions_mean"], result["late"]) == (0.5, 1.0, 1)
+    assert (result["evicted_tokens"], result["held_mean"], result["cached_tokens"]) == (30, 9, 10)
+    assert result["receipts"] == '{"compressions": 2, "evicted": 30, "held": 9, "late": 1}'
+    assert result["tok_s_full"] == pytest.approx(3 * 2 / 1.5)
+    assert result["kv_bytes_peak"] is None

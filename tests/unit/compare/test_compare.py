@@ -52,8 +52,8 @@ def test_full_is_measured_once_and_first():
 
 
 def test_differences_are_taken_problem_by_problem(measured):
-    found = table.complete(*measured, ["a", "b", "c"], 1)
-    full, rpc, chance = table.summary(found, table.at_once(found, measured[1]), entry_bytes=1000)
+    result = table.complete(*measured, ["a", "b", "c"], 1)
+    full, rpc, chance = table.summary(result, table.at_once(result, measured[1]), entry_bytes=1000)
     assert (full["accuracy"], full["to_full"], full["held_share"]) == (1.0, 0.0, 1.0)
     assert rpc["accuracy"] == pytest.approx(2 / 3)
     assert rpc["to_full"] == pytest.approx(-1 / 3)
@@ -66,16 +66,16 @@ def test_differences_are_taken_problem_by_problem(measured):
 
 def test_the_table_the_file_and_the_plot(measured, tmp_path):
     samples = table.complete(*measured, ["a", "b", "c"], 1)
-    found = table.summary(samples, table.at_once(samples, measured[1]), None)
-    table.write(found, tmp_path / "summary.csv")
+    result = table.summary(samples, table.at_once(samples, measured[1]), None)
+    table.write(result, tmp_path / "summary.csv")
     read = list(csv.DictReader((tmp_path / "summary.csv").open()))
     assert [row["arm"] for row in read] == ["full", "rpc-P64-R32-c4", "random-P64-R32-c4"]
     assert read[1]["accuracy"] == "0.666667"
-    text = table.show(found)
+    text = table.show(result)
     assert "0.667 (0.1" in text
     assert "-0.333 (-0.987, +0.320)" in text
     assert "40.0%" in text
-    assert all(path.stat().st_size > 1000 for path in plot(found, tmp_path, "title"))
+    assert all(path.stat().st_size > 1000 for path in plot(result, tmp_path, "title"))
     table.write_problems(samples, tmp_path / "problems.csv")
     assert (tmp_path / "problems.csv").read_text().splitlines() == [
         "problem,full,rpc-P64-R32-c4,random-P64-R32-c4", "a,1,1,0", "b,1,1,0", "c,1,0,0",
@@ -138,8 +138,8 @@ def test_what_is_there_is_not_measured_again(measured, options):
 def test_arms_that_lack_a_problem_are_left_out(measured):
     every, out = measured
     assert table.complete(every, out, ["a", "b", "c", "d"], 1) == {}
-    found = table.complete(every, out, ["a", "b"], 1)
-    assert [row["problems"] for row in table.summary(found, table.at_once(found, out), None)] == [2, 2, 2]
+    result = table.complete(every, out, ["a", "b"], 1)
+    assert [row["problems"] for row in table.summary(result, table.at_once(result, out), None)] == [2, 2, 2]
 
 
 def test_another_comparison_is_refused(options):

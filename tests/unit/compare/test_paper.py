@@ -21,15 +21,15 @@ def arm(policy, interval, accuracy, window=32, ratio=4):
     return dict(policy=policy, interval=interval, window=window, ratio=ratio, accuracy=accuracy, error=0.031)
 
 
-def by_setting(found, model="DeepSeek-R1-Distill-Qwen-7B"):
-    return {row.setting: (row.paper, row.ours) for row in found if row.model == model}
+def by_setting(result, model="DeepSeek-R1-Distill-Qwen-7B"):
+    return {row.setting: (row.paper, row.ours) for row in result if row.model == model}
 
 
 def test_nothing_was_run(tmp_path, capsys):
     assert paper.main(["--out", str(tmp_path / "out")]) == 0
-    found = list(csv.DictReader((tmp_path / "out" / "paper.csv").open()))
-    assert len(found) == 5 * 6 + 3 + 6
-    assert {row["ours"] for row in found} == {paper.NOT_RUN}
+    result = list(csv.DictReader((tmp_path / "out" / "paper.csv").open()))
+    assert len(result) == 5 * 6 + 3 + 6
+    assert {row["ours"] for row in result} == {paper.NOT_RUN}
     text = (tmp_path / "out" / "paper.md").read_text()
     assert "| DeepSeek-R1-Distill-Qwen-7B | aime24, rpc, P=4096 | 52.9 | not run here |" in text
     assert "| QwQ-32B | 16384 tokens out | 1.60x (118 -> 188) | not run here |" in text
@@ -46,12 +46,12 @@ def test_what_was_run_stands_beside_the_papers_number(tmp_path):
         ],
     )
     other = comparison(tmp_path / "other", "something-else", "aime24", [arm("full", 64, 0.1)])
-    found = by_setting(paper.rows([seven, other]))
-    assert found["aime24, full"] == ("55.5", "55.0 +- 3.1")
-    assert found["aime24, rpc, P=4096"] == ("52.9", "53.0 +- 3.1")
-    assert found["aime24, rpc, P=1024"] == ("50.4", "50.0 +- 3.1")
-    assert found["aime24, h2o"] == ("42.5", "40.0 +- 3.1")
-    assert found["aime24, tova"][1] == found["ifeval, full"][1] == paper.NOT_RUN  # c = 8 is not the paper's
+    result = by_setting(paper.rows([seven, other]))
+    assert result["aime24, full"] == ("55.5", "55.0 +- 3.1")
+    assert result["aime24, rpc, P=4096"] == ("52.9", "53.0 +- 3.1")
+    assert result["aime24, rpc, P=1024"] == ("50.4", "50.0 +- 3.1")
+    assert result["aime24, h2o"] == ("42.5", "40.0 +- 3.1")
+    assert result["aime24, tova"][1] == result["ifeval, full"][1] == paper.NOT_RUN  # c = 8 is not the paper's
     assert by_setting(paper.rows([seven]), "QwQ-32B")["aime24, full"][1] == paper.NOT_RUN
 
 
@@ -67,10 +67,10 @@ def test_speeds_are_of_the_tight_pool_in_pairs(tmp_path):
         for fraction, speed, *asked in ((0.252, 300, 1024, 32, 4), (1.25, 9999, 1024, 32, 4), (0.25, 9999, 64, 32, 8)):
             writer.writerow(["rpc", "shape:qwen-7b", 8192, fraction, speed, *asked])
         writer.writerow(["stock", "shape:qwq-32b", 8192, 0.25, 100, "", "", ""])
-    found = paper.rows([path])
-    assert by_setting(found)["8192 tokens out"] == ("1.09x (653 -> 709)", "2.00x (150 -> 300)")
-    assert by_setting(found)["16384 tokens out"][1] == paper.NOT_RUN
-    assert by_setting(found, "QwQ-32B")["8192 tokens out"][1] == paper.NOT_RUN
+    result = paper.rows([path])
+    assert by_setting(result)["8192 tokens out"] == ("1.09x (653 -> 709)", "2.00x (150 -> 300)")
+    assert by_setting(result)["16384 tokens out"][1] == paper.NOT_RUN
+    assert by_setting(result, "QwQ-32B")["8192 tokens out"][1] == paper.NOT_RUN
 
 
 def test_a_directory_that_is_not_there(tmp_path, capsys):

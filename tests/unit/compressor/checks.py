@@ -33,7 +33,7 @@ def play_policy(generated: int, upto: int, interval: int, window: int, ratio: fl
 
 
 def play_dates(held: int, events: int, after: int, upto: int, budget: tuple[int, int, float]):
-    """What the due dates behind `after` make of `held` entries: (compressions, entries held at `upto`)."""
+    """What the due dates after `after` make of `held` entries: (compressions, entries held at `upto`)."""
     interval, window, ratio = budget
     done = []
     for g in range(after + 1, upto + 1):
@@ -48,12 +48,12 @@ def play_dates(held: int, events: int, after: int, upto: int, budget: tuple[int,
 
 
 def held_by(request: Request) -> int:
-    """Entries behind the prompt."""
+    """Entries after the prompt."""
     return request.length - len(request.prompt)
 
 
-def gives_no_way(request: Request, loop: Loop, ratio: float) -> bool:
-    """If so, nothing of the request's row and record may change."""
+def not_compressed_early(request: Request, loop: Loop, ratio: float) -> bool:
+    """Whether no early compression is possible; then nothing of the request's row and record may change."""
     before, held, given = copy.deepcopy(vars(request.state)), loop.held(request), list(request.early)
     if loop.evict_early(request, ratio) is not None:
         return False
@@ -64,7 +64,7 @@ def gives_no_way(request: Request, loop: Loop, ratio: float) -> bool:
     return True
 
 
-def press(loop: Loop, under_pressure: bool) -> None:
+def set_pressure(loop: Loop, under_pressure: bool) -> None:
     """What the scheduler does when a watermark is crossed."""
     loop.compressor.dates_kept = under_pressure
     for request in loop.requests:

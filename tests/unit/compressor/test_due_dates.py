@@ -60,17 +60,17 @@ def test_the_prompt_moves_no_due_date_and_is_never_touched(prompt):
 
 
 @pytest.mark.parametrize(("interval", "window", "ratio"), BUDGETS)
-def test_looking_at_every_step_changes_nothing(interval, window, ratio):
+def test_polling_at_every_step_changes_nothing(interval, window, ratio):
     loops = [Loop(config(interval, window, ratio), check=False) for _ in range(2)]
-    sleeping, restless = (loop.add() for loop in loops)
+    at_its_dates, at_every_step = (loop.add() for loop in loops)
     for _ in range(90):
-        restless.state.clock.check_at = 0
+        at_every_step.state.clock.check_at = 0
         for loop in loops:
             loop.run(1)
-    assert restless.done == sleeping.done
-    assert restless.done
-    assert loops[0].held(sleeping) == loops[1].held(restless)
-    assert len(sleeping.polls) <= 1 + 2 * (len(sleeping.done) + 1) < len(restless.polls)
+    assert at_every_step.done == at_its_dates.done
+    assert at_every_step.done
+    assert loops[0].held(at_its_dates) == loops[1].held(at_every_step)
+    assert len(at_its_dates.polls) <= 1 + 2 * (len(at_its_dates.done) + 1) < len(at_every_step.polls)
 
 
 def test_a_query_slot_is_held_for_one_window_only():
@@ -84,7 +84,7 @@ def test_a_query_slot_is_held_for_one_window_only():
     assert [g for g, n in enumerate(in_use, 1) if n] == [16, 17, 18, 19, 32, 33, 34, 35, 48, 49, 50, 51]
 
 
-def test_with_p_below_r_the_slot_stays():
+def test_with_an_interval_below_the_window_the_query_slot_stays():
     loop = Loop(config(interval=4, window=16, ratio=2))
     request = loop.add()
     loop.run(60)
@@ -93,11 +93,11 @@ def test_with_p_below_r_the_slot_stays():
     assert_all_slots_are_back(loop)
 
 
-def test_without_a_query_slot_a_compression_waits_and_catches_up():
+def test_without_a_query_slot_a_compression_is_late():
     loop = Loop(config(interval=16, window=4), slots=1)
     first, second = loop.add(0), loop.add(1)
     loop.run(24)
-    # Both want the slot at 16. The first gives it back at 20, after the second has been looked at in that step; the
+    # Both want the slot at 16. The first gives it back at 20, after the second has been polled in that step; the
     # second takes it at 21 and has a full window at 25.
     assert first.done == [(20, 1, False)]
     assert second.done == []
@@ -118,7 +118,7 @@ def test_a_long_wait_skips_the_dates_it_missed():
     assert loop.compressor.counters.slot_waits == 58 - 16 + 1
     loop.ring.release(blocker)
     loop.run(70)
-    # 59 is the first look that finds a slot; with a window behind it, at 63, three compressions' budget is due at once.
+    # 59 is the first poll that gets a slot; with a window recorded, at 63, three compressions' budget is due at once.
     assert request.done[0] == (63, 3, True)
     assert request.state.totals.late == 1
     assert request.done[1:] == [(68, 4, False), (84, 5, False), (100, 6, False), (116, 7, False)]

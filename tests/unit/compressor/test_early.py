@@ -6,7 +6,7 @@ import pytest
 
 from sglang_rpc.runtime.decision import early_gain
 from tests.loops.decode_loop import END, MARKERS, START, WORD, Loop, config
-from tests.unit.compressor.checks import assert_all_slots_are_back, gives_no_way, held_by, play_dates, says
+from tests.unit.compressor.checks import assert_all_slots_are_back, held_by, not_compressed_early, play_dates, says
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,10 @@ def test_an_early_compression_at_any_step_moves_no_due_date(budget, factor):
         keep = max(1, n * int(interval / (ratio * factor)) + int(since / (ratio * factor)))
         if early.state.recording.slot is None:
             assert g - window < n * interval + window <= g  # given back in between, on the due date
-            assert gives_no_way(early, loop, ratio * factor)
+            assert not_compressed_early(early, loop, ratio * factor)
             continue
         if held - window - keep < window:
-            assert gives_no_way(early, loop, ratio * factor)
+            assert not_compressed_early(early, loop, ratio * factor)
             continue
         due = early.state.due(early.state.clock.events)
         c = loop.evict_early(early, ratio * factor)  # which entries are kept: the loop's oracle
@@ -86,7 +86,7 @@ def test_a_due_date_with_nothing_left_to_evict_is_skipped():
     assert_all_slots_are_back(loop)
 
 
-def test_it_may_give_way_again_and_again():
+def test_a_request_may_be_compressed_early_again_and_again():
     loop = Loop(config(interval=32, window=4, ratio=4, kernel_size=1))
     request = loop.add()
     loop.run(4)
@@ -105,7 +105,7 @@ def test_it_may_give_way_again_and_again():
     assert_all_slots_are_back(loop)
 
 
-def test_requests_that_give_way_together_do_so_as_alone():
+def test_requests_compressed_early_together_keep_what_they_keep_alone():
     rows = (0, 1, 3)
     loops = [Loop(config(kernel_size=1)) for _ in range(4)]
     together = [loops[0].add(row, prompt=3 * row) for row in rows]
@@ -146,11 +146,11 @@ def test_a_window_must_be_recorded_first():
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(10)
-    assert gives_no_way(request, loop, 4)  # no query slot
+    assert not_compressed_early(request, loop, 4)  # no query slot
     loop.record_ahead(request)
     for _ in range(3):
         loop.run(1)
-        assert gives_no_way(request, loop, 4)
+        assert not_compressed_early(request, loop, 4)
     loop.run(1)
     assert loop.evict_early(request, 4) is not None
 
@@ -160,15 +160,15 @@ def test_less_than_a_window_is_not_worth_it():
     request = loop.add()
     loop.record_ahead(request)
     loop.run(8 + 14)
-    assert gives_no_way(request, loop, 2)  # 14 candidates, of which 7 would go
+    assert not_compressed_early(request, loop, 2)  # 14 candidates, of which 7 would go
     loop.run(1)
     assert early_gain(request.state, 23, 2) == 8
     assert loop.evict_early(request, 2).evicted == 8
-    assert gives_no_way(request, loop, 2)
+    assert not_compressed_early(request, loop, 2)
 
 
 @pytest.mark.parametrize("how", ["options", "refused"])
-def test_a_request_that_is_switched_off_gives_no_way(how):
+def test_a_request_that_is_switched_off_is_not_compressed_early(how):
     loop = Loop(config())
     request = loop.add(enabled=False) if how == "options" else loop.add()
     if how == "refused":
@@ -176,16 +176,16 @@ def test_a_request_that_is_switched_off_gives_no_way(how):
     loop.run(10)
     loop.record_ahead(request)
     loop.run(8)
-    assert gives_no_way(request, loop, 4)
+    assert not_compressed_early(request, loop, 4)
 
 
-def test_a_thought_gives_way_from_its_start():
+def test_an_early_compression_of_a_thought_begins_at_its_start():
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(output=says((6, START)))
     loop.run(15)
     loop.record_ahead(request)
     loop.run(4)
-    assert loop.evict_early(request, 4).keep == 2  # of the 8 behind the start and before the window
+    assert loop.evict_early(request, 4).keep == 2  # of the 8 after the start and before the window
     assert request.early == [(19, 7 + 2 + 4)]
     assert all(head[:7] == list(range(7)) for layer in loop.held(request) for head in layer)
     loop.run(60)
@@ -194,21 +194,21 @@ def test_a_thought_gives_way_from_its_start():
     assert_all_slots_are_back(loop)
 
 
-def test_what_has_not_begun_to_think_gives_no_way():
+def test_before_its_first_thought_a_request_is_not_compressed_early():
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(output=says())
     loop.record_ahead(request)
     loop.run(30)
-    assert gives_no_way(request, loop, 4)
+    assert not_compressed_early(request, loop, 4)
 
 
 @pytest.mark.parametrize(("at", "closed"), [(12, True), (13, True), (14, False)])
-def test_a_thought_that_has_just_closed_gives_no_way(at, closed):
+def test_a_thought_that_has_just_closed_is_not_compressed_early(at, closed):
     loop = Loop(config(scope="think"), markers=MARKERS)
     request = loop.add(prompt=[START], output=says((at, END)))
     loop.run(9)
     loop.record_ahead(request)
-    loop.run(5)  # the segment was last read when it was looked at
+    loop.run(5)  # the segment was last read when it was polled
     assert (loop.evict_early(request, 4) is None) is closed
     loop.run(60)
     assert request.done == []

@@ -6,7 +6,7 @@ import pytest
 
 from sglang_rpc.memory.host_backup import HostBackup
 from tests.loops.decode_loop import END, MARKERS, START, WORD, Loop, config
-from tests.unit.compressor.checks import assert_all_slots_are_back, press
+from tests.unit.compressor.checks import assert_all_slots_are_back, set_pressure
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -39,7 +39,7 @@ def test_whatever_happens_the_oracle_holds_and_every_slot_comes_back(seed):
                     loop.come_back(request, rng.choice(sorted({0, 1, 2, 3} - rows)), backups)
                     assert loop.held(request) == held
         if settings.when == "pressure" and rng.random() < 0.1:
-            press(loop, not loop.compressor.dates_kept)
+            set_pressure(loop, not loop.compressor.dates_kept)
         for request in loop.requests:
             loop._decode(request)
         assert loop.ring.in_use == sum(r.state.recording.slot is not None for r in loop.requests)

@@ -6,7 +6,7 @@ from tests.loops.decode_loop import Loop, config
 from tests.unit.compressor.checks import assert_all_slots_are_back
 
 
-def test_arming_takes_one_slot_if_there_is_one():
+def test_recording_ahead_takes_one_slot_if_there_is_one():
     loop = Loop(config(), slots=1)
     first, second = loop.add(0), loop.add(1)
     loop.run(5)
@@ -35,30 +35,30 @@ def test_arming_takes_one_slot_if_there_is_one():
 @pytest.mark.parametrize("budget", [(16, 4, 4), (5, 8, 2), (16, 8, 1.5)], ids=str)
 def test_recording_alone_changes_nothing(budget):
     plain, ahead = Loop(config(*budget)), Loop(config(*budget))
-    asleep, awake = plain.add(), ahead.add()
+    plain_request, ahead_request = plain.add(), ahead.add()
     for step in range(70):
         if step % 3 == 0:
-            ahead.record_ahead(awake)
+            ahead.record_ahead(ahead_request)
         if step % 7 == 5:
-            ahead.compressor.stop_recording_ahead(awake.state)
+            ahead.compressor.stop_recording_ahead(ahead_request.state)
         for loop in (plain, ahead):
             loop.run(1)
-    assert asleep.done == awake.done
-    assert plain.held(asleep) == ahead.held(awake)
+    assert plain_request.done == ahead_request.done
+    assert plain.held(plain_request) == ahead.held(ahead_request)
     assert_all_slots_are_back(ahead)
 
 
-@pytest.mark.parametrize("armed_at", [0, 10, 16, 18, 30])
+@pytest.mark.parametrize("ahead_at", [0, 10, 16, 18, 30])
 @pytest.mark.parametrize("steps", range(1, 20, 4))
-def test_a_slot_given_up_at_any_step_delays_no_due_date(armed_at, steps):
+def test_a_slot_given_up_at_any_step_delays_no_due_date(ahead_at, steps):
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
-    loop.run(armed_at)
+    loop.run(ahead_at)
     loop.record_ahead(request)
     loop.run(steps - 1)
     loop.poll()
     loop._decode(request)
-    loop.compressor.stop_recording_ahead(request.state)  # the scheduler does so before it looks
+    loop.compressor.stop_recording_ahead(request.state)  # the scheduler does so before it polls
     loop.run(60 - request.generated)
     assert request.done == [(20, 1, False), (36, 2, False), (52, 3, False)]
     assert_all_slots_are_back(loop)
@@ -82,7 +82,7 @@ def test_from_a_window_before_the_date_the_slot_is_the_dates():
     assert request.state.recording.slot is None
 
 
-def test_the_armed_do_not_keep_their_slot_behind_a_due_date():
+def test_recording_ahead_ends_with_the_due_date():
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.record_ahead(request)
@@ -91,7 +91,7 @@ def test_the_armed_do_not_keep_their_slot_behind_a_due_date():
         assert (request.state.recording.slot is not None) == (g < 20 or g in range(32, 36) or g in range(48, 52)), g
 
 
-def test_an_armed_row_that_is_freed_is_armed_no_more():
+def test_a_freed_row_is_recorded_ahead_no_more():
     loop = Loop(config())
     request = loop.add()
     loop.run(5)
@@ -104,7 +104,7 @@ def test_an_armed_row_that_is_freed_is_armed_no_more():
     assert_all_slots_are_back(loop)
 
 
-def test_after_giving_way_it_goes_on_recording_until_it_is_told_not_to():
+def test_after_an_early_compression_recording_goes_on_until_it_is_stopped():
     loop = Loop(config(interval=64, window=4))
     request = loop.add()
     loop.run(20)
@@ -124,7 +124,7 @@ def test_after_giving_way_it_goes_on_recording_until_it_is_told_not_to():
 
 
 @pytest.mark.parametrize("relieved", range(14, 20))
-def test_after_giving_way_the_due_date_takes_the_slot_over(relieved):
+def test_after_an_early_compression_the_due_date_takes_the_slot_over(relieved):
     loop = Loop(config(interval=16, window=4))
     request = loop.add()
     loop.run(6)

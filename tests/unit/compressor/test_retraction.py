@@ -8,7 +8,7 @@ from tests.unit.compressor.checks import assert_all_slots_are_back, play_policy
 
 @pytest.mark.parametrize(("interval", "window", "ratio"), [(16, 4, 4), (4, 16, 2), (16, 4, 1.2), (8, 8, 2)])
 @pytest.mark.parametrize("generated", [1, 10, 17, 19, 20, 21, 35, 36, 37, 50, 64, 77])
-def test_after_a_retraction_the_row_catches_up(interval, window, ratio, generated):
+def test_after_a_retraction_the_row_is_compressed_late(interval, window, ratio, generated):
     loop = Loop(config(interval, window, ratio))
     request = loop.add()
     loop.run(generated)
@@ -27,8 +27,8 @@ def test_after_a_retraction_the_row_catches_up(interval, window, ratio, generate
 
 
 def test_a_date_with_fewer_candidates_than_budget_is_passed_over():
-    # P 16, R 4, c 1.2: T 13. Rebuilt at 30, caught up at 34 to 13 candidates. At 36, where 26 may be kept, 15 are held;
-    # each date adds 16 to what is held and 13 to the budget: the sixth, at 100, is the first with more than it keeps.
+    # P 16, R 4, c 1.2: T 13. Rebuilt at 30, compressed late at 34 to 13 candidates. At 36, where 26 may be kept, 15 are
+    # held. Each date adds 16 to these and 13 to the budget: the sixth, at 100, is the first with more than it keeps.
     loop = Loop(config(16, 4, 1.2))
     request = loop.add()
     loop.run(30)

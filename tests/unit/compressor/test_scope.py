@@ -8,7 +8,7 @@ from tests.unit.compressor.checks import assert_all_slots_are_back, says, thinki
 
 
 @pytest.mark.parametrize("how", ["options", "refused"])
-def test_a_request_that_is_switched_off_is_looked_at_once(how):
+def test_a_request_that_is_switched_off_is_polled_once(how):
     loop = Loop(config())
     request = loop.add(enabled=False) if how == "options" else loop.add()
     if how == "refused":
@@ -81,7 +81,7 @@ def test_a_closed_thought_stays_whole_after_a_retraction():
     assert request.length == 1 + 120
 
 
-def test_an_open_thought_catches_up_after_a_retraction_behind_its_start():
+def test_after_a_retraction_an_open_thought_is_compressed_late():
     loop = thinking()
     request = loop.add(output=says((10, START)))
     loop.run(50)

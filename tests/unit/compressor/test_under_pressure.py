@@ -4,10 +4,10 @@ import pytest
 
 from sglang_rpc.types import NEVER
 from tests.loops.decode_loop import END, MARKERS, START, Loop, config
-from tests.unit.compressor.checks import assert_all_slots_are_back, play_policy, press, says
+from tests.unit.compressor.checks import assert_all_slots_are_back, play_policy, says, set_pressure
 
 
-def test_without_pressure_nobody_is_looked_at_twice():
+def test_without_memory_pressure_a_request_is_polled_once():
     loop = Loop(config(when="pressure"))
     request = loop.add()
     assert not loop.compressor.dates_kept
@@ -21,26 +21,26 @@ def test_without_pressure_nobody_is_looked_at_twice():
 
 
 @pytest.mark.parametrize("budget", [(16, 4, 4), (4, 16, 2), (16, 4, 1.2)], ids=str)
-@pytest.mark.parametrize("woken", [0, 5, 16, 17, 20, 36, 50])
-def test_woken_it_makes_up_for_what_it_missed(budget, woken):
+@pytest.mark.parametrize("raised", [0, 5, 16, 17, 20, 36, 50])
+def test_under_memory_pressure_missed_dates_are_made_up_for_late(budget, raised):
     loop = Loop(config(*budget, when="pressure"))
     request = loop.add()
-    loop.run(woken)
-    press(loop, True)
+    loop.run(raised)
+    set_pressure(loop, True)
     loop.run(60)
-    assert request.done == play_policy(woken, woken + 60, *budget)
+    assert request.done == play_policy(raised, raised + 60, *budget)
     assert request.done
     assert request.state.totals.late == sum(late for _, _, late in request.done)
     assert_all_slots_are_back(loop)
 
 
 @pytest.mark.parametrize("relieved", [5, 16, 18, 19, 20, 30])
-def test_relieved_it_gives_its_slot_back_and_sleeps(relieved):
+def test_relieved_it_gives_its_slot_back_and_is_polled_no_more(relieved):
     loop = Loop(config(when="pressure"))
     request = loop.add()
-    press(loop, True)
+    set_pressure(loop, True)
     loop.run(relieved)
-    press(loop, False)
+    set_pressure(loop, False)
     loop.run(0)
     assert loop.ring.in_use == 0
     assert request.state.recording.slot is None
@@ -50,25 +50,25 @@ def test_relieved_it_gives_its_slot_back_and_sleeps(relieved):
     loop.run(50)
     assert request.done == before
     assert loop.ring.in_use == 0
-    press(loop, True)
-    woken = request.generated
+    set_pressure(loop, True)
+    raised = request.generated
     loop.run(4)
-    assert request.done[len(before) :] == [(woken + 4, (woken + 4 - 4) // 16, True)]
+    assert request.done[len(before) :] == [(raised + 4, (raised + 4 - 4) // 16, True)]
     assert_all_slots_are_back(loop)
 
 
-def test_a_thought_that_closed_unseen_is_not_compressed_when_woken():
+def test_a_thought_that_closed_unseen_is_not_compressed_under_memory_pressure():
     loop = Loop(config(scope="think", when="pressure"), markers=MARKERS)
     request = loop.add(prompt=[START], output=says((40, END)))
     loop.run(60)
-    press(loop, True)
+    set_pressure(loop, True)
     loop.run(40)
     assert request.done == []
     assert not request.state.active
     assert loop.ring.in_use == 0
 
 
-def test_memory_may_run_out_before_anybody_counts_as_pressed():
+def test_memory_may_run_out_below_the_high_watermark():
     loop = Loop(config(when="pressure"))
     request = loop.add()
     loop.run(40)
@@ -79,7 +79,7 @@ def test_memory_may_run_out_before_anybody_counts_as_pressed():
     assert request.done == []
     assert request.state.clock.check_at == NEVER
     assert loop.ring.in_use == 0
-    press(loop, True)
+    set_pressure(loop, True)
     loop.run(60)
     # At 51, when a window has been recorded, 8 may be kept; at 52, when 12 may, there are 9.
     assert request.done == [(51, 2, True), (68, 4, False), (84, 5, False), (100, 6, False)]

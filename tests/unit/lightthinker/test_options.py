@@ -42,6 +42,6 @@ def test_gist_tokens_are_texts_or_ids(value):
 
 
 def test_gist_tokens_come_as_json_has_them():
-    found = RPCConfig.parse('{"policy": "lightthinker", "gist_tokens": ["<o>", 7], "gist_resume": 9}')
-    assert found.gist_tokens == ("<o>", 7)
-    assert RPCConfig.parse(found.to_json()) == found
+    result = RPCConfig.parse('{"policy": "lightthinker", "gist_tokens": ["<o>", 7], "gist_resume": 9}')
+    assert result.gist_tokens == ("<o>", 7)
+    assert RPCConfig.parse(result.to_json()) == result

@@ -94,7 +94,7 @@ def test_a_row_comes_back_as_it_was(loop, generated):
 
 
 def test_a_row_that_is_still_being_prefilled_is_left_alone(loop):
-    """A re-prefill in chunks goes on behind the entries that are there, which therefore must not move."""
+    """A re-prefill in chunks goes on after the entries that are there, which therefore must not move."""
     request = loop.add(output=OUTPUT)
     loop.run(9)  # the last gist's entry comes with the next step
     loop._decode(request)

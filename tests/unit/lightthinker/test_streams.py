@@ -17,17 +17,17 @@ def read(output, gists=GISTS, start=0):
 
 
 def by_hand(output, gists, start=0):
-    """The same by looking at the whole text: from the left, the first whole run of gists, then what is behind it."""
-    found, begin, at, size = [], start, start, len(gists.ids)
+    """The same from the whole text: from the left, the first whole run of gists, then what comes after it."""
+    thoughts, begin, at, size = [], start, start, len(gists.ids)
     while at + size <= len(output):
         if tuple(output[at : at + size]) != gists.ids:
             at += 1
             continue
         if begin < at:
-            found.append((begin, at, at + size))
+            thoughts.append((begin, at, at + size))
         at += size
         begin = at + (at < len(output) and output[at] == gists.resume)
-    return found
+    return thoughts
 
 
 def test_a_thought_is_done_when_its_last_gist_is_there():
@@ -40,7 +40,7 @@ def test_a_thought_is_done_when_its_last_gist_is_there():
 
 
 @pytest.mark.parametrize(
-    ("output", "found"),
+    ("output", "expected"),
     [
         ([], []),
         ([1, 2, 3], []),  # never summed up: it stays
@@ -56,8 +56,8 @@ def test_a_thought_is_done_when_its_last_gist_is_there():
         ([1, 91, 92, 91, 92, 93], [(0, 3, 6)]),
     ],
 )
-def test_streams(output, found):
-    assert read(output) == found == by_hand(output, GISTS)
+def test_streams(output, expected):
+    assert read(output) == expected == by_hand(output, GISTS)
 
 
 def test_one_id_may_be_said_several_times():
@@ -65,7 +65,7 @@ def test_one_id_may_be_said_several_times():
     assert read([1, 1, 1, 2], Gists((1, 1, 2))) == [(0, 1, 4)]
 
 
-def test_a_thought_may_begin_behind_what_is_no_thought():
+def test_a_thought_may_begin_after_what_is_no_thought():
     assert read([91, 92, 93, 1, 91, 92, 93], start=3) == [(3, 4, 7)]
     assert read([1, 91, 92, 93, 91, 92, 93], start=2) == [(2, 4, 7)]  # gists that began before it are none
 
@@ -82,15 +82,15 @@ RUNS = st.lists(st.sampled_from([1, 2, 3, 9]), max_size=40)
 def test_any_stream_is_read_as_by_hand_however_it_comes(output, ids, start):
     gists = Gists(tuple(ids), resume=9)
     assert read(output, gists, start) == by_hand(output, gists, start)
-    thoughts, at_look = Thoughts(gists), start
+    thoughts, next_poll = Thoughts(gists), start
     for upto in range(start, len(output) + 1):
         before = len(thoughts.done)
         complete = [end for *_, end in by_hand(output[:upto], gists, start)]
-        if upto >= at_look:  # nobody looks earlier than it says
+        if upto >= next_poll:  # no poll comes earlier than it says
             thoughts.advance(output, upto, start)
             assert thoughts.next_check > upto
-            at_look = thoughts.next_check
-            # Whatever is found was completed by this very token: no look came too late.
+            next_poll = thoughts.next_check
+            # Each new thought was completed by this very token: no poll came too late.
             assert [t.complete for t in thoughts.done] == complete
             assert set(complete[before:]) <= {upto}
         else:

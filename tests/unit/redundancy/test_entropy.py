@@ -18,14 +18,14 @@ SEQUENCES = st.lists(st.integers(0, 5), max_size=60)
 
 def de_bruijn(symbols: int, n: int) -> list[int]:
     """A sequence in which every n-gram over `symbols` stands exactly once: symbols^n + n - 1 long (prefer-largest)."""
-    found, seen = [0] * n, {(0,) * n}
+    sequence, seen = [0] * n, {(0,) * n}
     while True:
-        tail = found[len(found) - n + 1 :]
+        tail = sequence[len(sequence) - n + 1 :]
         following = next((s for s in reversed(range(symbols)) if (*tail, s) not in seen), None)
         if following is None:
-            return found
+            return sequence
         seen.add((*tail, following))
-        found.append(following)
+        sequence.append(following)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -130,10 +130,10 @@ def test_a_text_is_measured_by_its_windows_mean():
 
 def test_a_group_is_the_mean_over_texts_with_its_standard_error():
     rows = [Measured("g", str(i), 1, value, value / 10, 9, 4, 1, 4) for i, value in enumerate((1.0, 2.0, 3.0))]
-    (found,) = groups(rows)
-    assert (found.texts, found.entropy, found.distinct) == (3, 2.0, pytest.approx(0.2))
-    assert found.error == pytest.approx(1 / math.sqrt(3))
-    assert found.distinct_error == pytest.approx(0.1 / math.sqrt(3))
+    (mean,) = groups(rows)
+    assert (mean.texts, mean.entropy, mean.distinct) == (3, 2.0, pytest.approx(0.2))
+    assert mean.error == pytest.approx(1 / math.sqrt(3))
+    assert mean.distinct_error == pytest.approx(0.1 / math.sqrt(3))
     assert math.isnan(groups(rows[:1])[0].error)
     constant = [Measured("g", str(i), 1, 0.0, 0.0, 9, 4, 1, 4) for i in range(3)]
-    assert groups(constant)[0].error == 0  # no share of right and wrong: that all are 0 is known
+    assert groups(constant)[0].error == 0  # not a share: that all are 0 is known

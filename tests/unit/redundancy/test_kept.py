@@ -15,14 +15,14 @@ from eval.redundancy import kept
 from eval.redundancy.entropy import entropy
 
 
-def trace(path, sets, *, output=(1, 2, 3, 1, 2, 1, 3, 5), behind=(9,), prompt=(7, 7, 7), start=0, window=2):
+def trace(path, sets, *, output=(1, 2, 3, 1, 2, 1, 3, 5), after=(9,), prompt=(7, 7, 7), start=0, window=2):
     """A request of one compression: of `output` from `start` to its window, each set keeps the positions named."""
     candidates, keep = len(output) - window - start, len(sets[0])
     masks = np.zeros((len(sets), candidates), bool)
     for mask, positions in zip(masks, sets, strict=True):
         mask[[position - start for position in positions]] = True
     packed = base64.b64encode(zlib.compress(np.packbits(masks, axis=1, bitorder="little").tobytes())).decode()
-    held = len(output) + len(behind) - candidates + keep
+    held = len(output) + len(after) - candidates + keep
     header = {"kind": "request", "format": 1, "rid": "r", "layers": len(sets), "heads": 1, "prompt": prompt}
     lines = [
         {**header, "options": {}, "config": {}, "model": "m"},
@@ -32,9 +32,9 @@ def trace(path, sets, *, output=(1, 2, 3, 1, 2, 1, 3, 5), behind=(9,), prompt=(7
             **{"late": False, "early": False, "think": None, "output": output, "kept": packed},
         },
         {
-            **{"kind": "end", "finish": {}, "think": None, "output": behind},
+            **{"kind": "end", "finish": {}, "think": None, "output": after},
             "receipt": {
-                **{"compressions": 1, "generated": len(output) + len(behind), "held": held},
+                **{"compressions": 1, "generated": len(output) + len(after), "held": held},
                 "evicted": candidates - keep,
             },
         },
@@ -45,21 +45,21 @@ def trace(path, sets, *, output=(1, 2, 3, 1, 2, 1, 3, 5), behind=(9,), prompt=(7
 
 def test_what_was_kept_stands_beside_what_could_have_been(tmp_path):
     """In 1 2 3 1 2 1 the last three repeat a token, the fifth a bigram too; a layer kept one 1 2, one the other."""
-    found = {(r.choice, r.n): r for r in kept.choices(trace(tmp_path / "r.jsonl", [(0, 1), (3, 4)]))}
-    assert {choice: found[choice, 1].tokens for choice in kept.CHOICES} == dict(all=6, kept=2, newest=2, random=2)
-    repeated = {choice: [found[choice, n].repeated for n in (1, 2, 3)] for choice in ("all", "kept", "newest")}
+    result = {(r.choice, r.n): r for r in kept.choices(trace(tmp_path / "r.jsonl", [(0, 1), (3, 4)]))}
+    assert {choice: result[choice, 1].tokens for choice in kept.CHOICES} == dict(all=6, kept=2, newest=2, random=2)
+    repeated = {choice: [result[choice, n].repeated for n in (1, 2, 3)] for choice in ("all", "kept", "newest")}
     assert repeated == {"all": [1 / 2, 1 / 6, 0], "kept": [1 / 2, 1 / 4, 0], "newest": [1, 1 / 2, 0]}
-    assert found["kept", 1].entropy == found["newest", 1].entropy == 1
-    assert found["kept", 2].entropy == 0
-    assert found["all", 1].entropy == entropy([1, 2, 3, 1, 2, 1], 1)
-    assert found["kept", 1].sets == 2
+    assert result["kept", 1].entropy == result["newest", 1].entropy == 1
+    assert result["kept", 2].entropy == 0
+    assert result["all", 1].entropy == entropy([1, 2, 3, 1, 2, 1], 1)
+    assert result["kept", 1].sets == 2
 
 
 def test_what_stands_before_the_thoughts_is_no_choice(tmp_path):
     """The first two tokens are kept whatever happens; but what comes after may repeat them."""
-    found = {(r.choice, r.n): r for r in kept.choices(trace(tmp_path / "r.jsonl", [(2, 3), (2, 3)], start=2))}
-    assert {choice: found[choice, 1].tokens for choice in kept.CHOICES} == dict(all=4, kept=2, newest=2, random=2)
-    assert [found[choice, 1].repeated for choice in ("all", "kept", "newest")] == [3 / 4, 1 / 2, 1]
+    result = {(r.choice, r.n): r for r in kept.choices(trace(tmp_path / "r.jsonl", [(2, 3), (2, 3)], start=2))}
+    assert {choice: result[choice, 1].tokens for choice in kept.CHOICES} == dict(all=4, kept=2, newest=2, random=2)
+    assert [result[choice, 1].repeated for choice in ("all", "kept", "newest")] == [3 / 4, 1 / 2, 1]
 
 
 def test_lots_are_drawn_from_the_same_tokens_and_are_the_same_again(tmp_path):
@@ -95,7 +95,7 @@ def test_the_command_compares_request_by_request(tmp_path, capsys):
 def test_a_trace_that_does_not_say_what_was_kept_is_refused(tmp_path, samples, capsys):
     path = trace(tmp_path / "r.jsonl", [(0, 1)])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[1]["kept"] = None  # the writer fell behind
+    lines[1]["kept"] = None  # the writer was too slow
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for given_path, sentence in ((path, "does not say what was kept last"), (samples, "is no trace")):
         assert command.main(["--traces", str(given_path), "--out", str(tmp_path / "out")]) == 1

@@ -42,7 +42,7 @@ def test_what_is_gone_cannot_be_gained_again():
 
 def test_only_a_thought_in_progress_has_something_to_gain():
     assert early_gain(thinking([WORD, START], [WORD] * 24), 24, 4) == 12
-    assert early_gain(thinking([], [WORD] * 9 + [START]), 10 + 24, 4) == 12  # behind its start
+    assert early_gain(thinking([], [WORD] * 9 + [START]), 10 + 24, 4) == 12  # after its start
     assert early_gain(thinking([], [WORD] * 100), 100, 4) == 0
     assert early_gain(state(), 100, 4) == 0  # the prompt has not been read
     assert early_gain(thinking([START], [WORD] * 30 + [END]), 100, 4) == 0

@@ -59,8 +59,8 @@ def test_nothing_outside_its_folder_is_written(readable, how):
     os.chmod(file, 0o666)
 
     def state():
-        found = file.stat()
-        return sorted(readable.iterdir()), found.st_mode, found.st_uid, found.st_mtime, found.st_nlink
+        result = file.stat()
+        return sorted(readable.iterdir()), result.st_mode, result.st_uid, result.st_mtime, result.st_nlink
 
     before = state()
     refused("import os\n" + WRITES[how].format(folder=str(readable), file=str(file)))

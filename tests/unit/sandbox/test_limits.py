@@ -80,10 +80,10 @@ def test_root_is_a_user_like_any_other():
 
 
 def test_runs_do_not_see_each_other():
-    found = []
+    result = []
     both = [
         threading.Thread(
-            target=lambda n=n: found.append(
+            target=lambda n=n: result.append(
                 run(f"import os, time; open('mine', 'w').write('{n}'); time.sleep(0.3); print(open('mine').read())")
             )
         )
@@ -93,7 +93,7 @@ def test_runs_do_not_see_each_other():
         thread.start()
     for thread in both:
         thread.join()
-    assert sorted(outcome.stdout for outcome in found) == ["0\n", "1\n"]
+    assert sorted(outcome.stdout for outcome in result) == ["0\n", "1\n"]
 
 
 @pytest.mark.parametrize(

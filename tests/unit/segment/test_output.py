@@ -58,34 +58,34 @@ def test_an_empty_thought_whose_token_belongs_to_both_markers_is_closed():
 
 
 @pytest.mark.parametrize("text", ["a<think>b</think>a", "ab<think>\n\nab\n</think>\n\na", "b<think>a</think>"])
-def test_a_marker_cut_at_any_token_is_found(text):
+def test_a_marker_cut_at_any_token_is_read(text):
     output = encode(text)
     wanted = read(TEXT, [], output)
     assert wanted[1]
     for cut in range(len(output) + 1):
-        gate, _ = shown_in_chunks(TEXT, [], output, [cut])
-        assert (gate.start, gate.closed) == wanted, cut
-    gate, _ = shown_in_chunks(TEXT, [], output, range(len(output)))
-    assert (gate.start, gate.closed) == wanted
+        tracker, _ = shown_in_chunks(TEXT, [], output, [cut])
+        assert (tracker.start, tracker.closed) == wanted, cut
+    tracker, _ = shown_in_chunks(TEXT, [], output, range(len(output)))
+    assert (tracker.start, tracker.closed) == wanted
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_a_marker_of_more_tokens_than_characters_is_found_in_pieces(chunk):
+def test_a_marker_of_more_tokens_than_characters_is_read_in_pieces(chunk):
     markers = ThinkMarkers(TextMarker("◁▷", TOKENIZER), TextMarker("◁/▷", TOKENIZER))
     output = encode("ab◁▷ab◁/▷ab")
-    gate = SegmentTracker(markers, [])
+    tracker = SegmentTracker(markers, [])
     for upto in range(0, len(output) + chunk, chunk):
-        gate.advance(output, upto)
-    assert (gate.start, gate.closed) == (len(encode("ab◁▷")), True)
+        tracker.advance(output, upto)
+    assert (tracker.start, tracker.closed) == (len(encode("ab◁▷")), True)
 
 
 def shown_in_chunks(markers, prompt, output, cuts):
-    gate = SegmentTracker(markers, prompt)
+    tracker = SegmentTracker(markers, prompt)
     seen = []
     for cut in [*sorted(cuts), len(output)]:
-        gate.advance(output, cut)
-        seen.append((gate.start, gate.closed))
-    return gate, seen
+        tracker.advance(output, cut)
+        seen.append((tracker.start, tracker.closed))
+    return tracker, seen
 
 
 @given(st.lists(st.sampled_from([WORD, OTHER, START, END]), max_size=40), st.booleans(), st.data())
@@ -111,44 +111,44 @@ def test_any_tokens_in_chunks_equal_one_shot(output, opened, data):
 
 def check_chunks(markers, prompt, output, data):
     cuts = data.draw(st.lists(st.integers(0, len(output)), max_size=12))
-    gate, seen = shown_in_chunks(markers, prompt, output, cuts)
-    assert (gate.start, gate.closed) == read(markers, prompt, output)
+    tracker, seen = shown_in_chunks(markers, prompt, output, cuts)
+    assert (tracker.start, tracker.closed) == read(markers, prompt, output)
     opened = [start for start, _ in seen if start is not None]
-    assert len(set(opened)) <= 1  # found once, it stays
+    assert len(set(opened)) <= 1  # result once, it stays
     closed = [closed for _, closed in seen]
     assert closed == sorted(closed)
 
 
-def test_tokens_after_upto_are_not_looked_at():
-    gate = SegmentTracker(TOKEN, [START])
+def test_tokens_after_upto_are_not_read():
+    tracker = SegmentTracker(TOKEN, [START])
     output = [WORD, WORD, END]
-    gate.advance(output, 2)
-    assert not gate.closed
-    gate.advance(output, 3)
-    assert gate.closed
+    tracker.advance(output, 2)
+    assert not tracker.closed
+    tracker.advance(output, 3)
+    assert tracker.closed
 
 
 def test_going_back_changes_nothing():
     # After a retraction the same tokens are shown again.
-    gate = SegmentTracker(TOKEN, [])
+    tracker = SegmentTracker(TOKEN, [])
     output = [WORD, START, WORD, END]
-    gate.advance(output, 3)
+    tracker.advance(output, 3)
     for upto in (0, 1, 3):
-        gate.advance(output, upto)
-        assert (gate.start, gate.closed) == (2, False)
-    gate.advance(output, 4)
-    assert gate.closed
+        tracker.advance(output, upto)
+        assert (tracker.start, tracker.closed) == (2, False)
+    tracker.advance(output, 4)
+    assert tracker.closed
 
 
-def test_a_start_behind_the_end_of_the_thought_does_not_open_again():
+def test_a_start_after_the_end_of_the_thought_does_not_open_again():
     assert read(TOKEN, [START], [END, START, WORD]) == (0, True)
 
 
-def test_a_long_output_looked_at_token_by_token_is_fast():
+def test_a_long_output_read_token_by_token_is_fast():
     rng = random.Random(0)
     output = [rng.choice((0, 1, 3, 10, 11, 12)) for _ in range(5_000)]
-    gate = SegmentTracker(TEXT, encode("<think>"))
+    tracker = SegmentTracker(TEXT, encode("<think>"))
     begin = time.perf_counter()
     for upto in range(len(output) + 1):
-        gate.advance(output, upto)
+        tracker.advance(output, upto)
     assert time.perf_counter() - begin < 1.0

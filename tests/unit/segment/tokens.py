@@ -55,6 +55,6 @@ encode = TOKENIZER.encode
 
 
 def read(markers: ThinkMarkers, prompt: list[int], output: list[int]) -> tuple[int | None, bool]:
-    gate = SegmentTracker(markers, prompt)
-    gate.advance(output, len(output))
-    return gate.start, gate.closed
+    tracker = SegmentTracker(markers, prompt)
+    tracker.advance(output, len(output))
+    return tracker.start, tracker.closed

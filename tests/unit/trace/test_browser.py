@@ -31,10 +31,10 @@ class Shown(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self._open = found.get("id")
-        if tag == "span" and "data-t" in found:
-            self.tokens[found.get("class") or "not shaded"] += 1
+        result = dict(attributes)
+        self._open = result.get("id")
+        if tag == "span" and "data-t" in result:
+            self.tokens[result.get("class") or "not shaded"] += 1
 
     def handle_data(self, data):
         if self._open is not None:

@@ -25,9 +25,9 @@ def test_what_is_composed_is_what_the_pool_holds(tmp_path, aggregation, policy):
     assert (trace.layers, trace.heads) == (LAYERS, 2 if aggregation == "group" else 1)
     assert trace.prompt == request.prompt
     assert trace.output == request.output[:90]
-    found = traced.check(request, trace)
+    result = traced.check(request, trace)
     receipt = request.state.receipt(90)
-    end = found.stages[-1]
+    end = result.stages[-1]
     assert trace.receipt == receipt
     assert trace.finish == {"type": "stop"}
     assert not trace.cut
@@ -93,11 +93,11 @@ def test_a_row_rebuilt_from_tokens_is_whole_again(tmp_path):
     receipt = request.state.receipt(80)
     request.state.hooks.trace.finish(request.output[:80], {"type": "abort"}, receipt)
     trace = traced.only()
-    found = traced.check(request, trace)
-    assert [stage.rebuilt for stage in found.stages] == [False, False, False, True, False, False, True]
-    assert found.stages[-1].held == receipt["held"] == 80
-    assert found.stages[-1].evicted == receipt["evicted"] > 0
-    assert len(found.epochs) == 3
+    result = traced.check(request, trace)
+    assert [stage.rebuilt for stage in result.stages] == [False, False, False, True, False, False, True]
+    assert result.stages[-1].held == receipt["held"] == 80
+    assert result.stages[-1].evicted == receipt["evicted"] > 0
+    assert len(result.epochs) == 3
     assert [c.late for c in trace.compressions] == [False, False, True, False, False]
 
 
@@ -110,9 +110,9 @@ def test_a_row_that_came_back_as_it_was_goes_on(tmp_path):
     loop.come_back(request, 2, backups)
     loop.run(30)
     traced.finish(request)
-    found = traced.check(request, traced.only())
-    assert not any(stage.rebuilt for stage in found.stages)
-    assert len(found.epochs) == 1
+    result = traced.check(request, traced.only())
+    assert not any(stage.rebuilt for stage in result.stages)
+    assert len(result.epochs) == 1
 
 
 def test_early_compressions(tmp_path):

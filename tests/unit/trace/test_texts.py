@@ -6,23 +6,23 @@ from eval.trace_view.tokens import load_tokenizer, pieces, visible
 def test_a_character_is_shown_by_the_token_that_completes_it(bytewise):
     text = "naïve 🙂 日本\n"
     ids = bytewise.encode(text)
-    found = pieces(ids, bytewise)
-    assert "".join(found) == text
-    assert len(found) == len(ids) == len(text.encode())
-    assert found[2:4] == ["", "ï"]
-    assert [p for p in found if p] == list(text)
+    result = pieces(ids, bytewise)
+    assert "".join(result) == text
+    assert len(result) == len(ids) == len(text.encode())
+    assert result[2:4] == ["", "ï"]
+    assert [p for p in result if p] == list(text)
     cut = pieces(ids[: 7 + 2], bytewise)  # two of the four bytes of 🙂
-    assert cut[:7] == found[:7]
+    assert cut[:7] == result[:7]
     assert cut[7] == ""
     assert cut[8].startswith("\ufffd")
 
 
 def test_bytes_that_are_no_text_do_not_hold_up_what_follows(bytewise):
     stray = bytewise.encode("🙂")[1]  # a continuation byte
-    found = pieces([*bytewise.encode("a"), stray, *bytewise.encode("bc")], bytewise)
-    assert found[0] == "a"
-    assert found[-1] == "c"
-    assert "".join(found) == "a\ufffdbc"
+    result = pieces([*bytewise.encode("a"), stray, *bytewise.encode("bc")], bytewise)
+    assert result[0] == "a"
+    assert result[-1] == "c"
+    assert "".join(result) == "a\ufffdbc"
     many = pieces([stray] * 40, bytewise)
     assert "".join(many).count("\ufffd") == 40
 

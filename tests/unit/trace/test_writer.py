@@ -90,7 +90,7 @@ def test_a_full_disk_stops_tracing_and_nothing_else(tmp_path, monkeypatch, caplo
     traced.check(request, after)
 
 
-def test_a_writer_that_falls_behind_leaves_kept_sets_out_and_says_so(tmp_path, monkeypatch, caplog):
+def test_a_slow_writer_leaves_kept_sets_out_and_says_so(tmp_path, monkeypatch, caplog):
     traced = Traced(tmp_path, config())
     request = traced.loop.add()
     traced.loop.run(25)
@@ -110,12 +110,12 @@ def test_a_writer_that_falls_behind_leaves_kept_sets_out_and_says_so(tmp_path, m
     traced.finish(request)
     trace = traced.only()
     assert [c.kept is None for c in trace.compressions] == [False, False, True, False, False]
-    found = holdings.compose(trace)
-    assert [stage.epoch for stage in found.stages] == [0, 0, 0, None, None, 1, 1]
-    assert found.held(3) is None
-    assert found.held(5).sum(1).tolist() == [found.stages[5].held] * LAYERS
+    result = holdings.compose(trace)
+    assert [stage.epoch for stage in result.stages] == [0, 0, 0, None, None, 1, 1]
+    assert result.held(3) is None
+    assert result.held(5).sum(1).tolist() == [result.stages[5].held] * LAYERS
     receipt = request.state.receipt(request.generated)
-    assert (found.stages[-1].held, found.stages[-1].evicted) == (receipt["held"], receipt["evicted"])
+    assert (result.stages[-1].held, result.stages[-1].evicted) == (receipt["held"], receipt["evicted"])
     assert sum("falls behind" in record.getMessage() for record in caplog.records) == 1
 
 
