@@ -12,7 +12,7 @@ from tests.kernels.cases import DEVICE
 
 
 def batch(sizes: list[tuple[int, int]]) -> CompressionBatch:
-    made = [Compression(0, 1, 1, n + 1, 1, 1, n + 2, keep, 1, False) for n, keep in sizes]
+    made = [Compression(row=0, generated=n + 1, window=1, begin=1, end=n + 2, keep=keep) for n, keep in sizes]
     assert [c.candidates for c in made] == [n for n, _ in sizes]
     return CompressionBatch.of(made, DEVICE)
 
