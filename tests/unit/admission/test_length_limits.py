@@ -58,7 +58,8 @@ def test_the_refusal_is_one_sentence_with_the_whole_arithmetic():
     # T 6. Before the 62nd compression 61 * 6 + 4 + 16 are held; 123 are when 15 have come after the 18th.
     with pytest.raises(ConfigError) as caught:
         refuse_unfit(1000, prompt=37, room=123, pool=176, options=options(16, 4, 2.5))
-    assert str(caught.value) == (
+    assert caught.value.code == "request.max_new_tokens"
+    assert caught.value.sentence == (
         "1000 new tokens do not fit: with interval 16, window 4 and ratio 2.5 they hold up to 386 KV entries, and "
         "beside this prompt of 37 tokens the pool of 176 slots has room for 123; ask for at most 303 new tokens, a "
         "higher ratio or a shorter interval, or start the server with more memory"
