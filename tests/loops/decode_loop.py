@@ -7,7 +7,7 @@ are random by position, so that the oracle can follow positions, not slots.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -82,18 +82,8 @@ class Loop:
         self.queries = queries[:, :, :, heads_of].flatten(3, 4)
         self.oracle = Oracle(config, self.keys, self.queries, self.scaling, logit_cap)
         own = self.keys.shape[3]
-        self.layers = [
-            KVLayer(
-                keys=self._stored(torch.randn(POOL, own, DIM, generator=generator)).to(device),
-                values=torch.full((POOL, own, 1), -1.0, device=device),
-                dtype=keys_as,
-                scaling=self.scaling,
-                logit_cap=logit_cap,
-            )
-            for _ in range(LAYERS)
-        ]
-        if latent:
-            self.layers = [replace(layer, values=layer.keys[..., :1]) for layer in self.layers]
+        noise = torch.randn(LAYERS, POOL, own, DIM, generator=generator)
+        self.layers = [self._layer(keys, latent, logit_cap) for keys in noise]
         self.req_to_token = torch.zeros(4, LENGTH, dtype=torch.int32, device=device)
         self.free = torch.randperm(POOL, generator=generator).tolist()
         self.ring = QueryRing(
@@ -110,6 +100,12 @@ class Loop:
             config, self.layers, self.ring, self.req_to_token, markers=markers, gists=gists, reduce=reduce
         )
         self.requests: list[Request] = []
+
+    def _layer(self, noise: torch.Tensor, latent: bool, logit_cap: float) -> KVLayer:
+        """A layer of the pool, whose slots hold `noise` until they are written."""
+        keys = self._stored(noise).to(self.device)
+        values = keys[..., :1] if latent else torch.full((*noise.shape[:2], 1), -1.0, device=self.device)
+        return KVLayer(keys, values, self.keys_as, self.scaling, logit_cap)
 
     def add(self, row: int = 1, prompt: int | list[int] = 5, output: list[int] | None = None, **options) -> Request:
         params = {"rpc": options} if options else None
