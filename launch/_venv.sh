@@ -13,7 +13,7 @@ die() {
     exit 1
 }
 
-# SGLang 0.5.23 comes as wheels for CPython 3.11 to 3.13, Linux on x86_64, glibc 2.34 or newer.
+# SGLang comes as wheels for CPython 3.11 to 3.13, Linux on x86_64, glibc 2.34 or newer.
 find_python() {
     local candidate
     for candidate in python3.11 python3.12 python3.13 python3; do
@@ -37,7 +37,7 @@ use_venv() {
     local directory="${SGLANG_RPC_VENV:-$ROOT/.venv}"
     if [[ ! -x "$directory/bin/python" ]]; then
         [[ -z "${SGLANG_RPC_VENV:-}" ]] || die "SGLANG_RPC_VENV=$SGLANG_RPC_VENV is not a virtual environment."
-        [[ "$(uname -sm)" == "Linux x86_64" ]] || die "SGLang 0.5.23 has wheels for Linux on x86_64 only."
+        [[ "$(uname -sm)" == "Linux x86_64" ]] || die "SGLang has wheels for Linux on x86_64 only."
         base="$(find_python)" || die "No Python 3.11, 3.12 or 3.13 with venv was found: install one and run this again."
         echo "making $directory with $base"
         "$base" -m venv "$directory"

@@ -1,4 +1,4 @@
-"""`python -m sglang_rpc.doctor`: can RPC run here, and is this SGLang the one it was proven on?
+"""`python -m sglang_rpc.doctor`: can RPC run here, and is this SGLang one that it was proven on?
 
 Exit status: 0 if RPC can start, with or without warnings; 1 if it would refuse to. With `--pin`: whether pins were
 written. `--hooks` prints docs/hooks.md, and asks SGLang nothing.
@@ -19,6 +19,7 @@ from typing import Any
 
 from sglang_rpc import __version__
 from sglang_rpc.contract import pins as pinned
+from sglang_rpc.contract import versions
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.pins import ASSUMED, Finding, State, use_of
 from sglang_rpc.contract.targets import COMMAND_LINE, LATENT, SERVING, Hook, Need, hooks_in
@@ -36,9 +37,10 @@ def every_hook() -> tuple[Hook, ...]:
     return tuple(hook for when in (COMMAND_LINE, SERVING, LATENT) for hook in hooks if hook.when == when)
 
 
-def needs() -> tuple[Need, ...]:
-    """All that RPC needs of SGLang."""
-    return (*every_hook(), *assumptions(SERVING), *assumptions(LATENT))
+def needs(version: str) -> tuple[Need, ...]:
+    """All that RPC needs of this version of SGLang."""
+    hooks = map(versions.of(version).here, every_hook())
+    return (*hooks, *assumptions(SERVING, version), *assumptions(LATENT, version))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +69,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
         return _pin(version, folder)
     pins = pinned.load(version, folder)
     facts = facts_of(version, pins)
-    findings = pinned.compare(pins, needs())
+    findings = pinned.compare(pins, needs(version))
     if options.json:
         print(json.dumps(as_json(facts, findings), indent=1))
     else:
@@ -97,7 +99,7 @@ def _prepare() -> str:
 
 
 def _pin(version: str, folder: Path) -> int:
-    pins = pinned.take(version, needs())
+    pins = pinned.take(version, needs(version))
     print(f"pinned {len(pins.pins)} targets of SGLang {version} in {pinned.save(pins, folder)}")
     return 0
 

@@ -14,6 +14,7 @@ import pkgutil
 from collections.abc import Iterable
 
 from sglang_rpc.contract import pins as pinned
+from sglang_rpc.contract import versions
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.pins import Finding, Pins, State
 from sglang_rpc.contract.targets import COMMAND_LINE, Hook, Need
@@ -21,7 +22,7 @@ from sglang_rpc.errors import ConfigError, IncompatibleSGLangError
 
 logger = logging.getLogger(__name__)
 
-#: "1" lets RPC run in an SGLang that is not the pinned one, if every target is there and takes the same arguments.
+#: "1" lets RPC run in an SGLang that is not pinned, if every target is there and takes the same arguments.
 ALLOW_VERSION_ENV = "SGLANG_RPC_ALLOW_VERSION"
 #: Set by the first process that warns of changed bodies; the processes it spawns inherit it and stay silent.
 _WARNED_ENV = "SGLANG_RPC_DRIFT_WARNED"
@@ -40,11 +41,12 @@ def install(hooks: Iterable[Hook]) -> None:
     new = [hook for hook in hooks if hook not in _installed]
     if not new:
         return
-    _check(new)
+    here = [versions.current().here(hook) for hook in new]
+    _check(here)
     # Nothing has been changed up to here, and nothing below can fail for a target that was found.
-    for hook in new:
+    for hook in here:
         _put_on(hook)
-        _installed.add(hook)
+    _installed.update(new)
 
 
 def installed() -> frozenset[Hook]:
@@ -72,11 +74,11 @@ def _check(new: list[Hook]) -> None:
     # The command line's hooks go on with --disable-rpc too, which must work in any SGLang.
     if any(when != COMMAND_LINE for when in occasions) and not allowed_version(sglang.__version__, pins):
         raise IncompatibleSGLangError(
-            f"SGLang {sglang.__version__} is installed, and RPC is proven on {pins.version}; "
-            f"install sglang=={pins.version}, set {ALLOW_VERSION_ENV}=1 to try it all the same, "
-            "or start with --disable-rpc"
+            f"SGLang {sglang.__version__} is installed, and RPC is proven on {versions.SUPPORTED}; "
+            f"install one of these, set {ALLOW_VERSION_ENV}=1 to try it all the same, or start with --disable-rpc"
         )
-    needs: list[Need] = [*new, *(assumption for when in occasions for assumption in assumptions(when))]
+    assumed = (assumption for when in occasions for assumption in assumptions(when, sglang.__version__))
+    needs: list[Need] = [*new, *assumed]
     findings = pinned.compare(pins, needs)
     for finding in findings:
         if finding.state.breaks:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from sglang_rpc.contract import versions
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks import backups, limits
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
@@ -100,6 +101,6 @@ def end_if_unresumable(runtime: SchedulerRPC, req: Any) -> bool:
     reason = {"type": "abort", "status_code": 503, "message": message}
     scheduler._release_aborted_request(req)
     scheduler.beam_coordinator.retire_group(req)
-    scheduler.send_abort_output(_make_abort_req(req, finished_reason=reason), req)
+    versions.current().answer_waiting(scheduler, _make_abort_req(req, finished_reason=reason), req)
     logger.warning("RPC %s: %s", req.rid, message)
     return True

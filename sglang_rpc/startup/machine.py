@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sglang_rpc.contract import pins as pinned
+from sglang_rpc.contract import versions
 from sglang_rpc.contract.pins import Pins
 from sglang_rpc.hooks.install import ALLOW_VERSION_ENV, allowed_version
 from sglang_rpc.startup import cpu
@@ -35,11 +36,11 @@ def facts_of(version: str, pins: Pins) -> list[Fact]:
 
 def _sglang(version: str, pins: Pins) -> Fact:
     if pinned.public(version) == pins.version:
-        return Fact("SGLang", f"{version}, the version pinned")
-    value = f"{version}; pinned is {pins.version}"
+        return Fact("SGLang", f"{version}, pinned")
+    value = f"{version}; pinned are {' and '.join(versions.VERSIONS)}"
     if allowed_version(version, pins):
         return Fact("SGLang", value, WARNING, f"unproven, allowed by {ALLOW_VERSION_ENV}=1")
-    advice = f"install sglang=={pins.version}, or set {ALLOW_VERSION_ENV}=1 to try it all the same"
+    advice = f"install SGLang {versions.SUPPORTED}, or set {ALLOW_VERSION_ENV}=1 to try it all the same"
     return Fact("SGLang", value, PROBLEM, advice)
 
 

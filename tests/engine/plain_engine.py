@@ -1,4 +1,4 @@
-"""A plain `sglang.Engine`, as a program that knows nothing of RPC; prints its response as JSON.
+"""A plain `sglang.Engine`, as a program that knows nothing of RPC; prints its response as JSON, with SGLang's version.
 
 python -m tests.engine.plain_engine MODEL PROMPT_JSON TOKENS
 """
@@ -20,5 +20,6 @@ if __name__ == "__main__":
         **{**cpu.server_defaults(), "max_total_tokens": 4096},
     )
     sampling = {"temperature": 0, "max_new_tokens": int(sys.argv[3]), "ignore_eos": True}
-    print("RESULT", json.dumps(engine.generate(input_ids=json.loads(sys.argv[2]), sampling_params=sampling)))
+    response = engine.generate(input_ids=json.loads(sys.argv[2]), sampling_params=sampling)
+    print("RESULT", json.dumps({**response, "sglang": sglang.__version__}))
     engine.shutdown()

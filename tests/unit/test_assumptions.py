@@ -26,12 +26,14 @@ from sglang_rpc import doctor
 from sglang_rpc.contract import pins, sglang
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.targets import LATENT, SERVING, Assumption, assumed, assumptions_in
+from sglang_rpc.contract.versions import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sglang_rpc"
 DECLARATIONS = PACKAGE / "contract" / "sglang"
 MODULES = [importlib.import_module(f"{sglang.__name__}.{m.name}") for m in pkgutil.iter_modules(sglang.__path__)]
-ALL = (*assumptions(SERVING), *assumptions(LATENT))
+#: Of every supported version of SGLang.
+ALL = tuple(dict.fromkeys(a for version in VERSIONS for when in (SERVING, LATENT) for a in assumptions(when, version)))
 #: The code that meets SGLang's objects, without the declarations, what reads SGLang's source, and the machine's facts.
 MEETS_SGLANG = [
     path
@@ -161,9 +163,10 @@ def test_an_unused_declaration_is_seen():
     assert unused([Assumption("sglang.Req.refresh_all", "")]) == ["refresh_all"]
 
 
-def test_every_declared_method_can_be_called_as_it_is_declared():
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_declared_method_can_be_called_as_it_is_declared(version):
     """By position what is positional, under SGLang's names; the rest by name. Pins say what SGLang's take."""
-    pinned = pins.load("0.5.23", ROOT / "patches")
+    pinned = pins.load(version, ROOT / "patches")
     checked = 0
     for protocol in (value for module in MODULES for value in vars(module).values() if isinstance(value, type)):
         for assumption in vars(protocol).get("rpc_assumed", ()):

@@ -1,5 +1,6 @@
 """The doctor: what it says, and its exit status, with the real SGLang as it is and made to differ."""
 
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -9,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from sglang_rpc import doctor
+from sglang_rpc.contract import versions
 from sglang_rpc.contract.pins import Finding, State
 from sglang_rpc.startup import cpu, machine
 from sglang_rpc.startup.machine import Fact
 
 ROOT = Path(__file__).resolve().parents[2]
-PINS = sorted((ROOT / "patches").glob("sglang-*.json"))[-1]
-PLACES = len(doctor.needs())
+VERSION = importlib.metadata.version("sglang")
+PINS = ROOT / "patches" / f"sglang-{VERSION}.json"
+NEEDS = doctor.needs(VERSION)
+PLACES = len(NEEDS)
 
 
 def python(*arguments, timeout=600):
@@ -43,7 +47,7 @@ def test_passes_here(said):
     assert status == 0, text
     assert text.splitlines()[-1] == f"RPC can run here: all {PLACES} places in SGLang are as pinned"
     for hook in doctor.every_hook():
-        assert hook.target.removeprefix("sglang.") in text
+        assert versions.current().here(hook).target.removeprefix("sglang.") in text
 
 
 def test_json_has_every_place(said):
@@ -91,7 +95,7 @@ def test_another_version(said):
     status, text = said["unpinned version"]
     assert status == 1
     assert "RPC can't run here: SGLang" in text
-    assert "install sglang==0.4.1, or set SGLANG_RPC_ALLOW_VERSION=1" in text
+    assert f"install SGLang {versions.SUPPORTED}, or set SGLANG_RPC_ALLOW_VERSION=1" in text
     status, text = said["unpinned version allowed"]
     assert status == 0
     assert "RPC can run here, with 1 warning: SGLang" in text
@@ -161,7 +165,7 @@ def test_an_sglang_that_cannot_be_imported(monkeypatch, capsys, tmp_path):
 
 
 def findings(state=State.OK):
-    hook, assumption = doctor.needs()[0], doctor.needs()[-1]
+    hook, assumption = NEEDS[0], NEEDS[-1]
     return [Finding(hook, state, "" if state is State.OK else "detail"), Finding(assumption, State.OK)]
 
 
@@ -170,7 +174,7 @@ def test_states_decide(state):
     facts = [Fact("SGLang", "0.5.23")]
     assert doctor.broken(facts, findings(state)) == (state not in (State.OK, State.BODY))
     text = doctor.report(facts, findings(state), PINS)
-    assert f"{state.value}  {doctor.needs()[0].kind}" in text
+    assert f"{state.value}  {NEEDS[0].kind}" in text
     assert ("detail; needed: " in text) == (state is not State.OK)
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import sys
-import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from sglang_rpc import doctor
-from sglang_rpc.contract import pins, source
+from sglang_rpc.contract import pins, source, versions
 from sglang_rpc.contract.pins import State
 from sglang_rpc.contract.source import find
 from sglang_rpc.contract.targets import AFTER, BEFORE, COMMAND_LINE, Assumption, Hook, hook, hook_of, hooks_in
@@ -337,44 +336,46 @@ def test_no_pins_is_an_error_that_names_the_file(tmp_path, content):
 # ---- the pins of this project ---------------------------------------------------------------------------------
 
 
-def project_pins():
-    (path,) = PATCHES.glob("sglang-*.json")
-    return pins.load(path.stem.removeprefix("sglang-"), PATCHES)
+@pytest.fixture(params=versions.VERSIONS)
+def version(request):
+    """Each SGLang version that is supported."""
+    return request.param
 
 
-def test_pins_and_declarations_are_in_step():
-    """`python -m sglang_rpc.doctor --pin` after a change of a declaration."""
-    wanted = Counter((need.target, pins.use_of(need), need.reason) for need in doctor.needs())
-    assert Counter((pin.target, pin.use, pin.reason) for pin in project_pins().pins) == wanted
+def project_pins(version):
+    pinned = pins.load(version, PATCHES)
+    assert pinned.version == version
+    return pinned
 
 
-def test_attributes_are_pinned():
-    pinned = project_pins()
-    for need in doctor.needs():
+def test_pins_and_declarations_are_in_step(version):
+    """`python -m sglang_rpc.doctor --pin` after a change of a declaration, with each version of SGLang."""
+    wanted = Counter((need.target, pins.use_of(need), need.reason) for need in doctor.needs(version))
+    assert Counter((pin.target, pin.use, pin.reason) for pin in project_pins(version).pins) == wanted
+
+
+def test_attributes_are_pinned(version):
+    pinned = project_pins(version)
+    for need in doctor.needs(version):
         if isinstance(need, Assumption) and need.attributes:
             assert pinned.of(need.target).signature == "{" + ", ".join(need.attributes) + "}"
             assert list(need.attributes) == sorted(set(need.attributes)), need.target
 
 
-def test_every_pin_has_a_source():
-    pinned = project_pins()
+def test_every_pin_has_a_source(version):
+    pinned = project_pins(version)
     for pin in pinned.pins:
         assert re.fullmatch(r"[0-9a-f]{64}", pin.fingerprint or ""), pin.target
         assert pin.modules and set(pin.modules) <= set(pinned.modules), pin.target
         assert all(module.startswith("sglang.") for module in pin.modules), pin.target
 
 
-def test_the_pinned_version_is_the_required_one():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert f"sglang=={project_pins().version}" in project["project"]["dependencies"]
-
-
 @pytest.mark.parametrize("hooked", doctor.every_hook(), ids=lambda hooked: hooked.target.rpartition(".")[2])
-def test_every_hook_takes_what_its_target_takes(hooked):
+def test_every_hook_takes_what_its_target_takes(hooked, version):
     """SGLang's calls reach a hook as they are: by position what can be, the rest by name."""
     scope: dict = {}
     # A pinned signature is Python's own notation, with `...` for a default.
-    exec(f"def target{project_pins().of(hooked.target).signature}: ...", scope)
+    exec(f"def target{project_pins(version).of(versions.of(version).here(hooked).target).signature}: ...", scope)
     parameters = inspect.signature(scope["target"]).parameters.values()
     first = () if hooked.kind == BEFORE else (None,)
     for optional in (False, True):
@@ -397,7 +398,7 @@ def engine(write, monkeypatch):
     monkeypatch.setenv(installer._WARNED_ENV, "")
     put_on = []
     monkeypatch.setattr(installer, "_put_on", put_on.append)
-    monkeypatch.setattr(installer, "assumptions", lambda when: here.assumed if when == "serving" else ())
+    monkeypatch.setattr(installer, "assumptions", lambda when, version: here.assumed if when == "serving" else ())
     monkeypatch.setattr(pins, "load", lambda version: here.pins)
     here = SimpleNamespace(write=write, put_on=put_on, pins=pins.take("1.0", needs()), assumed=())
     return here
@@ -469,7 +470,7 @@ def test_changed_bodies_are_one_warning_a_server(engine, caplog):
 
 def test_another_version_is_refused_unless_allowed(engine, monkeypatch):
     engine.pins = replace(engine.pins, version="0.9")
-    told = r"SGLang 1\.0 is installed.*proven on 0\.9.*sglang==0\.9.*SGLANG_RPC_ALLOW_VERSION=1.*--disable-rpc"
+    told = rf"SGLang 1\.0 is installed.*proven on {versions.SUPPORTED}; .*SGLANG_RPC_ALLOW_VERSION=1.*--disable-rpc"
     with pytest.raises(IncompatibleSGLangError, match=told):
         install()
     assert engine.put_on == []

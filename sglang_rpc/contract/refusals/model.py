@@ -12,6 +12,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, is_latent, latent_attentions
 from sglang_rpc.contract.refusals.row import OFF, Row, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
+from sglang_rpc.contract.versions import SUPPORTED
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.policy.resolve import accumulates, find_policy
 
@@ -77,7 +78,7 @@ def gather_facts(owner: Any) -> ServingFacts:
         return _gather(owner)
     except AttributeError as error:
         raise IncompatibleSGLangError(
-            f"RPC could not read what it must check before it serves ({error}); install sglang==0.5.23, or {OFF}",
+            f"RPC could not read what it must check before it serves ({error}); install SGLang {SUPPORTED}, or {OFF}",
             "incompatible.fact_missing",
         ) from error
 

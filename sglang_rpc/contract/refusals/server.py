@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+from sglang_rpc.contract import versions
 from sglang_rpc.contract.refusals.row import OFF, Row, refuse
 from sglang_rpc.errors import IncompatibleSGLangError
 
@@ -15,18 +17,24 @@ ATTENTION_BACKENDS = ("fa3", "flashinfer", "torch_native", "triton")
 
 
 class Arguments:
-    """The resolved server arguments by name. Raises IncompatibleSGLangError for a name that SGLang lacks."""
+    """The resolved server arguments by name. Raises IncompatibleSGLangError for a name that SGLang lacks.
 
-    def __init__(self, source: Any):
+    `absent`: the names that this version of SGLang is known to lack, with the values of a server that uses none.
+    """
+
+    def __init__(self, source: Any, absent: Mapping[str, Any]):
         self._source = source
+        self._absent = absent
 
     def __getattr__(self, name: str) -> Any:
         try:
             return getattr(self._source, name)
         except AttributeError:
+            if name in self._absent:
+                return self._absent[name]
             raise IncompatibleSGLangError(
                 f"this SGLang's ServerArgs has no {name}, which RPC must check before it starts; "
-                f"install sglang==0.5.23, or {OFF}",
+                f"install SGLang {versions.SUPPORTED}, or {OFF}",
                 "incompatible.argument_missing",
             ) from None
 
@@ -40,12 +48,12 @@ def refuse_server_args(server_args: Any) -> None:
     """
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    refuse_arguments(resolving_view(server_args))
+    refuse_arguments(resolving_view(server_args), versions.current().absent_arguments)
 
 
-def refuse_arguments(arguments: Any) -> None:
+def refuse_arguments(arguments: Any, absent: Mapping[str, Any] = MappingProxyType({})) -> None:
     """As `refuse_server_args`, on an object whose attributes are the final values. Needs no SGLang."""
-    refuse(SERVER_ROWS, Arguments(arguments))
+    refuse(SERVER_ROWS, Arguments(arguments, absent))
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,6 @@ class Scheduler(Protocol):
     def _release_aborted_request(self, req: Req) -> None:
         """drops the tree's state of a request that ends while it waits"""
 
-    def send_abort_output(self, abort_req: Any, req: Req) -> None:
-        """answers a request that waits"""
-
 
 @assumed(
     f"{_MANAGERS}.scheduler_components.internal_state.SchedulerInternalStateController", "the way to the scheduler"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from sglang_rpc.hooks import backups, resume
@@ -12,8 +14,11 @@ from tests.unit.adder.pool import sgl
 def no_server(monkeypatch):
     """Settings that only a started scheduler has published."""
     monkeypatch.setattr(sgl().schedule_policy, "_use_exact_chunk_fill", lambda: False)
-    monkeypatch.setattr(sgl().schedule_policy, "mamba_prefill_chunk_grid", lambda: None)
-    monkeypatch.setattr(sgl().PrefillAdder, "_replay_len", lambda *args: 0)
+    published = SimpleNamespace(
+        features=SimpleNamespace(enable_encoder_swa_bounded_replay=False),
+        mamba=SimpleNamespace(enable_mamba_extra_buffer=False),
+    )
+    monkeypatch.setattr(sgl().schedule_policy, "get_exec", lambda: published)
 
 
 @pytest.fixture
