@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # Engine imports SGLang, which takes seconds: only when it is asked for.
     if name == "Engine":
         from sglang_rpc.engine import Engine

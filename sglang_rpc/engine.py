@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import UnsupportedError
@@ -13,10 +14,13 @@ _ON_CPU = cpu.prepare()
 
 from sglang.srt.entrypoints.engine import Engine as SGLangEngine  # noqa: E402
 
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.server import ServerArgs
+
 _DEFAULT = RPCConfig()
 
 
-class Engine(SGLangEngine):
+class Engine(SGLangEngine):  # type: ignore[misc]  # mypy does not follow SGLang
     """`sglang.Engine` whose requests are compressed while they think.
 
         engine = sglang_rpc.Engine(model_path="...", reasoning_parser="deepseek-r1", rpc=RPCConfig(interval=1024))
@@ -26,6 +30,8 @@ class Engine(SGLangEngine):
 
     Raises ConfigError, UnsupportedError or IncompatibleSGLangError, in one sentence, before a process is started.
     """
+
+    server_args_class: Callable[..., ServerArgs]
 
     def __init__(self, *, rpc: RPCConfig | dict[str, Any] | None = _DEFAULT, **kwargs: Any):
         from sglang_rpc.contract.refused import was_refused
@@ -40,9 +46,9 @@ class Engine(SGLangEngine):
         elif _ON_CPU:
             cpu.prepare(kwargs.get("device"), kwargs.get("tp_size", 1))
             kwargs = {**cpu.server_defaults(), **kwargs}
-        record = self.server_args_class
+        record: Callable[..., ServerArgs] = self.server_args_class
 
-        def with_rpc(**fields: Any) -> Any:
+        def with_rpc(**fields: Any) -> ServerArgs:
             server_args = record(**fields)
             attach(server_args, config)
             return server_args

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from sglang_rpc.config import CONFIG_ENV
 from sglang_rpc.errors import RPCError
 from sglang_rpc.startup.cpu import command_line
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.server import ServerArgs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"sglang-rpc: {error}") from error
 
 
-def _parse(argv: list[str]):
+def _parse(argv: list[str]) -> ServerArgs:
     from sglang_rpc.contract.targets import hooks_in
     from sglang_rpc.hooks.install import install
     from sglang_rpc.startup import flags
@@ -34,12 +38,12 @@ def _parse(argv: list[str]):
     install(hooks_in(flags))
     from sglang.srt.server_args import prepare_server_args
 
-    server_args = prepare_server_args(argv)
+    server_args: ServerArgs = prepare_server_args(argv)
     os.environ.pop(CONFIG_ENV, None)  # from here on the configuration travels with the arguments
     return server_args
 
 
-def _serve(server_args) -> None:
+def _serve(server_args: ServerArgs) -> None:
     from sglang.launch_server import run_server
     from sglang.srt.utils import kill_process_tree
 

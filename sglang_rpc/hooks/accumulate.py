@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_rpc.hooks.step import single_rows
+from sglang_rpc.hooks.step import attention_call, single_rows
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.model import AttentionLayer, ModelRunner
 
 
 def accumulating(layer: KVLayer) -> KVLayer:
@@ -21,12 +24,12 @@ def accumulating(layer: KVLayer) -> KVLayer:
 class Accumulate:
     """A forward hook of one attention layer. It runs after the attention, when the new keys are in the pool."""
 
-    def __init__(self, model_runner: Any, layer: KVLayer):
+    def __init__(self, model_runner: ModelRunner, layer: KVLayer):
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.layer = layer
 
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
-        forward_batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[3]
+    def __call__(self, layer: AttentionLayer, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> None:
+        forward_batch, queries = attention_call(args, kwargs)
         if forward_batch.out_cache_loc is None:
             return
         assert self.layer.accumulated is not None
@@ -34,8 +37,7 @@ class Accumulate:
         decode, single = forward_batch.forward_mode.is_decode(), single_rows(forward_batch)
         if not decode and single is None:
             return
-        queries = kwargs["q"] if "q" in kwargs else args[0]
-        queries = queries.view(-1, module.tp_q_head_num, module.qk_head_dim)
+        queries = queries.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         if not decode and single is not None:
             queries, rows, lengths = queries[single.tokens], rows[single.rows], lengths[single.rows]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks import result_in_flight, resume
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.admission import Forecast, Plan
+from sglang_rpc.runtime.request_state import RequestState, Saved
+
+if TYPE_CHECKING:
+    from enum import Enum
+
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import PrefillAdder, Scheduler
 
 
 @hook(
@@ -17,8 +24,8 @@ from sglang_rpc.runtime.admission import Forecast, Plan
     "sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class",
     "SGLang's own extension point for admission, which otherwise reserves full lengths",
 )
-def adder_that_knows(adder_class: type, scheduler: Any) -> type:
-    """AFTER Scheduler.get_prefill_adder_class, SGLang's own extension point."""
+def adder_that_knows(adder_class: type[PrefillAdder], scheduler: Scheduler) -> type[PrefillAdder]:
+    """AFTER Scheduler.get_prefill_adder_class, once per attempt to admit; returns the same class each time."""
     runtime = runtime_of(scheduler)
     if runtime is None:
         return adder_class
@@ -27,72 +34,82 @@ def adder_that_knows(adder_class: type, scheduler: Any) -> type:
     return runtime.adder_class
 
 
-def plan_of(req: Any, generated: int, tokens: int, ends: bool) -> Plan:
-    """The plan of a request with `generated` logical entries behind its prompt that may generate `tokens` more."""
+def plan_of(req: Req, generated: int, tokens: int, ends: bool) -> Plan:
+    """The plan of a request with `generated` logical entries after its prompt that may generate `tokens` more."""
     prompt = len(req.origin_input_ids)
     if req.rpc is None:
         return Plan(generated, generated, tokens, ends, prompt=prompt)
     return req.rpc.plan(generated, tokens, ends, prompt)
 
 
-def _adder_class(base: type, runtime: SchedulerRPC) -> type:
+def _adder_class(base: type[PrefillAdder], runtime: SchedulerRPC) -> type[PrefillAdder]:
+    if TYPE_CHECKING:
+        from sglang_rpc.contract.sglang.scheduler import PrefillAdder as Base
+    else:
+        Base = base
     from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
 
-    class PeakAdder(base):  # type: ignore[misc, valid-type]
+    no_token: Enum = AddReqResult.NO_TOKEN
+    other: Enum = AddReqResult.OTHER
+
+    class PeakAdder(Base):
         """Where SGLang adds up tokens still to come, this adds up slots: `memory_budget.total_offset` holds the
         forecast's peak instead of a sum of lengths, and a candidate costs what it raises that peak by."""
 
-        _forecast: Forecast | None = None
+        _forecast: Forecast
+        _built = False  #: SGLang's constructor asks for a sum before there is a forecast
         _cost = 0
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
             self._taken: list[Plan] = []
-            self._forecast = self._forecast_of_running()
+            self._forecast, self._built = self._forecast_of_running(), True
             self.memory_budget.total_offset += self._forecast.peak
 
-        def _get_running_request_total_token_offset(self, req: Any) -> int:
-            if self._forecast is None:  # the sum that SGLang makes while it builds the adder
+        def _get_running_request_total_token_offset(self, req: Req) -> int:
+            if not self._built:
                 return 0
             return Forecast([self._running(req)], self.page_size).peak
 
-        def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
-            if req.rpc is not None and req.rpc.hooks.saved is not None:
-                return self._add_restored(req, *args, **kwargs)
+        # `args`, `kwargs`: what else SGLang passes, handed on as it came.
+        def add_one_req(self, req: Req, *args: Any, **kwargs: Any) -> Enum:
+            state = req.rpc
+            if state is not None and state.hooks.saved is not None:
+                return self._add_restored(req, state, state.hooks.saved, *args, **kwargs)
             plan = self._waiting(req)
             with self._costing_what_it_adds(req, plan):
                 result = super().add_one_req(req, *args, **kwargs)
                 self._book(req, plan, partly=self.new_chunked_req is req)
             return result
 
-        def _add_restored(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+        def _add_restored(self, req: Req, state: RequestState, saved: Saved, *args: Any, **kwargs: Any) -> Enum:
             """A retracted request whose KV waits on the host: bring it back, then have its newest token prefilled."""
-            plan = self._restored(req)
+            plan = self._restored(req, state, saved)
             cost = self._forecast.peak_with(plan) - self._forecast.peak
             with self._lock_node(req.last_node):
-                entries = req.rpc.hooks.saved.backup.tokens + 1
+                entries = saved.backup.tokens + 1
                 if self._pages(entries) - req.prefix_len + cost + 1 >= self.rem_total_tokens:
-                    return AddReqResult.NO_TOKEN
+                    return no_token
                 matched = req.prefix_len
-                if not resume.restore(runtime, req):
-                    return AddReqResult.OTHER
+                if not resume.restore(runtime, req, state, saved):
+                    return other
             with self._costing_what_it_adds(req, plan):
                 result = super().add_one_req(req, *args, **kwargs)
                 self._book(req, plan, partly=False)
             if req in self.can_run_list:
-                resume.admitted(runtime, req)
+                resume.admitted(runtime, req, state)
             else:
-                resume.undo_restore(runtime, req, matched)
+                resume.undo_restore(runtime, req, state, matched)
             return result
 
-        def add_chunked_req(self, req: Any) -> Any:
+        def add_chunked_req(self, req: Req) -> Req | None:
             plan = self._waiting(req)
             with self._costing_what_it_adds(req, plan):
                 unfinished = super().add_chunked_req(req)
                 self._book(req, plan, partly=unfinished is not None)
             return unfinished
 
-        def _select_prefill_admission(self, req: Any, *, total_tokens: int, **kwargs: Any) -> Any:
+        def _select_prefill_admission(self, req: Req, *, total_tokens: int, **kwargs: object) -> object:
             # SGLang asks for the tokens, no more than CLIP_MAX_NEW_TOKENS of those to come, and a page for rounding.
             # Asked for here: the pages it takes, of which its cost is already counted in whole ones, and a slot.
             now, prefix = len(req.full_untruncated_fill_ids), req.prefix_len
@@ -102,10 +119,10 @@ def _adder_class(base: type, runtime: SchedulerRPC) -> type:
 
         def _pages(self, entries: int) -> int:
             """Slots of the pages that so many entries lie in."""
-            return int(self.ceil_paged_tokens(entries))
+            return self.ceil_paged_tokens(entries)
 
-        def preempt_to_schedule(self, req: Any) -> bool:
-            if result_in_flight.would_be_lost(runtime, self.running_batch.reqs):
+        def preempt_to_schedule(self, req: Req) -> bool:
+            if self.running_batch is not None and result_in_flight.would_be_lost(runtime, self.running_batch.reqs):
                 return False  # in the next step
             with self._costing_what_it_adds(req, self._waiting(req)):
                 offset = self.memory_budget.total_offset
@@ -117,7 +134,7 @@ def _adder_class(base: type, runtime: SchedulerRPC) -> type:
             return preempted
 
         @contextlib.contextmanager
-        def _costing_what_it_adds(self, req: Any, plan: Plan) -> Iterator[None]:
+        def _costing_what_it_adds(self, req: Req, plan: Plan) -> Iterator[None]:
             """Inside, the request asks for as many new tokens as it raises the peak by, and SGLang's arithmetic holds.
 
             `ignore_eos` would lead to SGLang's own forecast, which credits a finishing request with its length.
@@ -131,7 +148,7 @@ def _adder_class(base: type, runtime: SchedulerRPC) -> type:
             finally:
                 params.max_new_tokens, params.ignore_eos = asked
 
-        def _book(self, req: Any, plan: Plan, partly: bool) -> None:
+        def _book(self, req: Req, plan: Plan, partly: bool) -> None:
             """If `req` was taken: book what it costs instead of the clipped length that SGLang booked."""
             if not self.can_run_list or self.can_run_list[-1] is not req:
                 return
@@ -144,19 +161,19 @@ def _adder_class(base: type, runtime: SchedulerRPC) -> type:
             reqs = () if self.running_batch is None else self.running_batch.reqs
             return Forecast([self._running(r) for r in reqs if r.kv.holds_kv] + self._taken, self.page_size)
 
-        def _running(self, req: Any) -> Plan:
+        def _running(self, req: Req) -> Plan:
             evicted = 0 if req.rpc is None else req.rpc.evicted
             generated = max(0, req.kv.kv_allocated_len - len(req.origin_input_ids) + evicted)
             return plan_of(req, generated, *self._to_come(req, self.new_token_ratio))
 
-        def _waiting(self, req: Any) -> Plan:
+        def _waiting(self, req: Req) -> Plan:
             return plan_of(req, len(req.output_ids), *self._to_come(req, 1.0))  # its prefill covers the output it has
 
-        def _restored(self, req: Any) -> Plan:
+        def _restored(self, req: Req, state: RequestState, saved: Saved) -> Plan:
             generated, prompt = len(req.output_ids), len(req.origin_input_ids)  # its prefill covers the newest token
-            return req.rpc.plan_saved(req.rpc.hooks.saved, generated, *self._to_come(req, 1.0), prompt)
+            return state.plan_saved(saved, generated, *self._to_come(req, 1.0), prompt)
 
-        def _to_come(self, req: Any, ratio: float) -> tuple[int, bool]:
+        def _to_come(self, req: Req, ratio: float) -> tuple[int, bool]:
             """Tokens to plan for and whether it ends there: a fixed length, or as far ahead as SGLang reserves."""
             tokens = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
             if req.sampling_params.ignore_eos:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.memory.host_backup import Backup
+from sglang_rpc.runtime.request_state import RequestState
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.requests import Req
 
 logger = logging.getLogger(__name__)
 
 
-def save(runtime: SchedulerRPC, req: Any) -> Backup | None:
+def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
     """Copy `req`'s row to the host; None if there is nothing worth it, or no room for it. Counts and logs a refusal."""
-    state, prompt = req.rpc, len(req.origin_input_ids)
+    prompt = len(req.origin_input_ids)
     entries = state.clock.physical(len(req.output_ids) - 1, prompt)
     if not (state.active or state.evicted) or len(req.output_ids) == 0 or not req.kv.holds_kv:
         return None
@@ -21,7 +25,7 @@ def save(runtime: SchedulerRPC, req: Any) -> Backup | None:
         return None  # still being prefilled
     if req.return_logprob and 0 <= req.logprob_start_len < prompt:
         return None  # SGLang wants the prompt's log probabilities again, and so its prefill
-    runtime.fence()
+    runtime.fence()  # the forward in flight may still write the row's last entry
     row = runtime.scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :entries].long()
     recording = state.recording
     queries = None if recording.slot is None or recording.ahead else runtime.ring.buffer[:, recording.slot]
@@ -35,7 +39,7 @@ def save(runtime: SchedulerRPC, req: Any) -> Backup | None:
     return backup
 
 
-def forget(runtime: SchedulerRPC, req: Any) -> None:
+def forget(runtime: SchedulerRPC, req: Req) -> None:
     """Drop `req`'s backup, if it has one."""
     state = req.rpc
     if state is not None and state.hooks.saved is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,9 +16,20 @@ from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
 from sglang_rpc.hooks.query_slots import count_slots, ring_shape
-from sglang_rpc.hooks.step import single_rows
+from sglang_rpc.hooks.step import attention_call, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.resolve import accumulates
+
+if TYPE_CHECKING:
+    from enum import Enum
+
+    from sglang_rpc.contract.sglang.batches import ForwardBatch
+    from sglang_rpc.contract.sglang.model import (
+        AttentionLayer,
+        LatentAttention,
+        ModelRunner,
+        PrefillCudaGraphRunner,
+    )
 
 
 @hook(
@@ -27,8 +38,10 @@ from sglang_rpc.policy.resolve import accumulates
     "the query ring must exist before CUDA graphs are captured",
 )
 @ends_if_refused
-def install_query_ring(_result: Any, model_runner: Any) -> None:
+def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     """AFTER ModelRunner.init_attention_backends: build the ring, hook each attention layer.
+
+    Runs once per model runner, after the pool is built and before CUDA graphs are captured.
 
     Ends the process with a sentence if the model or its pool is of a kind RPC cannot compress.
     """
@@ -70,9 +83,11 @@ def _load_kernels(ring: QueryRing, split: int | None) -> None:
     "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner.can_run_graph",
     "a replayed prefill would not record the queries of rows that go on decoding",
 )
-def eager_while_recording(original: Callable[..., bool], runner: Any, forward_batch: Any) -> bool:
+def eager_while_recording(
+    original: Callable[..., bool], runner: PrefillCudaGraphRunner, forward_batch: ForwardBatch
+) -> bool:
     """AROUND PrefillCudaGraphRunner.can_run_graph: a replayed prefill runs no hooks of modules, so rows of one token
-    would not be recorded."""
+    would not be recorded. Runs before each extend step."""
     model = model_rpc(runner.model_runner)
     if model is not None:
         rows = single_rows(forward_batch)
@@ -87,7 +102,7 @@ def eager_while_recording(original: Callable[..., bool], runner: Any, forward_ba
     "queries are recorded as the latents are read, absorbed, also where a prefill would expand the latents",
     LATENT,
 )
-def absorb(original: Callable[..., Any], attention: Any, forward_batch: Any) -> Any:
+def absorb(original: Callable[..., Enum], attention: LatentAttention, forward_batch: ForwardBatch) -> Enum:
     """AROUND DeepseekV2AttentionMLA.dispatch_attn_forward_method: a step with rows to record takes the absorbed way,
     whose queries are those that latents are scored with. After a long prefix SGLang would expand the latents.
 
@@ -100,7 +115,7 @@ def absorb(original: Callable[..., Any], attention: Any, forward_batch: Any) -> 
     recording = rows is not None and rows.where is not None
     if not recording and attention.current_attention_backend != "torch_native":
         return method
-    return type(method).MLA
+    return type(method)["MLA"]
 
 
 class Capture:
@@ -116,9 +131,9 @@ class Capture:
         self.index = index
         self.on_gpu = ring.buffer.is_cuda
 
-    def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        forward_batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[3]
-        queries = [kwargs["q"] if "q" in kwargs else args[0]]
+    def __call__(self, _layer: AttentionLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward_batch, query = attention_call(args, kwargs)
+        queries = [query]
         if kwargs.get("q_rope") is not None:
             queries.append(kwargs["q_rope"])
         if forward_batch.forward_mode.is_decode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +12,14 @@ from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.pressure import slots_freed
 from sglang_rpc.types import Compression
 
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ScheduleBatch
+    from sglang_rpc.contract.sglang.requests import Req
+
 logger = logging.getLogger(__name__)
 
 
-def apply_compressions(runtime: SchedulerRPC, batch: Any, due: list[tuple[int, Any, Compression]]) -> None:
+def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tuple[int, Req, Compression]]) -> None:
     """Compress rows of `batch`, given by index, on the current stream, after the forward pass in flight.
 
     Sets the batch's lengths and each request's; gives the slots freed back to the pool; commits each compression.
@@ -30,11 +34,13 @@ def apply_compressions(runtime: SchedulerRPC, batch: Any, due: list[tuple[int, A
     runtime.compressor.compress([c for _, _, c in due])
     shorter = torch.zeros_like(batch.seq_lens_cpu)
     for index, req, c in due:
+        state = req.rpc
+        assert state is not None
         if runtime.tracer is not None:
-            req.rpc.hooks.trace = runtime.tracer.compressed(req.rpc, c, req.rid, req.origin_input_ids, req.output_ids)
+            state.hooks.trace = runtime.tracer.compressed(state, c, req.rid, req.origin_input_ids, req.output_ids)
         freed = _free_tail(runtime, req, c)
-        runtime.compressor.commit(req.rpc, c, freed)
-        req.rpc.hooks.compacted_in = runtime.step
+        runtime.compressor.commit(state, c, freed)
+        state.hooks.compacted_in = runtime.step
         runtime.metrics.compressed(c, freed)
         shorter[index] = c.evicted
         logger.debug(
@@ -50,7 +56,7 @@ def apply_compressions(runtime: SchedulerRPC, batch: Any, due: list[tuple[int, A
     batch.seq_lens_sum = None
 
 
-def _free_tail(runtime: SchedulerRPC, req: Any, c: Compression) -> int:
+def _free_tail(runtime: SchedulerRPC, req: Req, c: Compression) -> int:
     """Give back the whole pages after the kept entries; returns the slots freed."""
     page = runtime.page_size
     first_free = ceil_align(c.new_end, page)

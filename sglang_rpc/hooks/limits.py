@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.runtime.admission import Forecast, Plan, largest, longest, refuse_unfit
 from sglang_rpc.runtime.request_state import RequestState
 
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
-def capacity_after(scheduler: Any, entries: int) -> int:
+
+def capacity_after(scheduler: Scheduler, entries: int) -> int:
     """KV entries that the empty pool has after `entries`, in whole pages; 2 slots are the PrefillAdder's margin."""
     page = scheduler.page_size
     return (scheduler.max_total_num_tokens - 2) // page * page - entries
 
 
-def refuse_prompt(scheduler: Any, req: Any) -> None:
+def refuse_prompt(scheduler: Scheduler, req: Req) -> None:
     """Raises ConfigError for a prompt that leaves no room for a token: SGLang would have it wait forever."""
     prompt = len(req.origin_input_ids)
     room = capacity_after(scheduler, prompt)
@@ -29,7 +33,7 @@ def refuse_prompt(scheduler: Any, req: Any) -> None:
         )
 
 
-def fit_to_pool(scheduler: Any, req: Any, state: RequestState, asked: int | None, at_least: int) -> None:
+def fit_to_pool(scheduler: Scheduler, req: Req, state: RequestState, asked: int | None, at_least: int) -> None:
     """Set the most tokens that a new `req`, of `state`, may generate.
 
     Raises:
@@ -53,23 +57,23 @@ def fit_to_pool(scheduler: Any, req: Any, state: RequestState, asked: int | None
     params.min_new_tokens = min(at_least, params.max_new_tokens)
 
 
-def refit(scheduler: Any, req: Any, generated: int) -> None:
+def refit(scheduler: Scheduler, req: Req, state: RequestState, generated: int) -> None:
     """Its limit once more, when more is known of its thinking than on arrival, where it was taken to begin at once and
     to last to the end: it begins only now, or has not yet, or has ended and what follows is not compressed.
 
     Without this a request that outgrows the pool alone would be aborted; with it it ends by length.
     """
-    state, params = req.rpc, req.sampling_params
-    known = state.start, state.active
+    params, known = req.sampling_params, (state.start, state.active)
     never = state.segment is None or not state.options.enabled or state.refused is not None
     if never or known == state.hooks.fitted_for:
-        return None
+        return
     if state.active and state.thoughts is not None:
-        return None  # nobody knows what it will hold, and SGLang's clip stands
+        return  # nobody knows what it will hold, and SGLang's clip stands
     output, answer = len(req.output_ids), _answer_room(scheduler, req)
     if not state.active:
         state.hooks.fitted_for = known
-        return lower(req, output + max(1, answer))
+        lower(req, output + max(1, answer))
+        return
     prompt = len(req.origin_input_ids)
     tokens = most(
         scheduler, max(0, params.max_new_tokens - generated), lambda n: state.plan(generated, n, True, prompt)
@@ -77,16 +81,16 @@ def refit(scheduler: Any, req: Any, generated: int) -> None:
     lower(req, max(output + 1, generated + tokens))
     if state.start is not None:
         state.hooks.fitted_for = known
-        return None
+        return
     # From its first thought to its first compression it holds R + P more: the last poll must come before that.
     ahead = answer - state.options.interval - state.options.window
     if ahead < 1:
-        return lower(req, output + max(1, answer))
-    state.clock.check_by(generated + ahead, prompt)
-    return None
+        lower(req, output + max(1, answer))
+    else:
+        state.clock.check_by(generated + ahead, prompt)
 
 
-def most(scheduler: Any, want: int, plan: Callable[[int], Plan]) -> int:
+def most(scheduler: Scheduler, want: int, plan: Callable[[int], Plan]) -> int:
     """The largest n <= `want` such that `plan(n)`, of n tokens more, fits the empty pool; 0 if none does."""
 
     def fits(tokens: int) -> bool:
@@ -97,13 +101,16 @@ def most(scheduler: Any, want: int, plan: Callable[[int], Plan]) -> int:
     return largest(want, fits)
 
 
-def _answer_room(scheduler: Any, req: Any) -> int:
+def _answer_room(scheduler: Scheduler, req: Req) -> int:
     """Entries left for `req`, none of whose next ones are compressed. A step may be under way."""
-    return int(capacity_after(scheduler, req.kv.kv_allocated_len)) - scheduler.page_size
+    return capacity_after(scheduler, req.kv.kv_allocated_len) - scheduler.page_size
 
 
-def lower(req: Any, tokens: int) -> None:
-    """Let `req` generate no more than `tokens` in all."""
+def lower(req: Req, tokens: int) -> None:
+    """Let `req` generate no more than `tokens` in all.
+
+    SGLang compares `max_new_tokens` with the output after each token, so a change counts from the next one on.
+    """
     params = req.sampling_params
     params.max_new_tokens = min(params.max_new_tokens, tokens)
     params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)

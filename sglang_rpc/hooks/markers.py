@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.segment import Marker, TextMarker, ThinkMarkers, TokenMarker
 
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.scheduler import Scheduler, Tokenizer
+    from sglang_rpc.contract.sglang.server import ReasoningDetector
+
 logger = logging.getLogger(__name__)
 
 
-def find_markers(scheduler: Any, config: RPCConfig) -> ThinkMarkers | None:
+def find_markers(scheduler: Scheduler, config: RPCConfig) -> ThinkMarkers | None:
     """The markers; None if no end marker is known, which makes every request's scope `all`. Raises UnsupportedError."""
     tokenizer = scheduler.tokenizer
     start, end = config.think_start, config.think_end
@@ -31,7 +35,7 @@ def find_markers(scheduler: Any, config: RPCConfig) -> ThinkMarkers | None:
     return ThinkMarkers(None if start is None else _marker(start, tokenizer), _marker(end, tokenizer))
 
 
-def find_gists(scheduler: Any, config: RPCConfig) -> Gists | None:
+def find_gists(scheduler: Scheduler, config: RPCConfig) -> Gists | None:
     """Policy lightthinker's tokens, by id; None of any other policy. Raises UnsupportedError, ConfigError."""
     if config.gist_tokens is None:
         return None
@@ -43,9 +47,10 @@ def find_gists(scheduler: Any, config: RPCConfig) -> Gists | None:
     return Gists(ids, resumes)
 
 
-def _one_token(value: str | int, flag: str, tokenizer: Any) -> int:
+def _one_token(value: str | int, flag: str, tokenizer: Tokenizer | None) -> int:
     if isinstance(value, int):
         return value
+    assert tokenizer is not None  # else the server's arguments were refused
     ids = tokenizer.encode(value, add_special_tokens=False)
     if len(ids) != 1:
         raise UnsupportedError(
@@ -53,10 +58,10 @@ def _one_token(value: str | int, flag: str, tokenizer: Any) -> int:
             "trained with it; name those that it was trained with",
             "unsupported.gist_tokens",
         )
-    return int(ids[0])
+    return ids[0]
 
 
-def _from_reasoning_parser(scheduler: Any, scope: str) -> tuple[str | None, str | None]:
+def _from_reasoning_parser(scheduler: Scheduler, scope: str) -> tuple[str | None, str | None]:
     from sglang.srt.runtime_context import get_serving
 
     name = get_serving().reasoning_parser
@@ -64,7 +69,8 @@ def _from_reasoning_parser(scheduler: Any, scope: str) -> tuple[str | None, str 
         return None, None
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
-    detector = ReasoningParser(model_type=name, stream_reasoning=False, tokenizer=scheduler.tokenizer).detector
+    parser = ReasoningParser(model_type=name, stream_reasoning=False, tokenizer=scheduler.tokenizer)
+    detector: ReasoningDetector = parser.detector
     if getattr(detector, "request_selectable_think_end_tokens", ()):
         if scope == "all":
             return None, None
@@ -76,8 +82,9 @@ def _from_reasoning_parser(scheduler: Any, scope: str) -> tuple[str | None, str 
     return detector.think_start_token, detector.think_end_token
 
 
-def _marker(value: str | int, tokenizer: Any) -> Marker:
+def _marker(value: str | int, tokenizer: Tokenizer | None) -> Marker:
     if isinstance(value, int):
         return TokenMarker(value)
+    assert tokenizer is not None  # else the server's arguments were refused
     ids = tokenizer.encode(value, add_special_tokens=False)
     return TokenMarker(ids[0]) if len(ids) == 1 else TextMarker(value, tokenizer)

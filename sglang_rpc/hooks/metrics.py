@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.runtime.totals import Counters
 from sglang_rpc.types import Compression
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Gauge
+
+    from sglang_rpc.contract.sglang.scheduler import MetricsCollector
 
 COUNTER, GAUGE = "counter", "gauge"
 
@@ -43,8 +48,9 @@ METRICS = (
 class Metrics:
     """METRICS, all there from the start at zero; does nothing if the server runs without --enable-metrics."""
 
-    def __init__(self, collector: Any | None):
-        self._metrics: dict[str, Any] = {}
+    def __init__(self, collector: MetricsCollector | None):
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
         self._reported = (0, 0)
         if collector is None:
             return
@@ -55,22 +61,22 @@ class Metrics:
         for metric in METRICS:
             name, names = f"sglang:rpc_{metric.name}", list(labels)
             if metric.kind == COUNTER:
-                made = (collector._counter_cls or Counter)(name, metric.help, names)
+                counter = (collector._counter_cls or Counter)(name, metric.help, names)
+                self._counters[metric.name] = counter.labels(**labels)
             else:
-                made = (collector._gauge_cls or Gauge)(name, metric.help, names, multiprocess_mode="mostrecent")
-            self._metrics[metric.name] = made.labels(**labels)
-            if metric.kind == GAUGE:
-                self._metrics[metric.name].set(0)
+                gauge = (collector._gauge_cls or Gauge)(name, metric.help, names, multiprocess_mode="mostrecent")
+                self._gauges[metric.name] = gauge.labels(**labels)
+                self._gauges[metric.name].set(0)
 
     def add(self, name: str, amount: float = 1) -> None:
         """Add to a counter of METRICS."""
-        if self._metrics:
-            self._metrics[name].inc(amount)
+        if self._counters:
+            self._counters[name].inc(amount)
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge of METRICS."""
-        if self._metrics:
-            self._metrics[name].set(value)
+        if self._gauges:
+            self._gauges[name].set(value)
 
     def compressed(self, compression: Compression, slots_freed: int) -> None:
         """Count a compression that freed `slots_freed` pool slots."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.types import KVLayer
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.model import ModelRunner
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class ModelRPC:
     every_step: bool  #: whether a policy looks at every step's queries, recorded or not
 
 
-def model_rpc(model_runner: Any) -> ModelRPC | None:
+def model_rpc(model_runner: ModelRunner) -> ModelRPC | None:
     """RPC of a ModelRunner; None where it is off, or before the query ring is there."""
     model: ModelRPC | None = getattr(model_runner, "rpc", None)
     return model

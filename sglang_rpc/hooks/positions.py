@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,11 @@ from sglang_rpc.hooks.resume import restore_ids
 from sglang_rpc.hooks.step import SingleRows, carrying, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ForwardBatch, ScheduleBatch
+    from sglang_rpc.contract.sglang.model import ModelRunner
+    from sglang_rpc.contract.sglang.requests import Req
+
 
 @hook(
     AROUND,
@@ -22,9 +27,15 @@ from sglang_rpc.memory.query_ring import QueryRing
     "positions count the sequence, not the KV entries that are left of it",
 )
 def make_logical(
-    original: Callable[..., Any], cls: type, batch: Any, model_runner: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """AROUND ForwardBatch.init_new: rows that lost entries get the position of the token, not of the slot."""
+    original: Callable[..., ForwardBatch],
+    cls: type[ForwardBatch],
+    batch: ScheduleBatch,
+    model_runner: ModelRunner,
+    *args: object,
+    **kwargs: object,
+) -> ForwardBatch:
+    """AROUND ForwardBatch.init_new, once per forward step: compressed rows get the position of the token, not of the
+    slot."""
     model = model_rpc(model_runner)
     if model is None:
         return original(cls, batch, model_runner, *args, **kwargs)
@@ -39,18 +50,18 @@ def make_logical(
     return forward_batch
 
 
-def _correct_extend(forward_batch: Any, batch: Any, ring: QueryRing) -> None:
+def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: QueryRing) -> None:
     """Rows of one token may be decode rows of a mixed step or restored requests, compressed and being recorded.
 
     A prompt's chunk of one token is neither. Other rows of one token after their prompt own no query slot, and their
     position comes out as it is.
     """
     tokens, rows, end = [], [], 0
-    for row, length in enumerate(batch.extend_lens):
+    for index, length in enumerate(batch.extend_lens):
         end += length
-        req = batch.reqs[row]
+        req = batch.reqs[index]
         if length == 1 and req.extend_end > len(req.origin_input_ids):
-            rows.append(row)
+            rows.append(index)
             tokens.append(end - 1)
             restore_ids(req)
     if not rows:
@@ -74,8 +85,11 @@ def _correct_extend(forward_batch: Any, batch: Any, ring: QueryRing) -> None:
     "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
     "a restored request is extended from a row that is shorter than its text",
 )
-def count_logically(_result: Any, batch: Any) -> None:
-    """AFTER ScheduleBatch.prepare_for_extend: `orig_seq_lens`, which it sets to the row's length, is logical."""
+def count_logically(_result: object, batch: ScheduleBatch) -> None:
+    """AFTER ScheduleBatch.prepare_for_extend: `orig_seq_lens`, which it sets to the row's length, is logical.
+
+    Runs once per extend step, before its forward batch is made. The new tensor is this batch's alone.
+    """
     evicted = [0 if req.rpc is None else req.rpc.evicted for req in batch.reqs]
     if any(evicted):
         lengths = batch.orig_seq_lens
@@ -87,7 +101,7 @@ def _to_device(values: list[int], dtype: torch.dtype, device: torch.device) -> t
     return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)
 
 
-def _any_compressed(reqs: list[Any]) -> bool:
+def _any_compressed(reqs: list[Req]) -> bool:
     return any(req.rpc is not None and req.rpc.evicted for req in reqs)
 
 
@@ -97,7 +111,7 @@ def _any_compressed(reqs: list[Any]) -> bool:
     "seeded sampling of a mixed batch takes its positions from seq_lens, which are physical",
 )
 def sample_at_logical(
-    original: Callable[..., torch.Tensor], model_runner: Any, logits_output: Any, forward_batch: Any
+    original: Callable[..., torch.Tensor], model_runner: ModelRunner, logits_output: object, forward_batch: ForwardBatch
 ) -> torch.Tensor:
     """AROUND ModelRunner.sample: for an extend it passes `seq_lens - 1` as the sampler's positions."""
     rows = single_rows(forward_batch)

@@ -4,7 +4,7 @@ retracted."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.targets import AFTER, hook
@@ -14,18 +14,24 @@ from sglang_rpc.hooks.limits import refit
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.pressure import by_slots_per_entry, factors, slots_freed
+from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.types import Compression
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ScheduleBatch
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 #: Steps of warning beyond the R that it takes to record a window.
 MARGIN = 4
 
 
-def free_slots(scheduler: Any) -> int:
+def free_slots(scheduler: Scheduler) -> int:
     """Pool slots that can be had: free, or held by nobody but the tree."""
-    return int(scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size())
+    return scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size()
 
 
-def watch(runtime: SchedulerRPC, batches: list[Any]) -> None:
+def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
     """Once a step, before due compressions are looked for: poll every row if memory pressure has begun or ended, and
     record windows ahead of time if the pool may run out before one would be complete."""
     free = free_slots(runtime.scheduler)
@@ -37,36 +43,37 @@ def watch(runtime: SchedulerRPC, batches: list[Any]) -> None:
         runtime.recording_ahead = [state for state in runtime.recording_ahead if state.recording.ahead]
         # Not whose prefill goes on, in chunks: their queries are recorded only once they decode.
         chunked = runtime.scheduler.chunked_req
-        _record_ahead(runtime, [req for req in rows.decoding(batches) if req is not chunked])
+        _record_ahead(runtime, [(req, state) for req, state in rows.decoding(batches) if req is not chunked])
     elif runtime.recording_ahead:
         for state in runtime.recording_ahead:
             runtime.compressor.stop_recording_ahead(state)
         runtime.recording_ahead.clear()
 
 
-def _update_watermarks(runtime: SchedulerRPC, free: int, batches: list[Any]) -> None:
+def _update_watermarks(runtime: SchedulerRPC, free: int, batches: list[ScheduleBatch]) -> None:
     usage = 1 - free / runtime.scheduler.max_total_num_tokens
     if not runtime.watermarks.update(usage):
         return
     runtime.compressor.dates_kept = runtime.watermarks.under_pressure
     runtime.metrics.memory_pressure(runtime.watermarks.under_pressure)
-    for req in rows.decoding(batches):
-        req.rpc.clock.check_now()
+    for _, state in rows.decoding(batches):
+        state.clock.check_now()
 
 
-def _record_ahead(runtime: SchedulerRPC, reqs: Sequence[Any]) -> None:
+def _record_ahead(runtime: SchedulerRPC, reqs: Sequence[tuple[Req, RequestState]]) -> None:
     """Record the windows of the requests that would free most, until they could feed every request for a while."""
     wanted = 2 * len(reqs) * (runtime.config.window + MARGIN)
     spare = (runtime.ring.slots + 1) // 2  # the others are for those that are due
     factor = _highest(runtime.config) / runtime.config.ratio
-    gains = [(early_gain(req.rpc, rows.generated(req), req.rpc.options.ratio * factor), req) for req in reqs]
-    for gain, req in sorted(gains, key=lambda pair: pair[0], reverse=True):
-        state = req.rpc
+    gains = [
+        (early_gain(state, rows.generated(req, state), state.options.ratio * factor), req, state) for req, state in reqs
+    ]
+    for gain, req, state in sorted(gains, key=lambda each: each[0], reverse=True):
         if wanted <= 0 or gain <= 0:
             break
         if state.recording.slot is None:
             full = len(runtime.recording_ahead) >= spare
-            if full or not runtime.compressor.record_ahead(state, req.kv.req_pool_idx, rows.generated(req)):
+            if full or not runtime.compressor.record_ahead(state, rows.row_of(req), rows.generated(req, state)):
                 break
             runtime.recording_ahead.append(state)
         wanted -= gain
@@ -82,7 +89,9 @@ def _highest(config: RPCConfig) -> float:
     "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
     "the last question before a retraction; what is freed here counts in its answer",
 )
-def compress_before_retracting(enough: bool, batch: Any, selected_indices: list[int] | None = None) -> bool | None:
+def compress_before_retracting(
+    enough: bool, batch: ScheduleBatch, selected_indices: list[int] | None = None
+) -> bool | None:
     """AFTER ScheduleBatch.check_decode_mem, which asks whether the next decode step of `batch` fits the pool.
 
     If not, and the scheduler is about to retract, compress those whose window is recorded, in order of slots freed
@@ -104,29 +113,28 @@ def compress_before_retracting(enough: bool, batch: Any, selected_indices: list[
     return enough or None
 
 
-def _fits(batch: Any) -> bool:
+def _fits(batch: ScheduleBatch) -> bool:
     needed = batch.new_tokens_required_next_decode()
-    return bool(
-        batch.token_to_kv_pool_allocator.check_decode_capacity(
-            num_tokens=needed, tree_cache=batch.tree_cache, requests=batch.reqs, spec_algorithm=batch.spec_algorithm
-        )
+    return batch.token_to_kv_pool_allocator.check_decode_capacity(
+        num_tokens=needed, tree_cache=batch.tree_cache, requests=batch.reqs, spec_algorithm=batch.spec_algorithm
     )
 
 
-def _evict_early(runtime: SchedulerRPC, batch: Any, factor: float) -> None:
+def _evict_early(runtime: SchedulerRPC, batch: ScheduleBatch, factor: float) -> None:
     """Compress requests of `batch` at `factor` times their own ratio, until its next step fits or none is left."""
     needed = batch.new_tokens_required_next_decode() - free_slots(runtime.scheduler)
-    candidates: dict[int, tuple[int, Any, Compression]] = {}
+    candidates: dict[int, tuple[int, Req, Compression]] = {}
     for index, req in enumerate(batch.reqs):
-        if req.rpc is None:
+        state = req.rpc
+        if state is None:
             continue
-        generated, state = rows.generated(req), req.rpc
+        row, generated = rows.row_of(req), rows.generated(req, state)
         state.read(req.output_ids, generated)
-        refit(runtime.scheduler, req, generated)  # it may have seen the thinking end
+        refit(runtime.scheduler, req, state, generated)  # it may have seen the thinking end
         ratio = state.options.ratio * factor
-        c = runtime.compressor.early(state, req.kv.req_pool_idx, req.origin_input_ids, generated, req.output_ids, ratio)
+        c = runtime.compressor.early(state, row, req.origin_input_ids, generated, req.output_ids, ratio)
         if c is not None:
-            candidates[c.row] = index, req, c
+            candidates[row] = index, req, c
     chosen = []
     for c in by_slots_per_entry([c for _, _, c in candidates.values()], runtime.page_size):
         if needed <= 0:

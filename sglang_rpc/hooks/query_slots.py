@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,11 @@ from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, ModelRunner
+
 #: On a CPU the pool is small and memory is not the point: enough slots that no test run waits for one.
 CPU_SLOTS = 64
 #: Elsewhere the ring takes at most this share of the KV pool's bytes.
@@ -26,8 +31,11 @@ POOL_SHARE = 0.01
     "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
     "the query ring's memory comes out of the KV pool's, not on top of it",
 )
-def leave_room(available: int, configurator: Any, *_args: Any, **_kwargs: Any) -> int | None:
-    """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less what RPC takes on a GPU."""
+def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object, **_kwargs: object) -> int | None:
+    """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less what RPC takes on a GPU.
+
+    Runs once per model runner, after the weights are loaded and before the pool is built.
+    """
     config = config_of(configurator.server_args)
     on_cpu = str(configurator.device).startswith("cpu")
     if config is None or configurator.is_draft_worker or on_cpu:
@@ -43,13 +51,13 @@ def leave_room(available: int, configurator: Any, *_args: Any, **_kwargs: Any) -
     return available
 
 
-def ring_shape(config: RPCConfig, layers: list[Any], dtype: torch.dtype) -> dict[str, Any]:
+def ring_shape(config: RPCConfig, layers: Sequence[AttentionLayer], dtype: torch.dtype) -> dict[str, Any]:
     """The query ring's arguments that decide the size of a slot."""
     heads, head_dim = layers[0].tp_q_head_num, layers[0].qk_head_dim
     return dict(layers=len(layers), window=config.window, heads=heads, head_dim=head_dim, dtype=dtype)
 
 
-def count_slots(config: RPCConfig, model_runner: Any, rows: int, slot_bytes: int) -> int:
+def count_slots(config: RPCConfig, model_runner: ModelRunner, rows: int, slot_bytes: int) -> int:
     """Query slots of a server whose request table has `rows`."""
     if config.policy == lightthinker.NAME:
         return 1  # nobody takes it

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
-from sglang_rpc.hooks.runtime import runtime_of
+from sglang_rpc.hooks.runtime import runtime_of, state_of
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import (
+        GetInternalStateReqOutput,
+        InternalStateController,
+        OutputStreamer,
+        Scheduler,
+    )
+    from sglang_rpc.contract.sglang.server import TokenizerManager
+
+#: A JSON object of a response.
+Json: TypeAlias = dict[str, Any]
 
 KEY = "rpc"
 
@@ -40,18 +53,23 @@ SERVER_INFO_FIELDS = {
     "sglang.srt.managers.scheduler.Scheduler.get_output_streamer_class",
     "SGLang's own extension point for per-request output fields",
 )
-def streamer_with_receipts(streamer_class: type, scheduler: Any) -> type:
-    """AFTER Scheduler.get_output_streamer_class."""
+def streamer_with_receipts(streamer_class: type[OutputStreamer], scheduler: Scheduler) -> type[OutputStreamer]:
+    """AFTER Scheduler.get_output_streamer_class, once per scheduler process."""
     return _with_receipts(streamer_class)
 
 
 @cache
-def _with_receipts(streamer_class: type) -> type:
-    class StreamerWithReceipts(streamer_class):  # type: ignore[misc, valid-type]
+def _with_receipts(streamer_class: type[OutputStreamer]) -> type[OutputStreamer]:
+    if TYPE_CHECKING:
+        from sglang_rpc.contract.sglang.scheduler import OutputStreamer as Base
+    else:
+        Base = streamer_class
+
+    class StreamerWithReceipts(Base):
         __slots__ = ()
         has_additional_customized_info = True
 
-        def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list]:
+        def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, Sequence[object]]:
             result = super().build_additional_customized_info(reqs)
             receipts = [_receipt(req) for req in reqs]
             # Without any, the message is SGLang's own.
@@ -60,14 +78,15 @@ def _with_receipts(streamer_class: type) -> type:
     return StreamerWithReceipts
 
 
-def _receipt(req: Any) -> list[dict[str, Any]]:
-    """SGLang wants a list a request; empty for none."""
-    state = getattr(req, "rpc", None)
+def _receipt(req: Req) -> list[Json]:
+    """SGLang wants a list per request; empty for none."""
+    state = state_of(req)
     if state is None or not req.finished() or not (state.options.asked or state.totals.compressions):
         return []
     output_ids = req.output_ids_through_stop
     receipt = state.receipt(len(output_ids))
     if state.hooks.trace is not None:
+        assert req.finished_reason is not None
         state.hooks.trace.finish(output_ids, req.finished_reason.to_json(), receipt)
         state.hooks.trace = None
     return [receipt]
@@ -79,15 +98,21 @@ def _receipt(req: Any) -> list[dict[str, Any]]:
     "meta_info.rpc is one receipt, not SGLang's per-chunk list",
 )
 def add_receipt(
-    original: Callable, manager: Any, meta_info: dict, state: Any, customized_info: dict, index: int, reason: Any
-) -> Any:
-    """AROUND TokenizerManager.update_request_meta_info: the receipt itself instead of a list of them."""
+    original: Callable[..., None],
+    manager: TokenizerManager,
+    meta_info: Json,
+    state: object,
+    customized_info: dict[str, list[Any]],
+    index: int,
+    reason: Json | None,
+) -> None:
+    """AROUND TokenizerManager.update_request_meta_info, once per chunk of a response, in the server's process: the
+    receipt itself instead of a list of them."""
     others = {key: values for key, values in customized_info.items() if key != KEY}
-    result = original(manager, meta_info, state, others, index, reason)
+    original(manager, meta_info, state, others, index, reason)
     receipts = customized_info.get(KEY)
     if receipts and receipts[index]:
         meta_info[KEY] = receipts[index][0]
-    return result
 
 
 @hook(
@@ -95,8 +120,8 @@ def add_receipt(
     "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController.get_internal_state",
     "/server_info shows the configuration and what has been done",
 )
-def add_server_info(result: Any, controller: Any, recv_req: Any) -> None:
-    """AFTER SchedulerInternalStateController.get_internal_state."""
+def add_server_info(result: GetInternalStateReqOutput, controller: InternalStateController, recv_req: object) -> None:
+    """AFTER SchedulerInternalStateController.get_internal_state, once per /server_info, in the scheduler's thread."""
     runtime = runtime_of(controller.scheduler)
     if runtime is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract import refusals
@@ -14,14 +14,22 @@ from sglang_rpc.hooks.limits import fit_to_pool, refuse_prompt
 from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.runtime.request_state import RequestState
 
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.requests import GenerateReqInput, Req
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
+    from sglang_rpc.contract.sglang.server import TokenizerManager
+
 
 @hook(
     BEFORE,
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
     "malformed custom_params.rpc becomes HTTP 400 before the request is queued",
 )
-def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> None:
-    """BEFORE TokenizerManager._validate_one_request. Raises ValueError, which every endpoint turns into HTTP 400."""
+def validate(tokenizer_manager: TokenizerManager, obj: GenerateReqInput, *_args: object, **_kwargs: object) -> None:
+    """BEFORE TokenizerManager._validate_one_request, once per request, in the server's process.
+
+    Raises ValueError, which every endpoint turns into HTTP 400.
+    """
     config = config_of(tokenizer_manager.server_args)
     sampling_params = getattr(obj, "sampling_params", None)
     if config is None or not isinstance(sampling_params, dict):
@@ -36,12 +44,16 @@ def validate(tokenizer_manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Non
     "sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens",
     "every request passes here once between creation and the queue, and is clipped to what fits uncompressed",
 )
-def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
-    """AROUND Scheduler.init_req_max_new_tokens: `req.rpc` holds RPC's state; SGLang's clip to what the pool holds
-    uncompressed gives way to what it holds. Wrong options, or more tokens than fit, end the request with 400."""
+def attach_state(original: Callable[..., None], scheduler: Scheduler, req: Req) -> None:
+    """AROUND Scheduler.init_req_max_new_tokens, once per request: set `req.rpc`, and how many tokens it may generate.
+
+    SGLang clips that number to what the pool holds uncompressed; RPC sets it to what the pool holds compressed. Wrong
+    options, or more tokens than fit, end the request with HTTP 400.
+    """
     runtime = runtime_of(scheduler)
     if runtime is None:
-        return original(scheduler, req)
+        original(scheduler, req)
+        return
     asked, at_least = req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens
     original(scheduler, req)
     try:
@@ -56,6 +68,5 @@ def attach_state(original: Callable, scheduler: Any, req: Any) -> None:
     except ConfigError as error:
         req.rpc = None
         req.set_finish_with_abort(str(error))
-        return None
+        return
     req.rpc = state
-    return None

@@ -19,17 +19,22 @@ Such a retraction is put off by one step, in which nothing is launched:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.contract.targets import AROUND, hook
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ScheduleBatch
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 class ResultInFlight(Exception):
     """A retraction has to wait: in the next step the result is there."""
 
 
-def would_be_lost(runtime: SchedulerRPC, reqs: Iterable[Any]) -> bool:
+def would_be_lost(runtime: SchedulerRPC, reqs: Iterable[Req]) -> bool:
     """Whether retracting one of `reqs` now would lose a result that can't be computed again."""
     if not _in_flight(runtime.scheduler):
         return False
@@ -41,8 +46,11 @@ def would_be_lost(runtime: SchedulerRPC, reqs: Iterable[Any]) -> bool:
     "sglang.srt.managers.scheduler.Scheduler.update_running_batch",
     "retracting a request throws away the result in flight; just compressed, it could not be computed again",
 )
-def wait_for_result(original: Callable[..., Any], scheduler: Any, batch: Any) -> Any:
-    """AROUND Scheduler.update_running_batch: launch nothing in a step that would lose a result."""
+def wait_for_result(
+    original: Callable[..., ScheduleBatch | None], scheduler: Scheduler, batch: ScheduleBatch
+) -> ScheduleBatch | None:
+    """AROUND Scheduler.update_running_batch, once per decode step that is planned: launch nothing in a step that would
+    lose a result."""
     from sglang.srt.managers import scheduler as module
 
     runtime = runtime_of(scheduler)
@@ -61,7 +69,7 @@ def wait_for_result(original: Callable[..., Any], scheduler: Any, batch: Any) ->
         runtime.retraction_is_certain = None
 
 
-def check(runtime: SchedulerRPC, batch: Any, enough: bool) -> None:
+def check(runtime: SchedulerRPC, batch: ScheduleBatch, enough: bool) -> None:
     """Raise ResultInFlight if the scheduler is about to retract, and a result of `batch` would be lost.
 
     Args:
@@ -72,6 +80,6 @@ def check(runtime: SchedulerRPC, batch: Any, enough: bool) -> None:
         raise ResultInFlight
 
 
-def _in_flight(scheduler: Any) -> bool:
+def _in_flight(scheduler: Scheduler) -> bool:
     """Whether a result is in flight; without overlap none ever is."""
     return bool(scheduler.result_queue)

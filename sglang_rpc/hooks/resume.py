@@ -8,14 +8,21 @@ prompt, and that one token is prefilled: SGLang's own way to get the next token 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from sglang_rpc.contract.targets import AROUND, BEFORE, hook
-from sglang_rpc.hooks import backups, unresumable
+from sglang_rpc.hooks import backups, rows, unresumable
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.pages import ceil_align
+from sglang_rpc.runtime.request_state import RequestState, Saved
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.memory import ReqToTokenPool
+    from sglang_rpc.contract.sglang.requests import PauseGenerationReqInput, Req
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 @hook(
@@ -24,23 +31,29 @@ from sglang_rpc.runtime.pages import ceil_align
     "every retraction and preemption releases the row here; its KV is saved before",
 )
 def back_up(
-    original: Callable[..., bool], *, req: Any, req_to_token_pool: Any, offload_kv: bool = True, **kwargs: Any
+    original: Callable[..., bool],
+    *,
+    req: Req,
+    req_to_token_pool: ReqToTokenPool,
+    offload_kv: bool = True,
+    **kwargs: object,
 ) -> bool:
     """AROUND schedule_batch.release_req: save the row before it is released.
 
     Returns False, upon which SGLang ends the request with 503, if it can neither be restored nor prefilled again.
     `offload_kv=False` means that the KV is unwanted: a pause with mode `retract`, an abort.
     """
-    runtime, state = runtime_of(req_to_token_pool), req.rpc
+    release = partial(original, req=req, req_to_token_pool=req_to_token_pool, offload_kv=offload_kv, **kwargs)
+    runtime = runtime_of(req_to_token_pool)
     if runtime is None:
-        return original(req=req, req_to_token_pool=req_to_token_pool, offload_kv=offload_kv, **kwargs)
-    saved = None
+        return release()
+    state, saved = req.rpc, None
     if state is not None:
         if offload_kv and not req.finished():
-            backup = backups.save(runtime, req)
+            backup = backups.save(runtime, req, state)
             saved = None if backup is None else state.save(backup)
         state.totals.retracted()
-    resumable = original(req=req, req_to_token_pool=req_to_token_pool, offload_kv=offload_kv, **kwargs)
+    resumable = release()
     if state is not None and saved is not None:
         state.hooks.saved = saved
     runtime.report_backups()
@@ -52,7 +65,7 @@ def back_up(
     "sglang.srt.managers.scheduler.Scheduler._release_aborted_request",
     "every request that is aborted while it waits passes here",
 )
-def forget_aborted(scheduler: Any, req: Any) -> None:
+def forget_aborted(scheduler: Scheduler, req: Req) -> None:
     """BEFORE Scheduler._release_aborted_request: a waiting request will not come back."""
     runtime = runtime_of(scheduler)
     if runtime is not None:
@@ -64,8 +77,11 @@ def forget_aborted(scheduler: Any, req: Any) -> None:
     "sglang.srt.managers.scheduler.Scheduler.pause_generation",
     "after a pause with mode retract, every KV entry must be computed anew",
 )
-def forget_on_pause(scheduler: Any, recv_req: Any) -> None:
-    """BEFORE Scheduler.pause_generation: mode `retract` promises that every KV entry is computed again."""
+def forget_on_pause(scheduler: Scheduler, recv_req: PauseGenerationReqInput) -> None:
+    """BEFORE Scheduler.pause_generation: mode `retract` promises that every KV entry is computed again.
+
+    It runs in the scheduler's thread, between two steps, so that nobody else reads the queue while it is rebuilt.
+    """
     runtime = runtime_of(scheduler)
     if runtime is None or recv_req.mode != "retract":
         return
@@ -76,21 +92,19 @@ def forget_on_pause(scheduler: Any, recv_req: Any) -> None:
             scheduler.waiting_queue.append(req)
 
 
-def slots_needed(runtime: SchedulerRPC, req: Any) -> int:
+def slots_needed(runtime: SchedulerRPC, req: Req, saved: Saved) -> int:
     """Slots that restoring `req` takes, beside what the tree holds of its prompt."""
-    return ceil_align(req.rpc.hooks.saved.backup.tokens - req.prefix_len, runtime.page_size)
+    return ceil_align(saved.backup.tokens - req.prefix_len, runtime.page_size)
 
 
-def restore(runtime: SchedulerRPC, req: Any) -> bool:
+def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) -> bool:
     """Give `req`, matched and locked in the tree, a row with its saved entries, ready for its newest token's prefill.
 
     Returns False, with nothing changed, if rows, slots or query slots lack.
     """
-    scheduler, state = runtime.scheduler, req.rpc
-    saved, matched = state.hooks.saved, req.prefix_len
-    backup = saved.backup
+    scheduler, backup, matched = runtime.scheduler, saved.backup, req.prefix_len
     assert matched <= len(req.origin_input_ids), "what it generated comes from its backup"
-    needed, entries = slots_needed(runtime, req), backup.tokens
+    entries, needed = backup.tokens, slots_needed(runtime, req, saved)
     pool, allocator = scheduler.req_to_token_pool, scheduler.token_to_kv_pool_allocator
     if pool.available_size() == 0 or (backup.queries is not None and not runtime.ring.free):
         return False
@@ -101,7 +115,8 @@ def restore(runtime: SchedulerRPC, req: Any) -> bool:
     slots = slots[: entries - matched]
     prefix = scheduler.tree_cache.prefix_device_indices(req) if matched else slots[:0]
     pool.alloc([req])
-    row = req.kv.req_pool_idx
+    row = rows.row_of(req)
+    # The row is this request's alone, and no forward reads it before the prefill that is being planned.
     pool.write((row, slice(0, entries)), torch.cat([prefix.to(slots.dtype), slots]).to(torch.int32))
     req.kv.kv_committed_len = req.kv.kv_allocated_len = req.prefix_len = entries
     # As many ids as the row has entries, the newest last: SGLang prefills what stands after `prefix_len`.
@@ -116,26 +131,27 @@ def restore(runtime: SchedulerRPC, req: Any) -> bool:
     return True
 
 
-def restore_ids(req: Any) -> None:
+def restore_ids(req: Req) -> None:
     """Give a restored request, whose step has been built from the shortened ids, its whole text back."""
     if req.rpc is not None and req.rpc.evicted and req.extend_end == len(req.full_untruncated_fill_ids):
         req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids
 
 
-def undo_restore(runtime: SchedulerRPC, req: Any, matched: int) -> None:
+def undo_restore(runtime: SchedulerRPC, req: Req, state: RequestState, matched: int) -> None:
     """Take `restore` back: SGLang has not admitted the request after all. It keeps its backup."""
     tree, pool = runtime.scheduler.tree_cache, runtime.scheduler.req_to_token_pool
+    # Nothing was launched with the row, and the next forward waits for this stream, where the loads are.
     tree.free_kv_row(req.kv, [(matched, req.kv.kv_allocated_len)])
     pool.free(req)
     req.kv.mark_kv_released()
     req.kv.kv_committed_len = 0
     req.prefix_len = matched
     req.full_untruncated_fill_ids = req.full_untruncated_fill_ids[:0]  # SGLang builds it again
-    req.rpc.reset()
+    state.reset()
 
 
-def admitted(runtime: SchedulerRPC, req: Any) -> None:
+def admitted(runtime: SchedulerRPC, req: Req, state: RequestState) -> None:
     """The restored request runs: its backup is no longer needed."""
-    req.rpc.totals.came_back()
+    state.totals.came_back()
     runtime.compressor.counters.restored += 1
     backups.forget(runtime, req)

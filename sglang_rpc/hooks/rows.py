@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from sglang_rpc.runtime.request_state import RequestState
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ScheduleBatch
+    from sglang_rpc.contract.sglang.requests import Req
 
 
-def decode_batches(running_batch: Any, last_batch: Any) -> list[Any]:
+def decode_batches(running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> list[ScheduleBatch]:
     """The batches whose rows may decode next: the running one, and the last one if it was an extend.
 
     That one is merged only later in the step; it holds the decode rows of a mixed step, and restored requests.
@@ -15,28 +21,34 @@ def decode_batches(running_batch: Any, last_batch: Any) -> list[Any]:
     return [running_batch, last_batch]
 
 
-def rows_to_check(batch: Any) -> list[tuple[int, Any]]:
-    """The rows, by index, whose length has reached the one at which to look again."""
+def rows_to_check(batch: ScheduleBatch) -> list[tuple[int, Req, RequestState]]:
+    """The rows, by index, whose length has reached the one at which to poll again."""
     return [
-        (i, req)
+        (i, req, req.rpc)
         for i, req in enumerate(batch.reqs)
         # The comparison first: it is all that most rows cost in most steps.
         if req.rpc is not None and req.kv.kv_committed_len >= req.rpc.clock.check_at and _decodes(req)
     ]
 
 
-def decoding(batches: list[Any]) -> list[Any]:
+def decoding(batches: list[ScheduleBatch]) -> list[tuple[Req, RequestState]]:
     """Every request in `batches` that RPC knows and that decodes."""
-    return [req for batch in batches for req in batch.reqs if req.rpc is not None and _decodes(req)]
+    return [(req, req.rpc) for batch in batches for req in batch.reqs if req.rpc is not None and _decodes(req)]
 
 
-def generated(req: Any) -> int:
+def generated(req: Req, state: RequestState) -> int:
     """Logical entries after the prompt."""
-    entries: int = req.rpc.clock.generated(req.kv.kv_committed_len, len(req.origin_input_ids))
-    return entries
+    return state.clock.generated(req.kv.kv_committed_len, len(req.origin_input_ids))
 
 
-def _decodes(req: Any) -> bool:
+def row_of(req: Req) -> int:
+    """The row of a request that holds one."""
+    row = req.kv.req_pool_idx
+    assert row is not None, f"{req.rid} holds no row"
+    return row
+
+
+def _decodes(req: Req) -> bool:
     # Finished or retracted rows are filtered out later in the step; their KV is no longer theirs. A row that is no
     # longer than its prompt has just been prefilled, or is still being.
     return (

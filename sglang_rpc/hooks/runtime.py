@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,23 +17,31 @@ from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
+from sglang_rpc.hooks.model import model_rpc
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.trace.tracer import Tracer
 
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.memory import ReqToTokenPool
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import PrefillAdder, Scheduler
+    from sglang_rpc.contract.sglang.server import GroupCoordinator
+
 logger = logging.getLogger(__name__)
 
 
 class SchedulerRPC:
-    """The compressor and what it needs of one scheduler."""
+    """RPC in one scheduler process: the compressor, what it needs of the scheduler, and what the hooks share."""
 
-    def __init__(self, scheduler: Any, config: RPCConfig):
+    def __init__(self, scheduler: Scheduler, config: RPCConfig):
         self.scheduler = scheduler
         self.config = config
-        self.page_size: int = scheduler.token_to_kv_pool_allocator.page_size
-        model = scheduler.tp_worker.model_runner.rpc
+        self.page_size = scheduler.token_to_kv_pool_allocator.page_size
+        model = model_rpc(scheduler.tp_worker.model_runner)
+        assert model is not None, "the query ring is built with the attention backends, before the scheduler is whole"
         self.ring = model.ring
         group = _tensor_parallel_group()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
@@ -58,7 +66,7 @@ class SchedulerRPC:
         self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
-        self.adder_class: type | None = None
+        self.adder_class: type[PrefillAdder] | None = None
         self.watermarks = Watermarks(config.high_watermark, config.low_watermark)
         self.recording_ahead: list[RequestState] = []  #: recorded ahead of time, in case memory runs out
         #: While the scheduler may retract and a result is in flight (result_in_flight.py): whether it is sure to.
@@ -89,10 +97,16 @@ class SchedulerRPC:
             torch.cuda.current_stream().wait_stream(self._forward_stream)
 
 
-def runtime_of(owner: Any) -> SchedulerRPC | None:
+def runtime_of(owner: Scheduler | ReqToTokenPool) -> SchedulerRPC | None:
     """RPC of a Scheduler, or of a ReqToTokenPool; None while, or where, it is off."""
     runtime: SchedulerRPC | None = getattr(owner, "rpc", None)
     return runtime
+
+
+def state_of(req: Req) -> RequestState | None:
+    """RPC's state of a request, in a process that may serve without RPC; None while, or where, it has none."""
+    state: RequestState | None = getattr(req, "rpc", None)
+    return state
 
 
 @hook(
@@ -101,8 +115,11 @@ def runtime_of(owner: Any) -> SchedulerRPC | None:
     "the scheduler is whole: pools, tree, streams and tokenizer can be read",
 )
 @ends_if_refused
-def install_compressor(_result: Any, scheduler: Any) -> None:
-    """AFTER Scheduler.init_internal_state. Ends the process with a sentence if RPC cannot work with what is there."""
+def install_compressor(_result: object, scheduler: Scheduler) -> None:
+    """AFTER Scheduler.init_internal_state, once per scheduler process, before its event loop.
+
+    Ends the process with a sentence if RPC cannot work with what is there.
+    """
     config = config_of(scheduler.server_args)
     if config is None:
         return
@@ -122,7 +139,9 @@ def install_compressor(_result: Any, scheduler: Any) -> None:
     )
 
 
-def _tracer(scheduler: Any, config: RPCConfig, compressor: Compressor, group: Any | None) -> Tracer | None:
+def _tracer(
+    scheduler: Scheduler, config: RPCConfig, compressor: Compressor, group: GroupCoordinator | None
+) -> Tracer | None:
     """What writes `--rpc-trace`; None if nothing does, or another rank, which keeps the same. Raises ConfigError."""
     if config.trace is None or (group is not None and group.rank_in_group != 0):
         return None
@@ -141,9 +160,9 @@ def _tracer(scheduler: Any, config: RPCConfig, compressor: Compressor, group: An
     return tracer
 
 
-def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:
+def _require_same_on_all_ranks(group: GroupCoordinator, settings: tuple[object, ...]) -> None:
     """Raises ConfigError: on ranks that compress differently rows would differ, and collectives would not pair up."""
-    everywhere: list[Any] = [None] * group.world_size
+    everywhere: list[object] = [None] * group.world_size
     torch.distributed.all_gather_object(everywhere, settings, group=group.cpu_group)
     if any(other != settings for other in everywhere):
         raise ConfigError(
@@ -153,9 +172,9 @@ def _require_same_on_all_ranks(group: Any, settings: tuple[Any, ...]) -> None:
         )
 
 
-def _tensor_parallel_group() -> Any | None:
+def _tensor_parallel_group() -> GroupCoordinator | None:
     """The group whose ranks share the attention heads; None if this rank has them all."""
     from sglang.srt.distributed.parallel_state import get_attn_tp_group
 
-    group = get_attn_tp_group()
+    group: GroupCoordinator = get_attn_tp_group()
     return group if group.world_size > 1 else None

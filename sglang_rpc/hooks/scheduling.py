@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.contract.targets import BEFORE, hook
 from sglang_rpc.hooks import pressure, rows
 from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
+from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.types import Compression
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ScheduleBatch
+    from sglang_rpc.contract.sglang.memory import ReqToTokenPool
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 @hook(
@@ -17,8 +24,8 @@ from sglang_rpc.types import Compression
     "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free",
     "every row that ends, finished, aborted or retracted, gives its query slot back here",
 )
-def release_row(req_to_token_pool: Any, req: Any) -> None:
-    """BEFORE ReqToTokenPool.free."""
+def release_row(req_to_token_pool: ReqToTokenPool, req: Req) -> None:
+    """BEFORE ReqToTokenPool.free, once per row, in the scheduler's thread; the row still holds its request's slots."""
     runtime = runtime_of(req_to_token_pool)
     if runtime is not None and req.rpc is not None:
         runtime.compressor.release_slot(req.rpc)
@@ -30,8 +37,8 @@ def release_row(req_to_token_pool: Any, req: Any) -> None:
     "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run",
     "before merging, admission and retraction, so that freed slots count in the same step",
 )
-def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
-    """BEFORE Scheduler.get_next_batch_to_run.
+def compress_due(scheduler: Scheduler, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> None:
+    """BEFORE Scheduler.get_next_batch_to_run, once per scheduling step.
 
     At this point the last forward may still be running. Its rows are in `running_batch`, or, if it was an extend, in
     `last_batch`, which is merged right after.
@@ -44,17 +51,19 @@ def compress_due(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
     pressure.watch(runtime, batches)
     for batch in batches:
         # Again where something was done: of a row rebuilt from its tokens more than one thought may have its gists.
-        while due := [(i, req, c) for i, req in rows.rows_to_check(batch) if (c := _poll(runtime, req)) is not None]:
+        while due := [
+            (i, req, c) for i, req, state in rows.rows_to_check(batch) if (c := _poll(runtime, req, state)) is not None
+        ]:
             apply_compressions(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.report_slots()
 
 
-def _poll(runtime: SchedulerRPC, req: Any) -> Compression | None:
+def _poll(runtime: SchedulerRPC, req: Req, state: RequestState) -> Compression | None:
     if req is runtime.scheduler.chunked_req:
         return None  # its prefill goes on, after the entries that are there
-    generated = rows.generated(req)
-    compression = runtime.compressor.poll(req.rpc, req.kv.req_pool_idx, req.origin_input_ids, generated, req.output_ids)
+    generated = rows.generated(req, state)
+    compression = runtime.compressor.poll(state, rows.row_of(req), req.origin_input_ids, generated, req.output_ids)
     if compression is None:
-        refit(runtime.scheduler, req, generated)
+        refit(runtime.scheduler, req, state, generated)
     return compression

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ForwardBatch
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class SingleRows:
 
 
 @cache
-def carrying(batch_class: type) -> type:
+def carrying(batch_class: type[ForwardBatch]) -> type[ForwardBatch]:
     """`batch_class` with a field `rpc`, a SingleRows or None.
 
     A field, for SGLang makes copies of a batch with `dataclasses.replace`, which drops other attributes.
@@ -31,7 +34,13 @@ def carrying(batch_class: type) -> type:
     )
 
 
-def single_rows(forward_batch: Any) -> SingleRows | None:
+def single_rows(forward_batch: ForwardBatch) -> SingleRows | None:
     """The step's single rows; None if it has none, or was made for the capture of a graph."""
     rows: SingleRows | None = getattr(forward_batch, "rpc", None)
     return rows
+
+
+def attention_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ForwardBatch, torch.Tensor]:
+    """The forward batch and the queries that RadixAttention.forward is called with, by name or in its order."""
+    forward_batch = kwargs["forward_batch"] if "forward_batch" in kwargs else args[3]
+    return forward_batch, kwargs["q"] if "q" in kwargs else args[0]

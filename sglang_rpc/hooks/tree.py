@@ -8,9 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
+from sglang_rpc.hooks.runtime import state_of
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.memory import Tree
+    from sglang_rpc.contract.sglang.requests import Req
 
 
 @hook(
@@ -18,12 +23,12 @@ from sglang_rpc.contract.targets import AFTER, AROUND, hook
     "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint",
     "KV of a compressed request must not enter the tree under its token ids, nor KV that is going to be compacted",
 )
-def insert_prompt_only(original: Callable, tree: Any, req: Any, *, up_to: int, **kwargs: Any) -> Any:
+def insert_prompt_only(original: Callable[..., None], tree: Tree, req: Req, *, up_to: int, **kwargs: object) -> None:
     """AROUND UnifiedRadixCache.checkpoint: clamp to the prompt what is compressed, or may be later."""
-    state = getattr(req, "rpc", None)
+    state = state_of(req)
     if state is not None and (state.evicted or (state.active and not req.finished())):
         up_to = min(up_to, len(req.origin_input_ids))
-    return original(tree, req, up_to=up_to, **kwargs)
+    original(tree, req, up_to=up_to, **kwargs)
 
 
 @hook(
@@ -31,10 +36,10 @@ def insert_prompt_only(original: Callable, tree: Any, req: Any, *, up_to: int, *
     "sglang.srt.managers.schedule_batch.Req._compute_max_prefix_len",
     "generated tokens found in the tree are shared, and compaction writes in place",
 )
-def match_prompt_only(longest: int, req: Any, *args: Any, **kwargs: Any) -> int:
+def match_prompt_only(longest: int, req: Req, *_args: object, **_kwargs: object) -> int:
     """AFTER Req._compute_max_prefix_len: a request resumed after a retraction takes only its prompt from the tree, if
     what follows may be compressed, or comes from its backup."""
-    state = getattr(req, "rpc", None)
+    state = state_of(req)
     if state is not None and (state.active or state.hooks.saved is not None) and len(req.output_ids) > 0:
         return min(longest, len(req.origin_input_ids))
     return longest
@@ -45,8 +50,8 @@ def match_prompt_only(longest: int, req: Any, *args: Any, **kwargs: Any) -> int:
     "sglang.srt.managers.schedule_batch.Req.reset_for_retract",
     "the row is rebuilt from tokens, uncompressed",
 )
-def forget_row(_result: Any, req: Any) -> None:
-    """AFTER Req.reset_for_retract."""
-    state = getattr(req, "rpc", None)
+def forget_row(_result: object, req: Req) -> None:
+    """AFTER Req.reset_for_retract, at the end of each retraction: the row has been freed, its query slot with it."""
+    state = state_of(req)
     if state is not None:
         state.reset()

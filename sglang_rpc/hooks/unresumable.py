@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sglang_rpc.contract import versions
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks import backups, limits
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
+from sglang_rpc.runtime.admission import Plan
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.batches import ScheduleBatch
+    from sglang_rpc.contract.sglang.requests import Req
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
 
-def is_unresumable(runtime: SchedulerRPC, req: Any) -> bool:
+def is_unresumable(runtime: SchedulerRPC, req: Req) -> bool:
     """Whether a retracted request has outgrown the pool, so that it can neither be restored nor prefilled again.
 
     One that can, but not to the length it may have, is limited to what the empty pool has room for. A length that is
@@ -29,7 +35,7 @@ def is_unresumable(runtime: SchedulerRPC, req: Any) -> bool:
     saved = state.hooks.saved
     wanted = max(0, req.sampling_params.max_new_tokens - generated)
 
-    def plan(tokens: int) -> limits.Plan:
+    def plan(tokens: int) -> Plan:
         if saved is None:
             return state.plan(generated, tokens, True, prompt)
         return state.plan_saved(saved, generated, tokens, True, prompt)
@@ -38,17 +44,20 @@ def is_unresumable(runtime: SchedulerRPC, req: Any) -> bool:
     if tokens >= wanted:
         return False
     if tokens < 1 or (req.sampling_params.ignore_eos and state.segment is None):
-        state.hooks.ended = sentence(runtime, req)
+        state.hooks.ended = sentence(runtime, tokens=generated, saved=saved is not None)
         backups.forget(runtime, req)
         return True
     limits.lower(req, generated + tokens)
     return False
 
 
-def sentence(runtime: SchedulerRPC, req: Any) -> str:
-    """Why `req`, retracted, cannot go on, and what would help. A retry alone may meet the same end."""
-    slots, tokens = runtime.scheduler.max_total_num_tokens, len(req.output_ids)
-    if req.rpc.hooks.saved is not None:
+def sentence(runtime: SchedulerRPC, tokens: int, saved: bool) -> str:
+    """Why a request retracted after `tokens`, with a backup or not, cannot go on, and what would help.
+
+    A retry alone may meet the same end.
+    """
+    slots = runtime.scheduler.max_total_num_tokens
+    if saved:
         return (
             f"Retracted after {tokens} tokens: to go on, it needs more than the {slots} slots of the KV pool; "
             "ask for fewer tokens, or start the server with more memory."
@@ -66,14 +75,18 @@ def sentence(runtime: SchedulerRPC, req: Any) -> str:
     "sglang.srt.managers.schedule_batch.ScheduleBatch.retract_decode",
     "a request that cannot come back ends with 503; SGLang's message promises that a retry helps",
 )
-def explain(result: tuple[Any, float, list[Any]], batch: Any, *args: Any, **kwargs: Any) -> None:
+def explain(
+    result: tuple[list[Req], float, list[Req]], _batch: ScheduleBatch, *_args: object, **_kwargs: object
+) -> None:
     """AFTER ScheduleBatch.retract_decode: requests that `is_unresumable` ended say why.
 
-    SGLang's own message asks to retry later, which can end the same way.
+    SGLang's own message asks to retry later, which can end the same way. The scheduler sends `to_finish` after this
+    returns.
     """
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-    for req in result[2]:
+    _retracted, _ratio, ended = result
+    for req in ended:
         if req.rpc is not None and req.rpc.hooks.ended is not None:
             req.to_finish = FINISH_ABORT(req.rpc.hooks.ended, status_code=503)
 
@@ -81,24 +94,27 @@ def explain(result: tuple[Any, float, list[Any]], batch: Any, *args: Any, **kwar
 @hook(
     AROUND,
     "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
-    "a retracted request that can never be prefilled again would block the queue for ever",
+    "a retracted request that can never be prefilled again would block the queue forever",
 )
-def queue_if_resumable(original: Callable[..., Any], scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+def queue_if_resumable(
+    original: Callable[..., None], scheduler: Scheduler, req: Req, *args: object, **kwargs: object
+) -> None:
     """AROUND Scheduler._add_request_to_queue: preemption and pauses queue what they retract without a question."""
     runtime = runtime_of(scheduler)
-    if runtime is not None and end_if_unresumable(runtime, req):
-        return None
-    return original(scheduler, req, *args, **kwargs)
+    if runtime is None or not end_if_unresumable(runtime, req):
+        original(scheduler, req, *args, **kwargs)
 
 
-def end_if_unresumable(runtime: SchedulerRPC, req: Any) -> bool:
+def end_if_unresumable(runtime: SchedulerRPC, req: Req) -> bool:
     """End `req` with 503 if it waits and can never be resumed; returns whether it ended."""
-    if not req.is_retracted or not is_unresumable(runtime, req):
+    state = req.rpc
+    if state is None or not req.is_retracted or not is_unresumable(runtime, req):
         return False
     from sglang.srt.managers.scheduler import _make_abort_req
 
-    scheduler, message = runtime.scheduler, req.rpc.hooks.ended
+    scheduler, message = runtime.scheduler, state.hooks.ended
     reason = {"type": "abort", "status_code": 503, "message": message}
+    # What SGLang itself does with a request that is aborted while it waits; this one is not in the queue.
     scheduler._release_aborted_request(req)
     scheduler.beam_coordinator.retire_group(req)
     versions.current().answer_waiting(scheduler, _make_abort_req(req, finished_reason=reason), req)

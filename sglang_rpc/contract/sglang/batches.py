@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.requests import Req
@@ -33,7 +33,7 @@ class ScheduleBatch(Protocol):
     seq_lens: torch.Tensor  #: int64 [rows], physical
     seq_lens_cpu: torch.Tensor  #: the same, on the host
     seq_lens_sum: int | None
-    spec_algorithm: Any
+    spec_algorithm: object
     token_to_kv_pool_allocator: Allocator
     tree_cache: Tree
 
@@ -51,5 +51,7 @@ class ForwardBatch(Protocol):
     out_cache_loc: torch.Tensor | None  #: slots that the step writes
     positions: torch.Tensor  #: int64 [tokens]
     req_pool_indices: torch.Tensor  #: rows
+    rpc: object | None  #: see `hooks.step.single_rows`
+    rpc_where: tuple[torch.Tensor, torch.Tensor]  #: of a decode step: where its queries go in the query ring
     seq_lens: torch.Tensor  #: [rows], physical
     seq_lens_cpu: torch.Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sglang_rpc.contract.sglang.requests import Req, ReqKvInfo
 from sglang_rpc.contract.targets import assumed
@@ -23,7 +23,7 @@ class KVPool(Protocol):
     k_buffer: list[torch.Tensor]  #: [slots, KV heads, head size] a layer
     kv_cache_layout: str
     layer_num: int
-    quant_method: Any
+    quant_method: object
     start_layer: int
     v_buffer: list[torch.Tensor]
 
@@ -58,7 +58,7 @@ class Allocator(Protocol):
         """makes room in the tree before slots are taken"""
 
     def check_decode_capacity(
-        self, *, num_tokens: int, tree_cache: Tree, requests: Sequence[Req], spec_algorithm: Any
+        self, *, num_tokens: int, tree_cache: Tree, requests: Sequence[Req], spec_algorithm: object
     ) -> bool:
         """whether the pool, with what the tree can give, has room for a decode step"""
 
@@ -68,8 +68,9 @@ class Allocator(Protocol):
     "the slot of each row position; row 0 is no request's, padded rows of a CUDA graph write there",
 )
 class ReqToTokenPool(Protocol):
-    _aux_cache: Any  #: memory beside the row, sized by its length; RPC refuses it
+    _aux_cache: object | None  #: memory beside the row, sized by its length; RPC refuses it
     req_to_token: torch.Tensor  #: int32 [rows, row positions]
+    rpc: object  #: see `hooks.runtime.runtime_of`
 
     def available_size(self) -> int:
         """free rows"""
@@ -80,14 +81,14 @@ class ReqToTokenPool(Protocol):
     def free(self, req: Req) -> None:
         """gives a request's row back"""
 
-    def write(self, indices: Any, values: torch.Tensor) -> None:
+    def write(self, indices: tuple[int, slice], values: torch.Tensor) -> None:
         """sets row positions to slots"""
 
 
 @assumed(f"{_CACHE}.unified_radix_cache.UnifiedRadixCache", "what would make it more than a tree on this device")
 class Tree(Protocol):
-    cache_controller: Any
-    linker: Any
+    cache_controller: object | None
+    linker: object | None
 
     def evictable_size(self) -> int:
         """slots that nobody but the tree holds"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @assumed("sglang.srt.configs.model_config.ModelConfig", "what the model is, for the refusals, and how long it reads")
 class ModelConfig(Protocol):
     context_len: int  #: tokens
-    hf_config: Any
+    hf_config: Any  #: Transformers', of this model's own class
     is_encoder_decoder: bool
     is_generation: bool
     model_is_mrope: bool
@@ -31,7 +32,7 @@ class ModelConfig(Protocol):
     "an attention layer's shape and scale, and what makes it one that RPC refuses",
 )
 class AttentionLayer(Protocol):
-    attn_type: Any
+    attn_type: Enum
     is_cross_attention: bool
     k_scale_float: float | None
     layer_id: int
@@ -50,9 +51,9 @@ class AttentionLayer(Protocol):
 class HookableLayer(AttentionLayer, Protocol):
     """An attention layer as the torch module that it is."""
 
-    def register_forward_pre_hook(self, hook: Callable[..., Any], *, with_kwargs: bool) -> Any: ...
+    def register_forward_pre_hook(self, hook: Callable[..., None], *, with_kwargs: bool) -> object: ...
 
-    def register_forward_hook(self, hook: Callable[..., Any], *, with_kwargs: bool) -> Any: ...
+    def register_forward_hook(self, hook: Callable[..., None], *, with_kwargs: bool) -> object: ...
 
 
 @assumed("sglang.srt.model_executor.model_runner.ModelRunner", "the model, its pools and what serves it")
@@ -65,6 +66,7 @@ class ModelRunner(Protocol):
     model_config: ModelConfig
     prefill_attention_backend_str: str
     req_to_token_pool: ReqToTokenPool
+    rpc: object  #: see `hooks.model.model_rpc`
     server_args: ServerArgs
     token_to_kv_pool_allocator: Allocator
     use_mla_backend: bool

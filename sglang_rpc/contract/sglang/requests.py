@@ -19,7 +19,7 @@ class SamplingParams(Protocol):
     beam_width: int
     custom_params: Mapping[str, Any] | None  #: as the sender wrote them
     ignore_eos: bool
-    max_new_tokens: int | None  #: tokens; None until the scheduler has clipped it
+    max_new_tokens: int  #: tokens; None, of a request that names no number, until the scheduler has clipped it
     min_new_tokens: int
 
 
@@ -38,6 +38,10 @@ class ReqKvInfo(Protocol):
         """sets the allocated length to zero"""
 
 
+class TreeNode(Protocol):
+    """A node of the tree, which RPC only hands on."""
+
+
 @assumed(f"{_BATCH}.BaseFinishReason", "why a request ended")
 class FinishReason(Protocol):
     def to_json(self) -> dict[str, Any]:
@@ -49,11 +53,11 @@ class Req(Protocol):
     extend_end: int  #: of the ids, where this step's prefill ends
     extra_key: str | None  #: what keeps prompts of equal ids apart in the tree
     finished_reason: FinishReason | None
-    full_untruncated_fill_ids: array[int]  #: what is prefilled behind `prefix_len`
-    input_embeds: Any
+    full_untruncated_fill_ids: array[int]  #: what is prefilled after `prefix_len`
+    input_embeds: object | None
     is_retracted: bool
     kv: ReqKvInfo
-    last_node: Any  #: of the tree, where the matched prefix ends
+    last_node: TreeNode  #: where the matched prefix ends
     logprob_start_len: int
     origin_input_ids: array[int]  #: the prompt
     output_ids: array[int]
@@ -76,10 +80,10 @@ class Req(Protocol):
 
 @assumed("sglang.srt.managers.io_struct.GenerateReqInput", "a request as it came in")
 class GenerateReqInput(Protocol):
-    input_embeds: Any
+    input_embeds: object | None
     return_indexer_topk: bool
     return_routed_experts: bool
-    sampling_params: Any  #: a dict, or a list of them
+    sampling_params: dict[str, Any] | list[dict[str, Any]] | None
 
 
 @assumed("sglang.srt.managers.io_struct.PauseGenerationReqInput", "whether a pause drops the KV: mode `retract`")

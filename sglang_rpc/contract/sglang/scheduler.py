@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.model import ModelConfig, ModelRunner
-from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.requests import Req, TreeNode
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import assumed
 
 if TYPE_CHECKING:
     import torch
+    from prometheus_client import Counter, Gauge
 
 _MANAGERS = "sglang.srt.managers"
+
+
+class Tokenizer(Protocol):
+    """Transformers' own."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
 
 
 @assumed(f"{_MANAGERS}.tp_worker.TpModelWorker", "the way from a scheduler to its model")
@@ -33,8 +45,8 @@ class BeamCoordinator(Protocol):
     "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector", "labels and classes of SGLang's own metrics"
 )
 class MetricsCollector(Protocol):
-    _counter_cls: Any
-    _gauge_cls: Any
+    _counter_cls: type[Counter] | None
+    _gauge_cls: type[Gauge] | None
     labels: dict[str, str]
 
 
@@ -54,10 +66,11 @@ class Scheduler(Protocol):
     model_config: ModelConfig
     page_size: int  #: slots
     req_to_token_pool: ReqToTokenPool
-    result_queue: deque[Any]  #: results in flight; empty without overlap
+    rpc: object  #: see `hooks.runtime.runtime_of`
+    result_queue: deque[object]  #: results in flight; empty without overlap
     server_args: ServerArgs
     token_to_kv_pool_allocator: Allocator
-    tokenizer: Any
+    tokenizer: Tokenizer | None
     tp_worker: TpModelWorker
     tree_cache: Tree
     waiting_queue: list[Req]
@@ -85,8 +98,8 @@ class GetInternalStateReqOutput(Protocol):
 class OutputStreamer(Protocol):
     has_additional_customized_info: bool
 
-    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list[Any]]:
-        """one value a request"""
+    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, Sequence[object]]:
+        """one value per request"""
 
 
 @assumed("sglang.srt.mem_cache.prefill_budget.PrefillBudget", "the slots that admission has promised")
@@ -108,7 +121,7 @@ class PrefillAdder(Protocol):
     rem_total_tokens: int
     running_batch: ScheduleBatch | None
 
-    def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> Any:
+    def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> Enum:
         """reads max_new_tokens and ignore_eos at once, and books what it admits at the end of can_run_list"""
 
     def add_chunked_req(self, req: Req) -> Req | None:
@@ -123,8 +136,8 @@ class PrefillAdder(Protocol):
     def _get_running_request_total_token_offset(self, req: Req) -> float:
         """what a running request is promised; the adder's constructor and preemption sum it up"""
 
-    def _lock_node(self, last_node: Any) -> Any:
-        """pins a matched prefix while slots are taken for what is behind it"""
+    def _lock_node(self, last_node: TreeNode) -> AbstractContextManager[object]:
+        """pins a matched prefix while slots are taken for what follows it"""
 
-    def _select_prefill_admission(self, req: Req, *, total_tokens: int, **kwargs: Any) -> Any:
+    def _select_prefill_admission(self, req: Req, *, total_tokens: int, **kwargs: object) -> object:
         """decides by total_tokens: those to prefill, those to come, a page"""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from sglang_rpc.contract.targets import assumed
 
@@ -67,7 +68,7 @@ class TokenizerManager(Protocol):
     "how sglang_rpc.Engine attaches the configuration before the arguments are checked",
 )
 class Engine(Protocol):
-    server_args_class: Any
+    server_args_class: Callable[..., ServerArgs]
 
 
 @assumed("sglang.srt.parser.reasoning_parser.BaseReasoningFormatDetector", "a model's think markers")
@@ -83,7 +84,7 @@ class ReasoningParser(Protocol):
 
 @assumed("sglang.srt.distributed.parallel_state.GroupCoordinator", "its size, and which of its ranks this is")
 class GroupCoordinator(Protocol):
-    cpu_group: Any
+    cpu_group: torch.distributed.ProcessGroup
     rank_in_group: int
     world_size: int
 

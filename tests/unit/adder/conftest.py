@@ -27,4 +27,4 @@ def forgetful(monkeypatch):
         req.rpc.hooks.saved = None
 
     monkeypatch.setattr(backups, "forget", forget)
-    monkeypatch.setattr(resume, "admitted", lambda runtime, req: None)
+    monkeypatch.setattr(resume, "admitted", lambda runtime, req, state: None)

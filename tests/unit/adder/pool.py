@@ -119,11 +119,11 @@ def leave(pool: Pool, req: Any, monkeypatch, recorded: bool = False) -> None:
     )
     state.reset()
 
-    def restore(runtime, req):
-        assert pool.allocator.alloc(resume.slots_needed(runtime, req)) is not None
+    def restore(runtime, req, state, saved):
+        assert pool.allocator.alloc(resume.slots_needed(runtime, req, saved)) is not None
         req.prefix_len = entries
         req.full_untruncated_fill_ids = req.full_untruncated_fill_ids[: entries + 1]
-        req.rpc.restore(req.rpc.hooks.saved)
+        state.restore(saved)
         return True
 
     monkeypatch.setattr(resume, "restore", restore)

@@ -51,7 +51,7 @@ def poll(page: int, req: Any) -> None:
     generated = len(req.output_ids)
     req.rpc.segment.advance(req.output_ids, generated)
     req.rpc.clock.check_at = NEVER
-    refit(arriving(page), req, generated)
+    refit(arriving(page), req, req.rpc, generated)
 
 
 @everywhere

@@ -101,10 +101,10 @@ def test_a_row_that_is_still_being_prefilled_is_left_alone(loop):
     kv = ReqKvInfo(req_pool_idx=request.row, kv_committed_len=request.length)
     req = Req(ids(request.prompt), ids(request.output), request.state, kv)
     runtime = Runtime(Scheduler(chunked_req=req), compressor=loop.compressor)
-    assert scheduling._poll(runtime, req) is None
+    assert scheduling._poll(runtime, req, request.state) is None
     assert request.state.clock.events == 0
     runtime.scheduler.chunked_req = None
-    assert scheduling._poll(runtime, req).evicted == 7
+    assert scheduling._poll(runtime, req, request.state).evicted == 7
 
 
 def test_only_what_the_model_thinks_is_a_thought():
