@@ -7,46 +7,69 @@ on the HTTP request, and are laid into the sampling parameters where the request
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
-from sglang_rpc.hooks.reporting import KEY
+from sglang_rpc.hooks.reporting import KEY, Json
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.endpoints import (
+        AnthropicServing,
+        OllamaServing,
+        OpenAIServing,
+        ResponsesResponse,
+    )
+    from sglang_rpc.contract.sglang.requests import GenerateReqInput
+    from sglang_rpc.contract.sglang.server import TokenizerManager
+
+#: SGLang's handler of an endpoint: serving, its parsed request, the HTTP request -> the response.
+Handler: TypeAlias = Callable[..., Awaitable[object]]
+#: What the tokenizer manager yields of a request, chunk after chunk.
+Results: TypeAlias = AsyncGenerator[Json, None]
 
 #: Where the HTTP request's `scope`, a dict of one request, holds `custom_params.rpc`.
 _SCOPE_KEY = "sglang_rpc.options"
 #: The receipt of the request that this asyncio task serves. A task serves one request, and no more if it is streamed.
-_receipt: ContextVar[dict[str, Any] | None] = ContextVar("rpc_receipt", default=None)
+_receipt: ContextVar[Json | None] = ContextVar("rpc_receipt", default=None)
 
 _WHY = "the endpoint's request model drops custom_params; the HTTP request has them"
 
 
 @hook(AROUND, "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses.create_responses", _WHY)
-async def take_from_responses(original: Callable, serving: Any, request: Any, raw_request: Any = None) -> Any:
+async def take_from_responses(
+    original: Handler, serving: OpenAIServing, request: object, raw_request: Request | None = None
+) -> object:
     """AROUND the handler of /v1/responses. Raises HTTPException, 400."""
     return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
 
 
 @hook(AROUND, "sglang.srt.entrypoints.anthropic.serving.AnthropicServing.handle_messages", _WHY)
-async def take_from_messages(original: Callable, serving: Any, request: Any, raw_request: Any) -> Any:
+async def take_from_messages(
+    original: Handler, serving: AnthropicServing, request: object, raw_request: Request
+) -> object:
     """AROUND the handler of /v1/messages. Raises HTTPException, 400."""
     return await _take(original, serving, request, raw_request, serving.openai_serving_chat.tokenizer_manager)
 
 
 @hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_chat", _WHY)
-async def take_from_ollama_chat(original: Callable, serving: Any, request: Any, raw_request: Any) -> Any:
+async def take_from_ollama_chat(
+    original: Handler, serving: OllamaServing, request: object, raw_request: Request
+) -> object:
     """AROUND the handler of /api/chat. Raises HTTPException, 400."""
     return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
 
 
 @hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_generate", _WHY)
-async def take_from_ollama_generate(original: Callable, serving: Any, request: Any, raw_request: Any) -> Any:
+async def take_from_ollama_generate(
+    original: Handler, serving: OllamaServing, request: object, raw_request: Request
+) -> object:
     """AROUND the handler of /api/generate. Raises HTTPException, 400."""
     return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
 
@@ -56,7 +79,9 @@ async def take_from_ollama_generate(original: Callable, serving: Any, request: A
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
     "every endpoint passes its HTTP request here, beside the sampling parameters it made of it",
 )
-def carry_options(original: Callable, manager: Any, obj: Any, request: Any = None) -> Any:
+def carry_options(
+    original: Callable[..., Results], manager: TokenizerManager, obj: GenerateReqInput, request: object = None
+) -> Results:
     """AROUND TokenizerManager.generate_request: lays the options kept by `_take` into the sampling parameters.
 
     Changes `obj.sampling_params`, which is this request's own dict. Other requests pass through untouched.
@@ -65,6 +90,7 @@ def carry_options(original: Callable, manager: Any, obj: Any, request: Any = Non
     options = request.scope.get(_SCOPE_KEY) if isinstance(request, HTTPConnection) else None
     if options is None:
         return original(manager, obj, request)
+    assert isinstance(obj.sampling_params, dict)  # the endpoints above send no batches
     others = obj.sampling_params.get("custom_params") or {}
     obj.sampling_params["custom_params"] = {**others, "rpc": options}
     return _noting_receipt(original(manager, obj, request))
@@ -75,7 +101,7 @@ def carry_options(original: Callable, manager: Any, obj: Any, request: Any = Non
     "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._build_response",
     "every finished response, whole, streamed or in the background, is built here once its tokens are there",
 )
-def show_receipt(response: Any, *args: Any, **kwargs: Any) -> None:
+def show_receipt(response: ResponsesResponse, *_args: object, **_kwargs: object) -> None:
     """AFTER OpenAIServingResponses._build_response: `metadata.rpc` is the receipt as JSON, for a request that asked.
 
     A value of `metadata` is a string, in OpenAI's API and its clients.
@@ -85,7 +111,7 @@ def show_receipt(response: Any, *args: Any, **kwargs: Any) -> None:
         response.metadata = {**(response.metadata or {}), KEY: json.dumps(receipt)}
 
 
-async def _noting_receipt(results: AsyncGenerator) -> AsyncGenerator:
+async def _noting_receipt(results: Results) -> Results:
     _receipt.set(None)
     async with aclosing(results):
         async for result in results:
@@ -93,7 +119,9 @@ async def _noting_receipt(results: AsyncGenerator) -> AsyncGenerator:
             yield result
 
 
-async def _take(original: Callable, serving: Any, request: Any, raw_request: Any, manager: Any) -> Any:
+async def _take(
+    original: Handler, serving: object, request: object, raw_request: Request | None, manager: TokenizerManager
+) -> object:
     """Calls the handler; before, checks `custom_params.rpc` of the body and keeps it on the HTTP request.
 
     Raises:
@@ -102,7 +130,7 @@ async def _take(original: Callable, serving: Any, request: Any, raw_request: Any
     """
     config = config_of(manager.server_args)
     custom_params = None if config is None or raw_request is None else _custom_params(await raw_request.json())
-    if config is None or custom_params is None:
+    if config is None or raw_request is None or custom_params is None:
         return await original(serving, request, raw_request)
     from fastapi import HTTPException
 
@@ -114,7 +142,7 @@ async def _take(original: Callable, serving: Any, request: Any, raw_request: Any
         raise HTTPException(400, str(error)) from error
 
 
-def _custom_params(body: Any) -> dict[str, Any] | None:
+def _custom_params(body: object) -> Json | None:
     """The body's `custom_params`, or those in its `options` (all that Ollama's client can send), if RPC is in them."""
     if not isinstance(body, dict):
         return None
