@@ -12,7 +12,7 @@ from sglang_rpc.runtime.segment import Marker, TextMarker, ThinkMarkers, TokenMa
 
 if TYPE_CHECKING:
     from sglang_rpc.contract.sglang.scheduler import Scheduler, Tokenizer
-    from sglang_rpc.contract.sglang.server import ReasoningDetector
+    from sglang_rpc.contract.sglang.server import ReasoningDetector, ServingArgs
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ def _one_token(value: str | int, flag: str, tokenizer: Tokenizer | None) -> int:
 def _from_reasoning_parser(scheduler: Scheduler, scope: str) -> tuple[str | None, str | None]:
     from sglang.srt.runtime_context import get_serving
 
-    name = get_serving().reasoning_parser
+    serving: ServingArgs = get_serving()
+    name = serving.reasoning_parser
     if not name or scheduler.tokenizer is None:
         return None, None
     from sglang.srt.parser.reasoning_parser import ReasoningParser

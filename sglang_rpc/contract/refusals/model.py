@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -15,6 +15,12 @@ from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.versions import SUPPORTED
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.policy.resolve import accumulates, find_policy
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.memory import KVPool
+    from sglang_rpc.contract.sglang.model import LatentAttention, ModelRunner
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
+    from sglang_rpc.contract.sglang.server import ParallelArgs
 
 #: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
 KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
@@ -68,7 +74,7 @@ class ServingFacts:
     second_tier: bool = False  #: the tree is attached to host memory or an external store
 
 
-def gather_facts(owner: Any) -> ServingFacts:
+def gather_facts(owner: Scheduler | ModelRunner) -> ServingFacts:
     """The facts of a live Scheduler, or of a ModelRunner with its pools (the tree's are then unknown).
 
     Raises:
@@ -83,12 +89,13 @@ def gather_facts(owner: Any) -> ServingFacts:
         ) from error
 
 
-def _gather(owner: Any) -> ServingFacts:
+def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
     from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
     from sglang.srt.runtime_context import get_parallel
 
-    scheduler = owner if hasattr(owner, "tp_worker") else None
-    runner = owner if scheduler is None else scheduler.tp_worker.model_runner
+    scheduler = cast("Scheduler", owner) if hasattr(owner, "tp_worker") else None
+    runner = cast("ModelRunner", owner) if scheduler is None else scheduler.tp_worker.model_runner
+    parallel: ParallelArgs = get_parallel()
     model_config = runner.model_config
     pool = runner.token_to_kv_pool_allocator.get_kvcache()
     rows = runner.req_to_token_pool
@@ -104,7 +111,7 @@ def _gather(owner: Any) -> ServingFacts:
         mrope=model_config.model_is_mrope,
         **_layer_facts(runner.model, pool),
         total_kv_heads=model_config.get_total_num_kv_heads(),
-        tp_size=get_parallel().attn_tp_size,
+        tp_size=parallel.attn_tp_size,
         page_size=runner.token_to_kv_pool_allocator.page_size,
         decode_backend=runner.decode_attention_backend_str,
         prefill_backend=runner.prefill_attention_backend_str,
@@ -123,7 +130,7 @@ def _gather(owner: Any) -> ServingFacts:
     )
 
 
-def _layer_facts(model: Any, pool: Any) -> dict[str, int]:
+def _layer_facts(model: torch.nn.Module, pool: KVPool) -> dict[str, int]:
     """Counts over the attention layers that RPC can find in the model."""
     from sglang.srt.layers.radix_attention import AttentionType
 
@@ -145,7 +152,7 @@ def _layer_facts(model: Any, pool: Any) -> dict[str, int]:
     )
 
 
-def _dispatcher(attention: Any) -> str:
+def _dispatcher(attention: LatentAttention) -> str:
     """The class whose `dispatch_attn_forward_method` this module uses."""
     for cls in type(attention).__mro__:
         if "dispatch_attn_forward_method" in vars(cls):
