@@ -53,11 +53,14 @@ def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tu
     if batch.seq_lens.is_cuda:
         shorter = shorter.pin_memory()  # or the copy would make the host wait
     batch.seq_lens = batch.seq_lens - shorter.to(batch.seq_lens.device, batch.seq_lens.dtype, non_blocking=True)
-    batch.seq_lens_sum = None
+    batch.seq_lens_sum = None  # SGLang sums them up anew, as after its own changes
 
 
 def _free_tail(runtime: SchedulerRPC, req: Req, c: Compression) -> int:
-    """Give back the whole pages after the kept entries; returns the slots freed."""
+    """Give back the whole pages after the kept entries; returns the slots freed.
+
+    They may be handed out at once: whoever writes them next is a forward that waits for this stream.
+    """
     page = runtime.page_size
     first_free = ceil_align(c.new_end, page)
     if first_free < c.end:

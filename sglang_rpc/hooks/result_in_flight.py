@@ -63,6 +63,7 @@ def wait_for_result(
     try:
         return original(scheduler, batch)
     except ResultInFlight:
+        # As SGLang does where it lets ended requests free their KV first: the next step may admit others.
         batch.batch_is_full = False
         return None
     finally:

@@ -145,7 +145,7 @@ def undo_restore(runtime: SchedulerRPC, req: Req, state: RequestState, matched: 
     pool.free(req)
     req.kv.mark_kv_released()
     req.kv.kv_committed_len = 0
-    req.prefix_len = matched
+    req.prefix_len = matched  # as `restore` found it
     req.full_untruncated_fill_ids = req.full_untruncated_fill_ids[:0]  # SGLang builds it again
     state.reset()
 
