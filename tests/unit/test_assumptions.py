@@ -21,7 +21,6 @@ from pathlib import Path
 
 import prometheus_client
 import pytest
-import reads_plugin
 import torch
 from mypy import api
 
@@ -30,6 +29,7 @@ from sglang_rpc.contract import pins, sglang
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.targets import LATENT, SERVING, Assumption, assumed, assumptions_in
 from sglang_rpc.contract.versions import VERSIONS
+from tests.unit import reads_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sglang_rpc"
@@ -174,7 +174,7 @@ def unused(assumptions):
 def check(tmp_path, *what):
     """What mypy says of this code, and the members of Protocols that it reads, writes or calls."""
     config = tmp_path / "mypy.ini"
-    config.write_text(MYPY.format(plugin=reads_plugin.__file__))
+    config.write_text(MYPY.format(plugin=reads_plugin.__name__))
     reads_plugin.READ.clear()
     # From nothing: code that mypy takes from its cache reads nothing.
     out, err, _ = api.run(["--config-file", str(config), "--cache-dir", os.devnull, *what])
