@@ -1,1 +1,29 @@
-"""What happens in a scheduler or forward step. The only code that touches SGLang's objects."""
+"""What happens in a scheduler or forward step. The only code that touches SGLang's objects.
+
+| module | the question it answers |
+|---|---|
+| `install` | how are hooks put on, all or none? |
+| `runtime` | what does RPC hold per scheduler, and how do hooks reach it? |
+| `model` | what do the forward pass and the scheduler share per model runner? |
+| `markers` | which tokens begin and end thinking? |
+| `query_slots` | how many requests can be recorded, and what memory does that take from the KV pool? |
+| `requests` | which options has a request, and is it served at all? |
+| `endpoints` | how do options travel from endpoints whose request models drop them? |
+| `limits` | how many tokens may a request generate, so that it fits the pool alone? |
+| `admission` | which waiting requests fit beside those that run? |
+| `scheduling` | which rows are compressed before the next step? |
+| `rows` | which rows may be touched between two steps? |
+| `pressure` | what is recorded and compressed early when memory is short? |
+| `compaction` | what changes in a batch when rows are compressed? |
+| `positions` | which positions do compressed rows have? |
+| `step` | what does one forward step carry for RPC? |
+| `capture` | how do queries get into the query ring? |
+| `accumulate` | how is the attention of every step added up, for policies that ask? |
+| `tree` | what may the prefix tree hold of a compressed request? |
+| `resume` | how does a retracted request come back with its KV? |
+| `backups` | when is a retracted request's KV saved, and when dropped? |
+| `result_in_flight` | when does a retraction wait for a result? |
+| `unresumable` | which retracted requests end, because they never fit again? |
+| `reporting` | what do responses and /server_info say? |
+| `metrics` | what does /metrics say? |
+"""

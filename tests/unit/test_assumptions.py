@@ -24,7 +24,7 @@ import pytest
 import torch
 from mypy import api
 
-from sglang_rpc import doctor
+from sglang_rpc import doctor, hooks
 from sglang_rpc.contract import pins, sglang
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.targets import LATENT, SERVING, Assumption, assumed, assumptions_in
@@ -332,3 +332,8 @@ def test_the_page_of_hooks_is_current():
     assert page == doctor.hooks_page()
     for hook in doctor.every_hook():
         assert f"`{hook.target.removeprefix('sglang.')}`" in page
+
+
+def test_the_table_of_hook_modules_is_complete():
+    listed = re.findall(r"^\| `(\w+)` \|", hooks.__doc__, re.MULTILINE)
+    assert sorted(listed) == sorted(module.name for module in pkgutil.iter_modules(hooks.__path__))
