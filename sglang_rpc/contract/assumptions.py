@@ -102,7 +102,7 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "_create_buffers": "the buffers' shape: [slots, KV heads, head size]",
     },
     "sglang.srt.mem_cache.allocation": {
-        "alloc_for_decode_default": "a decode step writes its slot at row position seq_lens, right behind what a "
+        "alloc_for_decode_default": "a decode step writes its slot at row position seq_lens, right after what a "
         "compression kept",
         "_prefix_kv_indices": "a request that holds its row extends it from prefix_len on, whatever is in it",
     },

@@ -176,7 +176,7 @@ def _order(name: str) -> tuple[int, ...]:
 
 
 def save(pins: Pins, folder: Path) -> Path:
-    """Write them where `load` looks; returns the file. Raises IncompatibleSGLangError if it can't be written."""
+    """Write them where `load` reads; returns the file. Raises IncompatibleSGLangError if it can't be written."""
     content = {"sglang": public(pins.version), "modules": pins.modules, "pins": [asdict(pin) for pin in pins.pins]}
     path = path_of(pins.version, folder)
     try:

@@ -19,7 +19,7 @@ class ModelRPC:
 
     ring: QueryRing
     layers: Sequence[KVLayer]
-    every_step: bool  #: whether a policy looks at every step's queries, recorded or not
+    every_step: bool  #: whether a policy reads every step's queries, recorded or not
 
 
 def model_rpc(model_runner: ModelRunner) -> ModelRPC | None:

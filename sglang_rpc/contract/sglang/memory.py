@@ -41,12 +41,12 @@ class LatentPool(Protocol):
     start_layer: int
 
 
-@assumed(f"{_CACHE}.allocator.base.BaseTokenToKVPoolAllocator", "the page size, and the pool behind the slots")
+@assumed(f"{_CACHE}.allocator.base.BaseTokenToKVPoolAllocator", "the page size, and the pool that slots belong to")
 class Allocator(Protocol):
     page_size: int  #: slots
 
     def get_kvcache(self) -> KVPool:
-        """the pool behind the slots"""  # or a LatentPool: `layers.is_latent` tells
+        """the pool that slots belong to"""  # or a LatentPool: `layers.is_latent` tells
 
     def available_size(self) -> int:
         """free slots"""
