@@ -1,0 +1,142 @@
+"""The model and the pools."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_rpc.contract import refusals
+from sglang_rpc.contract.refusals import (
+    MODEL_ROWS,
+    ServingFacts,
+    refuse_model_runner,
+)
+from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
+from tests.unit.refusals.examples import (
+    CONFIG,
+    MODEL_EXAMPLES,
+    assert_refused,
+)
+
+
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+def test_plain_facts_pass(aggregation):
+    refuse_model_runner(ServingFacts(), replace(CONFIG, aggregation=aggregation))
+    refuse_model_runner(ServingFacts(tree="UnifiedRadixCache", page_size=64), replace(CONFIG, aggregation=aggregation))
+
+
+def test_replicated_kv_heads_are_fine_when_all_heads_keep_the_same():
+    refuse_model_runner(ServingFacts(tp_size=8, total_kv_heads=4), replace(CONFIG, aggregation="all"))
+    refuse_model_runner(ServingFacts(tp_size=4, total_kv_heads=4), replace(CONFIG, aggregation="group"))
+
+
+def test_a_trace_of_what_every_rank_keeps_alike_is_fine():
+    for aggregation, tp_size in (("all", 2), ("group", 1)):
+        facts = ServingFacts(tp_size=tp_size, total_kv_heads=4)
+        refuse_model_runner(facts, replace(CONFIG, aggregation=aggregation, trace="traces"))
+
+
+@pytest.mark.parametrize("row", MODEL_ROWS, ids=lambda row: row.name)
+def test_model_row(row):
+    facts, named = MODEL_EXAMPLES[row.name]
+    policy = {"policy_on_latents": "h2o", "policy_on_split_heads": "rkv"}.get(row.name, "rpc")
+    aggregation = "group" if row.name in ("replicated_kv_heads", "trace_of_split_heads") else "all"
+    trace = "traces" if row.name == "trace_of_split_heads" else None
+    config = replace(CONFIG, aggregation=aggregation, policy=policy, trace=trace)
+    with pytest.raises(UnsupportedError) as caught:
+        refuse_model_runner(ServingFacts(**facts), config)
+    assert_refused(caught.value, row, named)
+
+
+class UnifiedRadixCache:
+    """As much of SGLang's as the facts read."""
+
+    cache_controller = None
+    linker = None
+
+
+def test_facts_of_a_model_runner(model_runner):
+    facts = refusals.gather_facts(model_runner)
+    assert facts == ServingFacts(
+        model="Qwen2ForCausalLM", decoder_layers=3, pool_layers=3, total_kv_heads=2, tp_size=2, kv_dtype="float32"
+    )
+    refuse_model_runner(facts, CONFIG)
+
+
+def test_facts_of_a_scheduler(model_runner):
+    scheduler = SimpleNamespace(tp_worker=SimpleNamespace(model_runner=model_runner), tree_cache=UnifiedRadixCache())
+    facts = refusals.gather_facts(scheduler)
+    assert facts.tree == "UnifiedRadixCache" and not facts.second_tier
+    refuse_model_runner(facts, CONFIG)
+    scheduler.tree_cache.cache_controller = object()
+    assert refusals.gather_facts(scheduler).second_tier
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        (dict(sliding_window_size=128), "window_attention"),
+        (dict(use_irope=True), "window_attention"),
+        (dict(is_cross_attention=True), "other_attention"),
+        (dict(xai_temperature_len=1024), "distance_attention"),
+        (dict(pos_encoding_mode="ALIBI"), "distance_attention"),
+        (dict(logit_cap=30.0, logit_capping_method="sigmoid"), "logit_capping"),
+        (dict(layer_id=0), "shared_kv"),
+        (dict(tp_q_head_num=8), "head_shapes"),
+    ],
+    ids=str,
+)
+def test_facts_see_one_odd_layer(change, row, model_runner):
+    for name, value in change.items():
+        setattr(model_runner.model[1], name, value)
+    applies = {r.name: r for r in MODEL_ROWS}[row]
+    assert applies.predicate(refusals.gather_facts(model_runner), CONFIG) is not None
+
+
+def test_a_tanh_cap_is_no_obstacle(model_runner):
+    model_runner.model[1].logit_cap = 30.0
+    refuse_model_runner(refusals.gather_facts(model_runner), CONFIG)
+
+
+def test_facts_of_latent_attention(latent_runner):
+    facts = refusals.gather_facts(latent_runner)
+    assert facts.latent_attention and facts.kv_pool == "MLATokenToKVPool"
+    assert facts.decoder_layers == facts.pool_layers == 2 and facts.head_shapes == 1 and facts.shared_kv == 0
+    refuse_model_runner(facts, CONFIG)
+    refuse_model_runner(replace(facts, tp_size=1), replace(CONFIG, policy="rkv"))
+    with pytest.raises(UnsupportedError, match="--rpc-policy rkv with --tp-size 2"):
+        refuse_model_runner(facts, replace(CONFIG, policy="rkv"))
+    # Its one latent is on every rank, and all ranks keep the same ones.
+    refuse_model_runner(replace(facts, tp_size=8), replace(CONFIG, aggregation="group"))
+
+
+def test_latent_attention_of_another_kind_is_refused(latent_runner):
+    class Other(type(latent_runner.model[0])):
+        def dispatch_attn_forward_method(self, forward_batch):
+            return None
+
+    latent_runner.model.append(Other(2))
+    assert refusals.gather_facts(latent_runner).own_dispatch == 1
+
+
+def test_layers_that_do_not_read_the_latents_are_missed(latent_runner):
+    latent_runner.model[0].attn_mqa.qk_head_dim = 24
+    with pytest.raises(UnsupportedError, match="1 attention layers for 2"):
+        refuse_model_runner(refusals.gather_facts(latent_runner), CONFIG)
+
+
+def test_layers_that_modules_does_not_list_are_missed(model_runner):
+    """SGLang's Transformers backend keeps its attention in a plain dict."""
+    import torch
+
+    model_runner.model = torch.nn.Module()
+    with pytest.raises(UnsupportedError, match="0 attention layers for 3"):
+        refuse_model_runner(refusals.gather_facts(model_runner), CONFIG)
+
+
+def test_a_fact_that_moved_is_said_so(model_runner):
+    del model_runner.use_mla_backend
+    with pytest.raises(IncompatibleSGLangError, match="use_mla_backend"):
+        refusals.gather_facts(model_runner)
