@@ -104,7 +104,8 @@ def streamed(running, path: str, body: dict[str, Any]) -> list[str]:
 
 def test_the_options_change_what_is_generated(plain, compressed):
     """Else the tests below would compare nothing."""
-    assert compressed["receipt"]["compressions"] == 3 and compressed["receipt"]["interval"] == OPTIONS["interval"]
+    assert compressed["receipt"]["compressions"] == 3
+    assert compressed["receipt"]["interval"] == OPTIONS["interval"]
     assert compressed["text"] != plain
 
 
@@ -151,7 +152,8 @@ def test_malformed_options_are_400_with_our_sentence(running, endpoint, stream, 
     status, answer = running.call(endpoint.path, endpoint.request({"rpc": rpc}, stream=stream))
     assert status == 400, answer
     error = answer.get("error", answer)
-    assert error["message"].startswith(sentence) and "\n" not in error["message"]
+    assert error["message"].startswith(sentence)
+    assert "\n" not in error["message"]
 
 
 @endpoints
@@ -173,13 +175,15 @@ def test_a_streamed_response_carries_it_at_its_end_alone(running, compressed):
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     receipts = {event["type"]: event["response"]["metadata"] for event in events if "response" in event}
     assert receipts.pop("response.incomplete")["rpc"] == json.dumps(compressed["receipt"])
-    assert receipts and all(metadata == {} for metadata in receipts.values())
+    assert receipts
+    assert all(metadata == {} for metadata in receipts.values())
 
 
 def test_a_response_made_in_the_background_carries_it_once_it_is_there(running, compressed):
     body = ENDPOINTS["responses"].request({"rpc": OPTIONS}, background=True)
     answer = running.call("/v1/responses", body)[1]
-    assert answer["status"] == "queued" and answer["metadata"] == {}
+    assert answer["status"] == "queued"
+    assert answer["metadata"] == {}
     for _ in range(100):
         answer = running.call(f"/v1/responses/{answer['id']}")[1]
         if answer["status"] not in ("queued", "in_progress"):

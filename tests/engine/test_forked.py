@@ -62,7 +62,8 @@ def shut_down(process) -> None:
 def test_a_child_has_the_environment_of_the_test_that_starts_it(monkeypatch):
     plain, seen = start()
     shut_down(plain)
-    assert seen["retract"] == (False, 3) and seen["mark"] is None
+    assert seen["retract"] == (False, 3)
+    assert seen["mark"] is None
     monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")
     monkeypatch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "7")
     monkeypatch.setenv("SGLANG_RPC_TEST_MARK", "here")

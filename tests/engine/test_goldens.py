@@ -85,6 +85,7 @@ def test_in_a_batch_of_six_with_other_lengths_and_settings(served):
     assert outputs[4] == golden.output
     assert [len(output) for output in outputs] == [n, n, n - 77, 150, n, 3]
     receipts = [result["meta_info"].get("rpc") for result in results]
-    assert receipts[1]["compressions"] == 0 and receipts[1]["reason"] == "switched off by the request"
+    assert receipts[1]["compressions"] == 0
+    assert receipts[1]["reason"] == "switched off by the request"
     assert receipts[2]["compressions"] == (n - 77 - 1 - 4) // 20
     assert receipts[5] is None  # neither asked nor compressed

@@ -73,7 +73,8 @@ def test_compression_adds_little_to_the_error_of_the_dtype(model, tmp_path, back
         )
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
-    assert seen["decodes"]["graph"] > TOKENS and seen["decodes"]["eager"] == 0
+    assert seen["decodes"]["graph"] > TOKENS
+    assert seen["decodes"]["eager"] == 0
     for result in results[:8]:
         assert result["meta_info"]["rpc"]["compressions"] == (TOKENS - 1 - RULE.window) // RULE.interval
     compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)

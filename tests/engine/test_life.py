@@ -62,7 +62,8 @@ def test_finish_by_length_around_the_first_compression(running, golden, tokens):
     if tokens - 1 < P + R:
         assert receipt is None
     if tokens - 1 > P + R:
-        assert receipt["compressions"] == 1 and receipt["held"] == tokens - 48
+        assert receipt["compressions"] == 1
+        assert receipt["held"] == tokens - 48
 
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
@@ -128,14 +129,16 @@ class TestThinkSegment:
         result = run(running, golden.prompt, greedy(400, rpc={"scope": "think"}))
         output, receipt = result["output_ids"], result["meta_info"]["rpc"]
         assert output[: 3 * P + R + 1] == golden.output[: 3 * P + R + 1]
-        assert receipt["compressions"] == 2 and receipt["evicted"] == 2 * 48
+        assert receipt["compressions"] == 2
+        assert receipt["evicted"] == 2 * 48
         gaps, _ = oracle.gaps(golden.prompt, output, Rule(P, R, 4, until=think_end + 1))
         assert max(gaps) < 1e-3
 
     def test_a_prompt_that_closes_its_own_segment(self, running, golden, think_end):
         prompt = [*golden.prompt, golden.output[think_end]]
         receipt = run(running, prompt, greedy(120, rpc={"scope": "think"}))["meta_info"]["rpc"]
-        assert receipt["compressions"] == 0 and receipt["reason"] == "no think segment opened"
+        assert receipt["compressions"] == 0
+        assert receipt["reason"] == "no think segment opened"
 
     def test_a_segment_the_model_opens(self, running, golden, oracle):
         """The start token is put into the output by a bias: entries before it, and it, are never evicted."""

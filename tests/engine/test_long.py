@@ -56,7 +56,7 @@ def test_one_that_cannot_fit_is_refused_at_once_with_its_numbers(running, golden
     seconds = []
     for _ in range(3):  # other work on the machine may hold up one of them
         started = time.monotonic()
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError, match="do not fit") as refused:
             running.generate(input_ids=prompt, sampling_params=greedy(1500))
         seconds.append(time.monotonic() - started)
     assert min(seconds) < 1

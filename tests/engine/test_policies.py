@@ -62,7 +62,8 @@ def test_h2o_sees_every_step(golden, tmp_path, shape):
     judged = 0
     for prompt, result in zip(prompts, results, strict=True):
         receipt = result["meta_info"]["rpc"]
-        assert receipt["compressions"] == (149 - 6) // 24 and receipt["late"] == 0
+        assert receipt["compressions"] == (149 - 6) // 24
+        assert receipt["late"] == 0
         gaps, closest = oracle.gaps(prompt, result["output_ids"], rule)
         if closest > SELECTION_TOLERANCE:
             assert max(gaps) < LOGIT_TOLERANCE, (gaps.index(max(gaps)), max(gaps), closest, receipt)

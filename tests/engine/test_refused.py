@@ -94,5 +94,6 @@ def test_a_model_that_shows_it_only_when_built(tmp_path):
     flags = ["--skip-tokenizer-init", "--load-format", "dummy", "--port", "39457"]
     code, output = run_to_exit("--model-path", str(tmp_path), *flags)
     assert code == 1, output[-3000:]
-    assert "sglang-rpc: " in output and "does not work with RPC" in output
+    assert "sglang-rpc: " in output
+    assert "does not work with RPC" in output
     assert "Traceback" not in output

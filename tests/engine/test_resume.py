@@ -88,7 +88,8 @@ def test_two_hundred_retractions_change_no_token(running, golden, never_retracte
         for result, expected in zip(results, never_retracted, strict=True):
             receipt = result["meta_info"]["rpc"]
             assert result["output_ids"] == expected, receipt
-            assert receipt["compressions"] == golden.compressions and receipt["late"] == 0
+            assert receipt["compressions"] == golden.compressions
+            assert receipt["late"] == 0
             assert receipt["restored"] >= receipt["retractions"] - 1  # before its first token there is nothing to keep
             retractions += receipt["retractions"]
 
@@ -99,7 +100,8 @@ def test_an_answer_comes_back_behind_its_own_thoughts(running, golden, before):
     results = running.generate(**thinking(golden))
     receipt = results[0]["meta_info"]["rpc"]
     assert [result["output_ids"] for result in results] == before[1], receipt
-    assert receipt["compressions"] >= 1 and receipt["held"] > 2 * golden.config.interval  # the answer is whole
+    assert receipt["compressions"] >= 1
+    assert receipt["held"] > 2 * golden.config.interval
     assert receipt["restored"] > 250 / 3  # in every third step to its end
 
 
@@ -127,4 +129,5 @@ def test_log_probabilities_of_outputs_survive(running, golden):
     for result in results:
         logprobs = result["meta_info"]["output_token_logprobs"]
         assert [token for _, token, _ in logprobs] == result["output_ids"]
-        assert len(logprobs) == 150 and all(value <= 0 for value, _, _ in logprobs)
+        assert len(logprobs) == 150
+        assert all(value <= 0 for value, _, _ in logprobs)

@@ -75,7 +75,8 @@ def test_eight_samples_of_one_prompt(client):
         sensible(choice.message.reasoning_content)
         receipt = choice.model_extra["meta_info"]["rpc"]
         assert receipt["compressions"] == (119 - R) // P
-        assert receipt["generated"] == 120 and receipt["held"] == 120 - receipt["evicted"]
+        assert receipt["generated"] == 120
+        assert receipt["held"] == 120 - receipt["evicted"]
 
 
 def test_streamed_and_whole_are_the_same_and_split_as_without(client):
@@ -150,7 +151,8 @@ def test_a_stop_string_around_the_boundary(running):
         answer = running.call("/generate", {**body, "sampling_params": params})[1]
         if answer["meta_info"]["rpc"]["compressions"] == 0:
             texts.add(answer["text"])
-    assert len(texts) == 1 and free["text"].startswith(texts.pop())
+    assert len(texts) == 1
+    assert free["text"].startswith(texts.pop())
 
 
 @pytest.mark.parametrize("example", ["openai_client.py", "frontend_program.py"])
@@ -163,7 +165,8 @@ def test_the_examples_run(running, example):
     )
     assert done.returncode == 0, done.stderr
     if example == "openai_client.py":
-        assert "'compressions': " in done.stdout and "refused: " in done.stdout
+        assert "'compressions': " in done.stdout
+        assert "refused: " in done.stdout
     else:
         assert done.stdout.rstrip().splitlines()[-1] in ("answer: yes", "answer: no")
 

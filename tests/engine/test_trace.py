@@ -49,7 +49,8 @@ def traces(folder: Path, wanted: int) -> dict[str, reader.Trace]:
 
 def check(trace: reader.Trace, result: dict) -> holdings.Holdings:
     receipt = result["meta_info"]["rpc"]
-    assert trace.receipt == receipt and trace.output == result["output_ids"]
+    assert trace.receipt == receipt
+    assert trace.output == result["output_ids"]
     found = holdings.compose(trace)
     end = found.stages[-1]
     assert (len(trace.compressions), end.held, end.evicted) == tuple(
@@ -80,7 +81,8 @@ def test_each_head_has_its_own(goldens, tmp_path):
         running.generate(input_ids=golden.prompt, sampling_params=greedy(40))  # never compressed: no file
         found = traces(tmp_path / "traces", len(results))
         assert_balanced(look_inside(running, tmp_path, [1]))
-    assert results[0]["output_ids"] == golden.output and len(found) == len(results)
+    assert results[0]["output_ids"] == golden.output
+    assert len(found) == len(results)
     for result in results:
         trace = found[result["meta_info"]["id"]]
         check(trace, result)
@@ -116,7 +118,8 @@ def test_retracted_restored_and_aborted_in_pages(goldens, tmp_path, monkeypatch)
         assert len(check(trace, result).epochs) == 1  # what came back was what had left
         assert_kept_by_the_oracle(trace, golden)
     assert aborted.finish is None or aborted.finish["type"] == "abort"
-    assert holdings.compose(aborted).stages[1].evicted > 0 and aborted.output
+    assert holdings.compose(aborted).stages[1].evicted > 0
+    assert aborted.output
 
 
 def test_retracted_and_prefilled_again(goldens, tmp_path, monkeypatch):

@@ -36,7 +36,8 @@ def test_the_prompts_bytes_survive_twenty_compressions_of_eight_samples(served, 
     samples = running.generate(input_ids=prompt, sampling_params=greedy(tokens, n=8))
     after = look_inside(running, tmp_path, prompt)
     assert [s["meta_info"]["rpc"]["compressions"] for s in samples] == [20] * 8
-    assert after["digest"] == before["digest"] and after["matched"] == before["matched"]
+    assert after["digest"] == before["digest"]
+    assert after["matched"] == before["matched"]
     assert_balanced(after)
     # A sample cannot hit its last prompt token, as in stock SGLang.
     hit = (len(prompt) - 1) // page * page

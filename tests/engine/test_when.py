@@ -40,7 +40,8 @@ def test_it_crosses_up_and_down_again(running, golden, tmp_path):
     crowd = [[*golden.prompt[:24], 5 + i] for i in range(8)]
     results = running.generate(input_ids=crowd, sampling_params=greedy(tokens))
     assert [len(result["output_ids"]) for result in results] == [tokens] * 8
-    assert state(running)["pressure_crossings"] >= 1 and state(running)["compressions"] >= 8
+    assert state(running)["pressure_crossings"] >= 1
+    assert state(running)["compressions"] >= 8
 
     assert_balanced(look_inside(running, tmp_path, [1]))
     again = running.generate(input_ids=golden.prompt, sampling_params=greedy(tokens))

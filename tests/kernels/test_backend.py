@@ -62,7 +62,8 @@ def test_early_compressions():
     request = loop.add()
     assert loop.record_ahead(request)
     loop.run(15)
-    assert loop.evict_early(request, 4) is not None and request.early == [(15, 2 + 4)]
+    assert loop.evict_early(request, 4) is not None
+    assert request.early == [(15, 2 + 4)]
     loop.run(30)
     assert [generated for generated, _, _ in request.done] == [20, 36]
 
@@ -80,7 +81,8 @@ def test_more_than_the_scratch_memory_holds_is_cut(monkeypatch):
         loop.add(row=row)
     loop.run(60)
     first = sizes.index(2)  # before it come trials and the warm-up
-    assert sizes[first : first + 2] == [2, 1] and max(sizes) <= 2
+    assert sizes[first : first + 2] == [2, 1]
+    assert max(sizes) <= 2
 
 
 def test_scores_are_added_over_ranks():

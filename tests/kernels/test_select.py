@@ -35,7 +35,9 @@ def check(sizes, layers=2, heads=2, kernel_size=7, pooling="avg"):
         for index, (n, keep) in enumerate(sizes):
             own = given[layer, index, :, :n]
             ours = kept[layer, index, :, :keep].long()
-            assert (ours.diff(dim=1) > 0).all() and ours.min() >= 0 and ours.max() < n
+            assert (ours.diff(dim=1) > 0).all()
+            assert ours.min() >= 0
+            assert ours.max() < n
             expected = reference.select(own, keep, kernel_size, pooling)
             pooled = reference.pool(own, kernel_size, pooling)
             if pooling == "avg":
@@ -75,7 +77,9 @@ def test_scores_that_are_no_numbers_do_not_change_the_count():
     given[0, 0, 0, 7:90] = float("nan")
     given[0, 0, 0, 120] = float("inf")
     kept = select(given, batch([(300, 50)]), 7, "avg").flatten()
-    assert (kept.diff() > 0).all() and kept.min() >= 0 and kept.max() < 300
+    assert (kept.diff() > 0).all()
+    assert kept.min() >= 0
+    assert kept.max() < 300
 
 
 def test_what_stands_behind_the_candidates_is_not_looked_at():

@@ -163,11 +163,13 @@ def test_prepare_with_the_stand_in(machine, device, accelerator):
     machine(accelerator, kernels=False)
     assert cpu.prepare(device) is True
     assert cpu.prepare(device) is True
-    assert sys.path.count(cpu.STAND_IN) == 1 and sys.path[-1] == cpu.STAND_IN
+    assert sys.path.count(cpu.STAND_IN) == 1
+    assert sys.path[-1] == cpu.STAND_IN
     assert os.environ["SGLANG_USE_CPU_ENGINE"] == "1"
     assert int(os.environ["OMP_NUM_THREADS"]) >= 1
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == ("" if device == "cpu" else None)
-    assert "SGLANG_NCCL_SO_PATH" not in os.environ and "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ
+    assert "SGLANG_NCCL_SO_PATH" not in os.environ
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ
     assert cpu.server_defaults()["attention_backend"] == "torch_native"
 
 
@@ -309,7 +311,8 @@ def test_sglangs_own_merging_lets_the_command_line_win_then_the_file(machine, tm
     argv = command_line.complete([*given, "--config", str(file)])
     parsed = parser.parse_args(merger(parser).merge_config_with_args(argv))
     assert parsed.max_total_tokens == ("1536" if given else "2048" if text else str(cpu.MAX_TOTAL_TOKENS))
-    assert parsed.device == "cpu" and parsed.sleep_on_idle
+    assert parsed.device == "cpu"
+    assert parsed.sleep_on_idle
 
 
 def test_command_line_stays_as_it_is_with_an_accelerator(machine):

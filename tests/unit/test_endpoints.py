@@ -130,7 +130,8 @@ def test_a_request_without_options_is_passed_on_as_it_is(http):
     untouched = SimpleNamespace()  # an embedding request may have no sampling_params at all
     passed = []
     endpoints.carry_options(lambda *args: passed.append(args), "manager", untouched, http)
-    assert passed == [("manager", untouched, http)] and not vars(untouched)
+    assert passed == [("manager", untouched, http)]
+    assert not vars(untouched)
 
 
 def test_the_receipt_of_the_last_result_stands_in_the_response_built_after_it():
@@ -147,7 +148,8 @@ def test_the_receipt_of_the_last_result_stands_in_the_response_built_after_it():
 
     first, second, none = asyncio.run(two_at_once())
     assert (json.loads(first["rpc"]), json.loads(second["rpc"])) == ({"n": 1}, {"n": 2})
-    assert first["mine"] == "kept" and none == {"mine": "kept"}
+    assert first["mine"] == "kept"
+    assert none == {"mine": "kept"}
 
 
 def test_closing_early_closes_sglangs_generator():

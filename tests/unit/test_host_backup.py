@@ -198,7 +198,8 @@ def test_a_prompt_goes_with_its_last_sharer(order):
     assert backups.used == 0
     # It is gone: the next of its kind brings its own.
     again = backups.save(rows[0], 20, "shared", None)
-    assert backups.used == 25 * ENTRY and again.prompt is not saved[0].prompt
+    assert backups.used == 25 * ENTRY
+    assert again.prompt is not saved[0].prompt
 
 
 def test_nothing_is_dropped_twice():
@@ -220,7 +221,8 @@ def test_the_bound_is_kept_to_the_byte(dtype):
     assert HostBackup(layers, needed - 1).save(row, 20, "key", queries) is None
     backups = HostBackup(layers, needed)
     backup = backups.save(row, 20, "key", queries)
-    assert backup is not None and backups.used == needed == backups.limit
+    assert backup is not None
+    assert backups.used == needed == backups.limit
     held = [*backup.prompt.buffers, *backup.generated.buffers, backup.queries]
     assert sum(buffer.nbytes for buffer in held) == needed
     assert all(buffer.device.type == "cpu" for buffer in held)
@@ -240,7 +242,8 @@ def test_a_shared_prompt_is_not_counted_again():
             if backup is not None:
                 backups.drop(backup)
         assert backups.used == 0
-        assert backups.save(row, 20, "other", None) is not None and backups.used == 50 * ENTRY
+        assert backups.save(row, 20, "other", None) is not None
+        assert backups.used == 50 * ENTRY
 
 
 def test_without_host_memory_nothing_is_kept():
@@ -288,12 +291,15 @@ def test_a_request_goes_on_as_if_it_had_never_left():
         backups = HostBackup(loop.layers, AMPLE)
         held = loop.held(leaving)
         loop.leave(leaving, backups)
-        assert loop.ring.in_use == 0 and sorted(loop.free) == list(range(decode_loop.POOL)) and backups.used > 0
+        assert loop.ring.in_use == 0
+        assert sorted(loop.free) == list(range(decode_loop.POOL))
+        assert backups.used > 0
         for layer in loop.layers:
             layer.keys.fill_(7.0)
             layer.values.fill_(-2.0)
         loop.come_back(leaving, row=3, backups=backups)
-        assert backups.used == 0 and loop.held(leaving) == held
+        assert backups.used == 0
+        assert loop.held(leaving) == held
         left.append((loop, leaving))
     stays.run(40 - 34)
     for loop, leaving in left:
@@ -301,7 +307,8 @@ def test_a_request_goes_on_as_if_it_had_never_left():
         assert leaving.done == request.done == [(16, 1, False), (28, 2, False), (40, 3, False)]
         assert loop.held(leaving) == stays.held(request)
         loop.finish(leaving)
-        assert loop.ring.in_use == 0 and sorted(loop.free) == list(range(decode_loop.POOL))
+        assert loop.ring.in_use == 0
+        assert sorted(loop.free) == list(range(decode_loop.POOL))
 
 
 def test_a_window_that_was_recorded_in_vain_is_not_kept():
@@ -312,9 +319,12 @@ def test_a_window_that_was_recorded_in_vain_is_not_kept():
     assert loop.record_ahead(request)
     loop.run(4)
     loop.leave(request, backups)
-    assert request.state.hooks.saved.backup.queries is None and loop.ring.in_use == 0
+    assert request.state.hooks.saved.backup.queries is None
+    assert loop.ring.in_use == 0
     loop.come_back(request, row=2, backups=backups)
     loop.run(2)
-    assert request.state.recording.slot is None and not request.state.recording.ahead
+    assert request.state.recording.slot is None
+    assert not request.state.recording.ahead
     loop.run(20)
-    assert request.done == [(16, 1, False), (28, 2, False)] and request.state.totals.late == 0
+    assert request.done == [(16, 1, False), (28, 2, False)]
+    assert request.state.totals.late == 0

@@ -119,7 +119,8 @@ def test_entries_are_moved_sixteen_bytes_at_a_time(compiled):
     kernels = compiled(HOPPER)
     compress(**SHAPES["qwen 7b, bf16"])
     (move,) = (kernel.asm["ptx"] for kernel in kernels if kernel.name == "_move_kernel")
-    assert "st.global.v4.b32" in move and "ld.global.v4.b32" in move
+    assert "st.global.v4.b32" in move
+    assert "ld.global.v4.b32" in move
     assert "bar.sync" in move  # all of a block is loaded before any of it is stored over
 
 

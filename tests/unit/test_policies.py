@@ -231,7 +231,8 @@ def test_every_policy_keeps_to_the_budget_and_the_window(policy, aggregation):
         assert len(request.done) >= 4
     for layer in made.held(requests[0]):
         for head in layer:
-            assert len(head) == 4 * 4 + 4 + 75 - 68 and head[-11:] == list(range(64, 75))
+            assert len(head) == 4 * 4 + 4 + 75 - 68
+            assert head[-11:] == list(range(64, 75))
 
 
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.as_rpc is None])
@@ -243,7 +244,9 @@ def test_kernels_that_do_not_know_a_policy_are_refused(policy, scoring):
 
 def test_every_policy_says_where_it_is_from():
     for name, policy in POLICIES.items():
-        assert policy.name == name and policy.paper and policy.differs
+        assert policy.name == name
+        assert policy.paper
+        assert policy.differs
         assert policy.pooling in (None, "avg", "max", "config")
 
 
@@ -254,7 +257,8 @@ def test_the_page_has_a_row_per_policy_in_the_order_of_the_table():
     rows = [line.split(" | ") for line in PAGE.splitlines() if line.startswith("| `")][1:]
     assert [row[0].strip("|` ") for row in rows] == list(NAMES)
     for name, row in zip(NAMES, rows, strict=True):
-        assert len(row) == 4 and all(cell.strip("| ") for cell in row)
+        assert len(row) == 4
+        assert all(cell.strip("| ") for cell in row)
         if name in POLICIES:
             numbers = re.findall(r"\d{4}\.\d{5}", POLICIES[name].paper)
             assert re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/\1\)", row[2]) == numbers, name

@@ -69,7 +69,8 @@ def test_scores_equal_an_einsum(group, selector, heads, kv_heads, logit_cap):
     rows = list(range(8)) if selector == "paper" else [1, 2, 3, 4, 5, 6, 7, 7]
     wanted = by_einsum(queries[rows], keys, 0.25, logit_cap, group)
     got = reference.head_scores(rpc.selector_queries(queries, selector), keys, 0.25, logit_cap, group)
-    assert got.dtype == torch.float32 and got.shape == (kv_heads if group else 1, 57)
+    assert got.dtype == torch.float32
+    assert got.shape == (kv_heads if group else 1, 57)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
     # Every query of every head gives away exactly one.
     torch.testing.assert_close(got.sum(), torch.tensor(8.0 * heads))
@@ -130,7 +131,8 @@ def test_selected_are_the_best_pooled_ascending(candidates, kernel, pooling, dat
     keep = data.draw(st.integers(1, candidates))
     scores = torch.tensor([values], dtype=torch.float32)
     chosen = reference.select(scores, keep, kernel, pooling)
-    assert chosen.dtype == torch.int64 and chosen.shape == (1, keep)
+    assert chosen.dtype == torch.int64
+    assert chosen.shape == (1, keep)
     assert (chosen.diff() > 0).all()
     # Pooling makes ties; which of equals is kept is open, that nothing better was dropped is not.
     pooled = reference.pool(scores, kernel, pooling)[0]

@@ -177,7 +177,8 @@ def test_exported_names():
 
 def test_errors_are_caught_as_one_kind_and_as_value_errors():
     for error in (sglang_rpc.ConfigError, sglang_rpc.UnsupportedError):
-        assert issubclass(error, sglang_rpc.RPCError) and issubclass(error, ValueError)
+        assert issubclass(error, sglang_rpc.RPCError)
+        assert issubclass(error, ValueError)
     assert issubclass(sglang_rpc.IncompatibleSGLangError, sglang_rpc.RPCError)
 
 
@@ -198,7 +199,8 @@ def test_every_error_has_a_code_that_ends_its_message(kind, family):
         assert (type(same), same.sentence, same.code) == (kind, error.sentence, error.code)
         assert str(same) == str(error)
     named = error.prefixed("--rpc-config: ")
-    assert type(named) is kind and str(named) == f"--rpc-config: {error}"
+    assert type(named) is kind
+    assert str(named) == f"--rpc-config: {error}"
 
 
 def test_the_version_is_the_installed_one():
@@ -253,7 +255,8 @@ def test_help_lists_every_flag_in_a_group_of_its_own(answers):
     for field in fields(RPCConfig):
         setting = SETTINGS[field.name]
         assert (field.default is None) == bool(setting.unset), field.name
-        assert setting.help in told and f"(default: {setting.unset or field.default})" in told, field.name
+        assert setting.help in told, field.name
+        assert f"(default: {setting.unset or field.default})" in told, field.name
     assert f": {', '.join(NAMES)} (default: rpc)" in told  # of policies, which are known by name only
 
 
@@ -278,16 +281,19 @@ def check(outcome: dict, wanted: dict | None) -> None:
 def test_a_wrong_value_ends_in_one_sentence(outcomes, line):
     outcome = outcomes[line, None, True]
     assert "exit" in outcome, outcome
-    assert outcome["exit"].startswith(WRONG[line]) and "\n" not in outcome["exit"]  # text: printed, and exit status 1
+    assert outcome["exit"].startswith(WRONG[line])
+    assert "\n" not in outcome["exit"]
     (code,) = re.findall(r" \[config\.([a-z_]+)\]", outcome["exit"])
     assert outcome["exit"].endswith(f" [config.{code}]")
     setting = re.match(r"sglang-rpc: (?:--rpc-config: )?(?:--rpc-)?([a-z_-]+) must ", outcome["exit"])
     assert code == setting[1].replace("-", "_") if setting else code in ("unknown", "source")
-    assert "Traceback" not in outcome["stderr"] and outcome["served"] == 0
+    assert "Traceback" not in outcome["stderr"]
+    assert outcome["served"] == 0
 
 
 @pytest.mark.parametrize("line", REFUSED_BY_ARGPARSE)
 def test_what_is_no_value_at_all_is_refused_by_the_parser(outcomes, line):
     outcome = outcomes[line, None, True]
     assert outcome.get("exit") == 2, outcome
-    assert REFUSED_BY_ARGPARSE[line] in outcome["stderr"].splitlines()[-1] and outcome["served"] == 0
+    assert REFUSED_BY_ARGPARSE[line] in outcome["stderr"].splitlines()[-1]
+    assert outcome["served"] == 0

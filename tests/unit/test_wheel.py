@@ -25,9 +25,11 @@ def test_it_has_all_modules_the_patches_and_the_marker_of_types(names):
     assert sources <= {*names}
     assert "sglang_rpc/py.typed" in names
     patches = [path.name for path in (ROOT / "patches").glob("*.json")]
-    assert patches and all(f"sglang_rpc/_patches/{name}" in names for name in patches)
+    assert patches
+    assert all(f"sglang_rpc/_patches/{name}" in names for name in patches)
 
 
 def test_it_has_the_entry_point_and_the_licence(names):
     assert any(name.endswith(".dist-info/entry_points.txt") for name in names)
-    assert any(name.endswith("/LICENSE") for name in names) and any(name.endswith("/NOTICE") for name in names)
+    assert any(name.endswith("/LICENSE") for name in names)
+    assert any(name.endswith("/NOTICE") for name in names)

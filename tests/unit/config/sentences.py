@@ -16,9 +16,11 @@ RATIO = "above 1 and at most the interval"
 def refusal(call, *args, **kwargs) -> str:
     with pytest.raises(ConfigError) as caught:
         call(*args, **kwargs)
-    assert isinstance(caught.value, ValueError) and isinstance(caught.value, RPCError)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, RPCError)
     error = caught.value
-    assert error.sentence and "\n" not in error.sentence
+    assert error.sentence
+    assert "\n" not in error.sentence
     assert str(error) == f"{error.sentence} [{error.code}]"
     assert re.fullmatch(r"(config|request)\.[a-z_]+", error.code)
     return error.sentence

@@ -70,7 +70,8 @@ def test_every_pin_has_a_source(version):
     pinned = project_pins(version)
     for pin in pinned.pins:
         assert re.fullmatch(r"[0-9a-f]{64}", pin.fingerprint or ""), pin.target
-        assert pin.modules and set(pin.modules) <= set(pinned.modules), pin.target
+        assert pin.modules, pin.target
+        assert set(pin.modules) <= set(pinned.modules), pin.target
         assert all(module.startswith("sglang.") for module in pin.modules), pin.target
 
 

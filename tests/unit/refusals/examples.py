@@ -208,9 +208,12 @@ def split_environment(monkeypatch, given: dict) -> dict:
 def assert_refused(error: UnsupportedError, row, named: str) -> None:
     """One sentence with all its parts, then the code."""
     sentence = error.sentence
-    assert error.code == f"unsupported.{row.name}" and str(error) == f"{sentence} [{error.code}]"
-    assert named in sentence and row.why in sentence
+    assert error.code == f"unsupported.{row.name}"
+    assert str(error) == f"{sentence} [{error.code}]"
+    assert named in sentence
+    assert row.why in sentence
     assert "does not work with RPC: " in sentence
-    assert "\n" not in sentence and not re.search(r"[.!?] [A-Z]", sentence), sentence
+    assert "\n" not in sentence
+    assert not re.search(r"[.!?] [A-Z]", sentence), sentence
     assert re.search(r"; .*(remove|use|unset|add|start with) ", sentence), sentence
     assert sentence.endswith("--disable-rpc")

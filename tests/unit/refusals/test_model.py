@@ -68,7 +68,8 @@ def test_facts_of_a_model_runner(model_runner):
 def test_facts_of_a_scheduler(model_runner):
     scheduler = SimpleNamespace(tp_worker=SimpleNamespace(model_runner=model_runner), tree_cache=UnifiedRadixCache())
     facts = refusals.gather_facts(scheduler)
-    assert facts.tree == "UnifiedRadixCache" and not facts.second_tier
+    assert facts.tree == "UnifiedRadixCache"
+    assert not facts.second_tier
     refuse_model_runner(facts, CONFIG)
     scheduler.tree_cache.cache_controller = object()
     assert refusals.gather_facts(scheduler).second_tier
@@ -102,8 +103,11 @@ def test_a_tanh_cap_is_no_obstacle(model_runner):
 
 def test_facts_of_latent_attention(latent_runner):
     facts = refusals.gather_facts(latent_runner)
-    assert facts.latent_attention and facts.kv_pool == "MLATokenToKVPool"
-    assert facts.decoder_layers == facts.pool_layers == 2 and facts.head_shapes == 1 and facts.shared_kv == 0
+    assert facts.latent_attention
+    assert facts.kv_pool == "MLATokenToKVPool"
+    assert facts.decoder_layers == facts.pool_layers == 2
+    assert facts.head_shapes == 1
+    assert facts.shared_kv == 0
     refuse_model_runner(facts, CONFIG)
     refuse_model_runner(replace(facts, tp_size=1), replace(CONFIG, policy="rkv"))
     with pytest.raises(UnsupportedError, match="--rpc-policy rkv with --tp-size 2"):
