@@ -22,8 +22,3 @@ class Backend(Protocol):
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """Score, select and move, on the current stream."""
-
-
-def unavailable(reason: str) -> str:
-    """The warning's text where a server goes on without its kernels."""
-    return f"RPC: Triton kernels are unavailable ({reason}); using the slower PyTorch implementation"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from sglang_rpc.backends import self_check
-from sglang_rpc.backends.base import Backend, Reduce, unavailable
-from sglang_rpc.backends.move_backend import move_backend
+from sglang_rpc.backends.base import Backend, Reduce
 from sglang_rpc.backends.policy_scores import try_policy
 from sglang_rpc.backends.reference_backend import ReferenceBackend
 from sglang_rpc.config import RPCConfig
@@ -38,25 +38,23 @@ def make_backend(
     if the policy's scores of a made-up layer cannot be used.
     """
     policy = find_policy(config.policy)
-    if policy is None or policy.as_rpc is None:
-        if config.scoring not in ("auto", "reference"):
-            raise ConfigError(
-                f"scoring '{config.scoring}' is not made for the policy '{config.policy}'; use 'auto'", CODE
-            )
-        if policy is None:
-            return move_backend(config.scoring, layers, req_to_token)
+    if (policy is None or policy.as_rpc is None) and config.scoring not in ("auto", "reference"):
+        sentence = f"scoring '{config.scoring}' is not available under policy '{config.policy}'; use 'auto'"
+        raise ConfigError(sentence, CODE)
+    if policy is not None and policy.as_rpc is None:
         try_policy(policy, config, layers[0], ring.buffer[0])
-        return ReferenceBackend(config, layers, ring, req_to_token, reduce, policy)
+        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
-        return ReferenceBackend(config, layers, ring, req_to_token, reduce, policy)
-    kernels, reason = _kernels(policy.as_rpc(config), wanted, layers, ring, req_to_token, reduce)
+        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+    as_rpc = config if policy is None or policy.as_rpc is None else replace(policy.as_rpc(config), policy="rpc")
+    kernels, reason = _kernels(as_rpc, wanted, layers, ring, req_to_token, reduce)
     if kernels is not None:
         return kernels
     if config.scoring == wanted:
         raise ConfigError(f"scoring '{wanted}' cannot serve this model: {reason}; use --rpc-scoring reference", CODE)
-    logger.warning("%s", unavailable(reason))
-    return ReferenceBackend(config, layers, ring, req_to_token, reduce, policy)
+    logger.warning("RPC: Triton kernels are unavailable (%s); using the slower PyTorch implementation", reason)
+    return ReferenceBackend(config, layers, ring, req_to_token, reduce)
 
 
 def _kernels(

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 
+from sglang_rpc.backends.random_layers import random_layer
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy.base import Layer, Policy
+from sglang_rpc.policy.base import CODE, Layer, Policy
 from sglang_rpc.scoring import reference
 from sglang_rpc.types import KVLayer
 
-#: Candidates of the made-up layer: unlike any head count, so that a transposed result shows.
+#: Candidates of the random layer: unlike any head count, so that a transposed result shows.
 CANDIDATES = 19
 
 
 def policy_layer(
     layer: KVLayer,
     queries: torch.Tensor,
-    candidates: torch.Tensor,
-    newest: torch.Tensor,
+    slots: torch.Tensor,
     *,
     index: int,
     before: int,
@@ -31,10 +32,10 @@ def policy_layer(
 
     Args:
         queries: [R, heads, head_dim], oldest first.
-        candidates: int64 [N], pool slots, in cache order.
-        newest: int64 [R], pool slots.
+        slots: int64 [N + R], pool slots in cache order: the candidates', then the newest tokens'.
         group: whether KV heads are kept apart.
     """
+    candidates, newest = slots.split([len(slots) - len(queries), len(queries)])
     keys = layer.keys[candidates].view(layer.dtype)
     return Layer(
         keys=keys,
@@ -50,6 +51,13 @@ def policy_layer(
             reference.head_scores, keys=keys, scaling=layer.scaling, logit_cap=layer.logit_cap, group=group
         ),
     )
+
+
+def pooling_of(policy: Policy, config: RPCConfig) -> tuple[int, str]:
+    """Kernel size and kind of the pooling over neighbouring scores."""
+    if policy.pooling is None:
+        return 1, "max"  # of one score: none
+    return config.kernel_size, config.pooling if policy.pooling == "config" else policy.pooling
 
 
 def summed(score: torch.Tensor, kv_heads: int, group: bool) -> torch.Tensor:
@@ -74,7 +82,7 @@ def misshapen(score: object, layer: Layer) -> str | None:
 
 
 def try_policy(policy: Policy, config: RPCConfig, like: KVLayer, queries: torch.Tensor) -> None:
-    """Let the policy score made-up KV of the model's shape, dtype and device; for start-up, as it waits for the device.
+    """Let the policy score random KV of the model's shape, dtype and device; for start-up, as it waits for the device.
 
     Args:
         queries: the query ring of one layer, [slots, R, heads, head_dim], whose shape is used.
@@ -82,17 +90,14 @@ def try_policy(policy: Policy, config: RPCConfig, like: KVLayer, queries: torch.
     Raises:
         ConfigError: it fails, or its scores cannot be used.
     """
-    slots, window = CANDIDATES + config.window, config.window
-    device = like.keys.device
     generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(slots, *like.keys.shape[1:], generator=generator)
-    stored = keys.to(like.dtype).view(like.keys.dtype).to(device)
-    own = torch.rand(slots, stored.shape[1], 1, generator=generator).to(device) if policy.accumulates else None
-    made_up = KVLayer(stored, stored, like.dtype, like.scaling, like.logit_cap, own)
-    every = torch.arange(slots, device=device)
-    query = torch.randn(window, *queries.shape[2:], generator=generator).to(queries.dtype).to(device)
-    group = config.aggregation == "group"
-    layer = policy_layer(made_up, query, every[:CANDIDATES], every[CANDIDATES:], index=0, before=5, seed=0, group=group)
+    slots = torch.arange(CANDIDATES + config.window, device=like.keys.device)
+    kv = random_layer(like, len(slots), generator)
+    if policy.accumulates:
+        accumulated = torch.rand(len(slots), kv.keys.shape[1], 1, generator=generator)
+        kv = replace(kv, accumulated=accumulated.to(slots.device))
+    query = torch.randn(config.window, *queries.shape[2:], generator=generator).to(queries.dtype).to(slots.device)
+    layer = policy_layer(kv, query, slots, index=0, before=5, seed=0, group=config.aggregation == "group")
     try:
         reason = misshapen(policy.scores(layer, config), layer)
     except Exception as error:  # a package's own code runs here
@@ -100,5 +105,6 @@ def try_policy(policy: Policy, config: RPCConfig, like: KVLayer, queries: torch.
     if reason is not None:
         raise ConfigError(
             f"policy '{policy.name}' cannot score a layer of this model: {reason}; "
-            "sglang_rpc.testing.check_policy tells its author more"
+            "sglang_rpc.testing.check_policy tells its author more",
+            CODE,
         )

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from sglang_rpc.backends.base import Reduce
-from sglang_rpc.backends.policy_scores import policy_layer, summed
+from sglang_rpc.backends.policy_scores import policy_layer, pooling_of, summed
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.base import Policy
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.scoring import reference
 from sglang_rpc.types import Compression, KVLayer, Observer
 
@@ -27,16 +27,14 @@ class ReferenceBackend:
         ring: QueryRing,
         req_to_token: torch.Tensor,
         reduce: Reduce | None,
-        policy: Policy = POLICIES["rpc"],
     ):
         """Arguments: see runtime.compressor.Compressor."""
         self._config = config
-        self._policy = policy
+        self._policy = find_policy(config.policy)
         self._layers = layers
         self._ring = ring
         self._req_to_token = req_to_token
         self._reduce = reduce
-        self._group = config.aggregation == "group"
         self.observer: Observer | None = None
 
     def compress(self, compressions: Sequence[Compression]) -> None:
@@ -50,33 +48,34 @@ class ReferenceBackend:
 
     def _compress(self, compressions: Sequence[Compression]) -> None:
         slots = [self._req_to_token[c.row, c.begin : c.end].long() for c in compressions]
-        scores = [self._score(c, s) for c, s in zip(compressions, slots, strict=True)]
-        if self._reduce is not None:
-            # One collective for all layers and requests; every rank then selects from equal scores.
-            flat = self._reduce(torch.cat([s.flatten() for s in scores]))
-            pieces = flat.split([s.numel() for s in scores])
-            scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
-        for c, own, score in zip(compressions, slots, scores, strict=True):
-            kept = reference.select(score.flatten(0, 1), c.keep, *self._pooling()).view(*score.shape[:2], c.keep)
+        for c, own, kept in zip(compressions, slots, self._kept(compressions, slots), strict=True):
             if self.observer is not None:
                 self.observer([c], kept[:, None])
             for layer, layer_kept in zip(self._layers, kept, strict=True):
                 move_kept(layer.buffers, own, layer_kept, c.candidates)
 
-    def _pooling(self) -> tuple[int, str]:
-        pooling = self._policy.pooling
-        if pooling is None:
-            return 1, "max"  # of one score: none
-        return self._config.kernel_size, self._config.pooling if pooling == "config" else pooling
+    def _kept(self, compressions: Sequence[Compression], slots: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The candidates that stay, ascending: int64 [layers, 1 or kv_heads, keep] of each compression."""
+        if self._policy is None:  # lightthinker keeps nothing of a thought
+            return [own.new_zeros(len(self._layers), 1, 0) for own in slots]
+        scores = [self._score(self._policy, c, own) for c, own in zip(compressions, slots, strict=True)]
+        if self._reduce is not None:
+            # One collective for all layers and requests; every rank then selects from equal scores.
+            flat = self._reduce(torch.cat([s.flatten() for s in scores]))
+            pieces = flat.split([s.numel() for s in scores])
+            scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
+        pooling = pooling_of(self._policy, self._config)
+        return [
+            reference.select(s.flatten(0, 1), c.keep, *pooling).view(*s.shape[:2], c.keep)
+            for c, s in zip(compressions, scores, strict=True)
+        ]
 
-    def _score(self, c: Compression, slots: torch.Tensor) -> torch.Tensor:
+    def _score(self, policy: Policy, c: Compression, slots: torch.Tensor) -> torch.Tensor:
         """float32 [layers, 1 or kv_heads, candidates], summed over heads: their order is that of the means."""
         queries = self._ring.last(c.slot, c.prompt_length + c.generated, c.window)
-        candidates, newest = slots[: c.candidates], slots[c.candidates :]
+        group = self._config.aggregation == "group"
         rows = []
         for index, (layer, q) in enumerate(zip(self._layers, queries, strict=True)):
-            seen = policy_layer(
-                layer, q, candidates, newest, index=index, before=c.begin, seed=c.seed, group=self._group
-            )
-            rows.append(summed(self._policy.scores(seen, self._config), layer.keys.shape[1], self._group))
+            seen = policy_layer(layer, q, slots, index=index, before=c.begin, seed=c.seed, group=group)
+            rows.append(summed(policy.scores(seen, self._config), layer.keys.shape[1], group))
         return torch.stack(rows)

@@ -11,6 +11,7 @@ from sglang_rpc.backends.base import SCRATCH_BYTES, Reduce
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
+from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.scoring.key_table import KeyTable
 from sglang_rpc.scoring.triton_scores import candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
@@ -31,8 +32,10 @@ class TritonBackend:
     ):
         """Arguments: see runtime.compressor.Compressor. Raises ValueError if no kernel takes these layers."""
         self._config = config
-        self._keys = KeyTable(layers)
+        #: None under lightthinker, which scores nothing.
+        self._keys = None if find_policy(config.policy) is None else KeyTable(layers)
         self._slices = SliceTable(layers)
+        self._layer_count = len(layers)
         self._ring = ring
         self._req_to_token = req_to_token
         self._reduce = reduce
@@ -52,9 +55,7 @@ class TritonBackend:
 
         Row 0 is no request's yet, so its slots are the pool's padding; query slot 0 is the dummy slot.
         """
-        c = Compression(
-            row=0, slot=0, prompt_length=0, generated=3, window=1, begin=0, end=3, keep=1, event=1, late=False
-        )
+        c = Compression(row=0, generated=3, window=1, begin=0, end=3, keep=1)
         reduce, self._reduce = self._reduce, None
         self._compress([c])
         self._reduce = reduce
@@ -66,6 +67,15 @@ class TritonBackend:
 
     def _compress(self, compressions: Sequence[Compression]) -> None:
         batch = CompressionBatch.of(compressions, self._req_to_token.device)
+        kept = self._kept(compressions, batch)
+        if self.observer is not None:
+            self.observer(compressions, kept)
+        move_kept(self._slices, self._req_to_token, batch, kept)
+
+    def _kept(self, compressions: Sequence[Compression], batch: CompressionBatch) -> torch.Tensor:
+        """The candidates that stay, ascending: int32 [layers, B, 1 or kv_heads, most_kept]."""
+        if self._keys is None:  # nothing of a thought is kept, and a kernel's array is never empty
+            return torch.zeros(self._layer_count, batch.size, 1, 1, dtype=torch.int32, device=batch.rows.device)
         lse = None
         if self._lse is not None:
             lse = self._lse(compressions, self._req_to_token, selector=self._config.selector)
@@ -81,10 +91,7 @@ class TritonBackend:
         if self._reduce is not None:
             # One collective; every rank then selects from equal scores.
             scores = self._reduce(scores.flatten()).view_as(scores)
-        kept = select(scores, batch, self._config.kernel_size, self._config.pooling)
-        if self.observer is not None:
-            self.observer(compressions, kept)
-        move_kept(self._slices, self._req_to_token, batch, kept)
+        return select(scores, batch, self._config.kernel_size, self._config.pooling)
 
     def _parts(self, compressions: Sequence[Compression]) -> Iterator[list[Compression]]:
         """Split into requests of like lengths, as many as the scratch memory holds: arrays are as wide as the longest.
@@ -102,6 +109,8 @@ class TritonBackend:
 
     def _bytes(self, candidates: int) -> int:
         """Scores and log-sum-exps; pooled scores; kept indices, at most as many; the sums over ranks."""
+        if self._keys is None:
+            return 0
         pooled = 4 * self._keys.count * candidates * (self._keys.kv_heads if self._group else 1)
         others = (2 if self._reduce is None else 3) * pooled
         return scratch_bytes(self._keys, self._ring.buffer, candidates, self._group) + others

@@ -30,6 +30,9 @@ class Layer:
     attention: Callable[[torch.Tensor], torch.Tensor]
 
 
+#: Of the errors where a policy is refused.
+CODE = "config.policy"
+
 #: float32 [1 or kv_heads, N] of one layer: the higher, the sooner kept. One row is for all heads.
 #: Changes nothing of the layer.
 Scores = Callable[[Layer, RPCConfig], torch.Tensor]
@@ -56,7 +59,8 @@ class Policy:
     def __post_init__(self) -> None:
         allowed = (*POOLINGS, "config", None)
         if self.pooling not in allowed:
-            raise ConfigError(f"pooling of policy '{self.name}' must be one of {allowed}, got {self.pooling!r}")
+            sentence = f"pooling of policy '{self.name}' must be one of {allowed}, got {self.pooling!r}"
+            raise ConfigError(sentence, CODE)
 
 
 def policy(

@@ -13,13 +13,11 @@ from typing import cast
 
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.policy import lightthinker
-from sglang_rpc.policy.base import Policy, Scores
+from sglang_rpc.policy.base import CODE, Policy, Scores
 from sglang_rpc.policy.table import NAMES, POLICIES
 
 #: Entry point group in which a package registers its policies: `name = "package.module:function"`.
 GROUP = "sglang_rpc.policies"
-
-CODE = "config.policy"
 
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 

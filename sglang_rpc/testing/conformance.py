@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sglang_rpc.backends.policy_scores import misshapen, summed
+from sglang_rpc.backends.policy_scores import misshapen, pooling_of, summed
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.policy.base import Layer, Policy, Scores
 from sglang_rpc.policy.resolve import as_policy, find_policy
@@ -100,9 +100,7 @@ def _scores(policy: Policy, layer: Layer, config: RPCConfig) -> torch.Tensor:
 
 
 def _selected(policy: Policy, scores: torch.Tensor, count: int, config: RPCConfig) -> list[list[int]]:
-    pooling = config.pooling if policy.pooling == "config" else policy.pooling
-    kernel, pooling = (1, "max") if pooling is None else (config.kernel_size, pooling)
-    kept: list[list[int]] = reference.select(scores, count, kernel, pooling).tolist()
+    kept: list[list[int]] = reference.select(scores, count, *pooling_of(policy, config)).tolist()
     return kept
 
 

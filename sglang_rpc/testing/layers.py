@@ -41,9 +41,7 @@ def made_up_layer(
     got = torch.rand(slots, kv_heads, 1, generator=generator).to(device) if accumulated else None
     layer = KVLayer(keys, keys, dtype, head_dim**-0.5, logit_cap, got)
     every = torch.arange(slots, device=device)
-    return policy_layer(
-        layer, queries, every[:candidates], every[candidates:], index=index, before=before, seed=seed, group=group
-    )
+    return policy_layer(layer, queries, every, index=index, before=before, seed=seed, group=group)
 
 
 def shares(layer: Layer, ranks: int) -> list[Layer]:
@@ -62,17 +60,8 @@ def shares(layer: Layer, ranks: int) -> list[Layer]:
             got = torch.cat([part, torch.zeros_like(layer.newest_keys[:, of, 0], dtype=torch.float32)]).unsqueeze(2)
         every = torch.arange(len(keys), device=keys.device)
         kv = KVLayer(keys, keys, keys.dtype, layer.scaling, layer.logit_cap, got)
-        count = len(layer.keys)
-        result.append(
-            policy_layer(
-                kv,
-                layer.queries[:, own],
-                every[:count],
-                every[count:],
-                index=layer.index,
-                before=layer.before,
-                seed=layer.seed,
-                group=False,
-            )
+        share = policy_layer(
+            kv, layer.queries[:, own], every, index=layer.index, before=layer.before, seed=layer.seed, group=False
         )
+        result.append(share)
     return result

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_rpc.backends import move_backend as move_backend
+from sglang_rpc.backends import self_check, triton_backend
+from sglang_rpc.backends.reference_backend import ReferenceBackend
+from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory import compaction
+from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.types import KVLayer
 from tests.kernels.cases import DEVICE, Case, case
@@ -109,8 +112,16 @@ def test_different_heads_are_refused():
         SliceTable([*made.layers, *other.layers])
 
 
-def test_the_mover_of_whole_stretches_agrees_with_pytorch_and_a_wrong_one_is_seen(monkeypatch):
+def test_dropping_whole_thoughts_agrees_with_pytorch_and_a_mismatch_is_seen(monkeypatch):
     made = case([(30, 3), (60, 4)], page=16, seed=3)
-    assert move_backend.failure(made.layers, DEVICE) is None
-    monkeypatch.setattr(move_backend, "_in_one_launch", lambda layers, rows: lambda compressions: None)
-    assert "they left" in move_backend.failure(made.layers, DEVICE)
+    config = RPCConfig(policy="lightthinker", gist_tokens=(7,))
+    ring = QueryRing(layers=2, slots=1, rows=2, window=4, heads=4, head_dim=32, dtype=torch.float32, device=DEVICE)
+
+    def failure() -> str | None:
+        return self_check.failure(
+            config, made.layers, ring, expected=ReferenceBackend, actual=triton_backend.TritonBackend
+        )
+
+    assert failure() is None
+    monkeypatch.setattr(triton_backend, "move_kept", lambda *arguments: None)
+    assert "they left" in (failure() or "")

@@ -238,7 +238,7 @@ def test_every_policy_keeps_to_the_budget_and_the_window(policy, aggregation):
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.as_rpc is None])
 @pytest.mark.parametrize("scoring", ["triton", "flashinfer"])
 def test_kernels_that_do_not_know_a_policy_are_refused(policy, scoring):
-    with pytest.raises(ConfigError, match=f"scoring '{scoring}' is not made for the policy '{policy}'; use 'auto'"):
+    with pytest.raises(ConfigError, match=f"scoring '{scoring}' is not available under policy '{policy}'; use 'auto'"):
         paths.make_backend(config(policy, scoring=scoring), [], None, torch.zeros(1, 1), None)
 
 

@@ -256,5 +256,5 @@ def test_keeps_says_which_candidates_stay():
 
 def test_scorings_that_do_not_know_it_are_refused(install):
     install("mine", "long = mine:longest")
-    with pytest.raises(ConfigError, match="scoring 'triton' is not made for the policy 'long'; use 'auto'"):
+    with pytest.raises(ConfigError, match="scoring 'triton' is not available under policy 'long'; use 'auto'"):
         make_backend(RPCConfig(policy="long", scoring="triton"), [], None, torch.zeros(1, 1), None)

@@ -1,4 +1,4 @@
-"""Made-up layers of a model's shape, for trials before a server serves, and what two trials left differently."""
+"""Random layers of a model's shape, for trials before a server serves, and what two trials left differently."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from sglang_rpc.types import KVLayer
 def mismatch(expected: Sequence[KVLayer], actual: Sequence[KVLayer], device: torch.device) -> str | None:
     """Where `actual` differs from `expected`, byte for byte, as a part of a sentence; None if nowhere."""
     for reference, kernels in zip(expected, actual, strict=True):
-        for name, wanted, got in (
-            ("keys", reference.keys, kernels.keys),
-            ("values", reference.values, kernels.values),
-        ):
+        for name in ("keys", "values"):
+            wanted, got = getattr(reference, name), getattr(kernels, name)
             differs = (wanted.view(torch.uint8) != got.view(torch.uint8)).flatten(1).any(1)
-            if bool(differs.any()):
-                count = int(differs.sum())
+            count = int(differs.sum())
+            if count:
                 return f"in a trial on {device} they left {count} of {differs.numel()} entries of {name} wrong"
     return None
 
@@ -33,16 +31,16 @@ def random_layer(like: KVLayer, slots: int, generator: torch.Generator) -> KVLay
         stored = random.to(of.dtype) if of.dtype.is_floating_point else random.to(like.dtype).view(of.dtype)
         return stored.to(of.device)
 
-    return _of(like, buffer(like.keys), buffer)
+    return _of(like, buffer)
 
 
 def copy(layer: KVLayer) -> KVLayer:
     """The layer in memory of its own."""
-    return _of(layer, layer.keys.clone(), torch.clone)
+    return _of(layer, torch.clone)
 
 
-def _of(like: KVLayer, keys: torch.Tensor, values: Callable[[torch.Tensor], torch.Tensor]) -> KVLayer:
-    """A layer of these keys, and of `values(like.values)` unless they are a part of the keys."""
-    if len(like.buffers) == 1:
-        return replace(like, keys=keys, values=keys[..., : like.values.shape[2]])
-    return replace(like, keys=keys, values=values(like.values))
+def _of(like: KVLayer, buffer: Callable[[torch.Tensor], torch.Tensor]) -> KVLayer:
+    """A layer of new buffers; of values that are a part of the keys, so are the new ones."""
+    keys = buffer(like.keys)
+    inside = len(like.buffers) == 1
+    return replace(like, keys=keys, values=keys[..., : like.values.shape[2]] if inside else buffer(like.values))
