@@ -35,21 +35,6 @@ def make_receipt(options: RequestOptions, totals: Totals, generated: int, held: 
         held: KV entries held of them.
         reason: why the request was not compressed; used if it was not.
     """
-    receipt: dict[str, Any] = {
-        "compressions": totals.compressions,
-        "generated": generated,
-        "held": held,
-        "evicted": totals.evicted,
-        "slots_freed": totals.slots_freed,
-        "late": totals.late,
-        "early": totals.early,
-        "retractions": totals.retractions,
-        "restored": totals.restored,
-        "interval": options.interval,
-        "window": options.window,
-        "ratio": options.ratio,
-        "scope": options.scope,
-    }
-    if totals.compressions == 0:
-        receipt["reason"] = reason
-    return receipt
+    values = {**vars(totals), **vars(options), "generated": generated, "held": held, "reason": reason}
+    compressed = totals.compressions > 0
+    return {name: values[name] for name in RECEIPT_FIELDS if not (compressed and name == "reason")}
