@@ -59,6 +59,6 @@ class Engine(SGLangEngine):  # type: ignore[misc]  # mypy does not follow SGLang
         except RuntimeError as error:
             if was_refused(error):
                 raise UnsupportedError(
-                    "RPC cannot work with this model: its process has said why, just above"
+                    "RPC cannot work with this model: its process has said why, just above", "unsupported.model"
                 ) from None
             raise

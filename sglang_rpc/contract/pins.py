@@ -5,7 +5,6 @@ Pins are one file a version, `patches/sglang-<version>.json`; the versions that 
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,9 @@ from sglang_rpc.contract.targets import Hook, Need
 from sglang_rpc.errors import IncompatibleSGLangError
 
 ASSUMED = "assumed"
+
+#: Of the errors about the pins themselves.
+CODE = "incompatible.pins"
 
 
 class State(Enum):
@@ -58,11 +60,7 @@ class Pins:
     pins: tuple[Pin, ...]
 
     def of(self, target: str) -> Pin | None:
-        return self._by_target.get(target)
-
-    @functools.cached_property
-    def _by_target(self) -> dict[str, Pin]:
-        return {pin.target: pin for pin in self.pins}
+        return next((pin for pin in self.pins if pin.target == target), None)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def take(version: str, needs: Iterable[Need]) -> Pins:
             now = _find(need)
             how = now.kind, now.signature, sources.fingerprint(now), now.modules
         except LookupError as error:
-            raise IncompatibleSGLangError(f"{need.target} can't be pinned ({need.reason}): {error}") from error
+            raise IncompatibleSGLangError(f"{need.target} can't be pinned ({need.reason}): {error}", CODE) from error
         pins.append(Pin(need.target, use_of(need), *how, need.reason))
     modules = sorted({module for pin in pins for module in pin.modules})
     return Pins(version, {module: sources.digest(module) for module in modules}, tuple(pins))
@@ -167,7 +165,7 @@ def load(version: str, folder: Path | None = None) -> Pins:
         return Pins(raw["sglang"], raw["modules"], pins)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IncompatibleSGLangError(
-            f"the pins of SGLang can't be read from {path}: {error}; install sglang-rpc again"
+            f"the pins of SGLang can't be read from {path}: {error}; install sglang-rpc again", CODE
         ) from error
 
 
@@ -182,5 +180,5 @@ def save(pins: Pins, folder: Path) -> Path:
     try:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise IncompatibleSGLangError(f"the pins can't be written to {path}: {error}") from error
+        raise IncompatibleSGLangError(f"the pins can't be written to {path}: {error}", CODE) from error
     return path

@@ -58,5 +58,7 @@ def run_with_rpc(run_scheduler_process_func: Callable[..., Any], *args: Any, **k
 @ends_if_refused
 def _prepare_scheduler(server_args: ServerArgs, *args: Any, **kwargs: Any) -> None:
     if config_of(server_args) is None:
-        raise IncompatibleSGLangError("the RPC configuration was lost between the server and its scheduler process")
+        raise IncompatibleSGLangError(
+            "the RPC configuration was lost between the server and its scheduler process", "incompatible.config_lost"
+        )
     switch_on()
