@@ -22,12 +22,6 @@ from sglang_rpc.kinds import FOLDER, MAX_TOKENS, POLICY, TOKEN, TOKENS, Kind, ch
 CONFIG_ENV = "SGLANG_RPC_CONFIG"
 
 POOLINGS = ("avg", "max")
-AGGREGATIONS = ("all", "group")
-SELECTORS = ("official", "paper")
-SCOPES = ("think", "all")
-WHEN = ("always", "pressure")
-PRESSURES = ("off", "early", "ratio")
-SCORINGS = ("auto", "triton", "flashinfer", "reference")
 
 
 @dataclass(frozen=True)
@@ -63,11 +57,11 @@ class RPCConfig:
     kernel_size: int = _setting(7, integer(1), "width of the pooling over neighbouring scores; odd", "K")
     pooling: str = _setting("avg", choice(POOLINGS), "pooling of the scores before selection")
     aggregation: str = _setting(
-        "all", choice(AGGREGATIONS), "all: one kept set per layer; group: per layer and KV head"
+        "all", choice(("all", "group")), "all: one kept set per layer; group: per layer and KV head"
     )
     selector: str = _setting(
         "official",
-        choice(SELECTORS),
+        choice(("official", "paper")),
         "official: the newest R-1 queries with the newest counted twice, as in the authors' code; paper: the last R",
     )
     policy: str = _setting(
@@ -84,7 +78,9 @@ class RPCConfig:
     gist_resume: str | int | None = _setting(
         None, TOKEN, "for policy lightthinker: text or id of what may follow them, and is kept", "TOKEN", "nothing"
     )
-    scope: str = _setting("think", choice(SCOPES), "think: compress only what the model thinks; all: all it generates")
+    scope: str = _setting(
+        "think", choice(("think", "all")), "think: compress only what the model thinks; all: all it generates"
+    )
     think_start: str | int | None = _setting(
         None, TOKEN, "text or token id that opens a reasoning segment", "TOKEN", "the reasoning parser's"
     )
@@ -100,7 +96,7 @@ class RPCConfig:
     )
     when: str = _setting(
         "always",
-        choice(WHEN),
+        choice(("always", "pressure")),
         "always: compress at every due date; pressure: only while the pool is under memory pressure",
     )
     high_watermark: float = _setting(
@@ -109,7 +105,7 @@ class RPCConfig:
     low_watermark: float = _setting(0.6, number(0, 1), "share of the pool in use at which it no longer does", "SHARE")
     pressure: str = _setting(
         "early",
-        choice(PRESSURES),
+        choice(("off", "early", "ratio")),
         "before a request is retracted for want of memory, compress others: off: never; early: before their due date; "
         "ratio: and, if that is not enough, at up to --rpc-max-ratio",
     )
@@ -122,7 +118,7 @@ class RPCConfig:
     )
     scoring: str = _setting(
         "auto",
-        choice(SCORINGS),
+        choice(("auto", "triton", "flashinfer", "reference")),
         "triton: kernels, on a GPU; flashinfer: these, with FlashInfer's log-sum-exp; reference: PyTorch; "
         "auto: triton where it can run",
     )
