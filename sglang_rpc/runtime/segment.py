@@ -22,9 +22,9 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """Where a marker stands: how many tokens reach to its end, and what the last of them spells behind it."""
+    """Where a marker stands: how many tokens reach to its end, and what the last of them spells after it."""
 
-    behind: int
+    after: int
     rest: str = ""
 
 
@@ -46,7 +46,7 @@ class TokenMarker:
         """The last occurrence; None if there is none."""
         last = None
         # Forward in C beats backward in Python, and prompts may be 100 K tokens long.
-        while (found := self.find(ids, 0 if last is None else last.behind)) is not None:
+        while (found := self.find(ids, 0 if last is None else last.after)) is not None:
             last = found
         return last
 
@@ -101,25 +101,25 @@ class ThinkMarkers:
     end: Marker
 
     def open_in_prompt(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt leaves a think segment open: its last start stands behind its last end."""
+        """Whether the prompt leaves a think segment open: its last start stands after its last end."""
         if self.start is None:
             return True
         start, end = self.start.find_last(prompt), self.end.find_last(prompt)
-        return start is not None and (end is None or start.behind > end.behind)
+        return start is not None and (end is None or start.after > end.after)
 
 
 class SegmentTracker:
     """Follows one request's tokens.
 
     `start` is the position, in generated tokens, of the first thought (None: none opened yet); `end` that of the first
-    token behind the end marker (None: the segment has not ended). Both only ever move forward, and depend on nothing
+    token after the end marker (None: the segment has not ended). Both only ever move forward, and depend on nothing
     but the tokens shown.
     """
 
     def __init__(self, markers: ThinkMarkers, prompt: Sequence[int]):
         self._markers = markers
         self._seen = 0
-        self._before = ""  # what the start marker's last token spells behind it: the end marker may begin there
+        self._before = ""  # what the start marker's last token spells after it: the end marker may begin there
         self.start: int | None = 0 if markers.open_in_prompt(prompt) else None
         self.end: int | None = None
 
@@ -137,10 +137,10 @@ class SegmentTracker:
             assert marker is not None
             found = marker.find(shown, max(0, self._seen - marker.reach))
             if found is not None:
-                self.start, self._before = found.behind, found.rest
+                self.start, self._before = found.after, found.rest
         if self.start is not None:
             begin = self._seen - self._markers.end.reach
             before = self._before if begin <= self.start else ""
             ended = self._markers.end.find(shown, max(self.start, begin), before)
-            self.end = None if ended is None else ended.behind
+            self.end = None if ended is None else ended.after
         self._seen = upto

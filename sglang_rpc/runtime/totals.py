@@ -53,4 +53,4 @@ class Counters(Tally):
     slot_waits: int = 0  #: steps in which a compression was put off because no query slot was free
     requests_compressed: int = 0
     restored: int = 0  #: retracted requests that came back with the KV they had
-    backups_refused: int = 0  #: retracted requests for whose KV the host backups had no room
+    backups_refused: int = 0  #: retracted requests for whose KV the host backups had no capacity
