@@ -34,6 +34,7 @@ class Setting:
     unset: str = ""  #: what None stands for, where it is the default
 
     def kind_in(self, config: RPCConfig) -> Kind:
+        """The values it takes beside the other settings of `config`."""
         return self.kind if isinstance(self.kind, Kind) else self.kind(config)
 
 
@@ -209,9 +210,11 @@ class RPCConfig:
         return 4 * self.ratio if self.max_ratio is None else self.max_ratio
 
     def as_dict(self) -> dict[str, Any]:
+        """Every setting by name, as JSON has it."""
         return asdict(self)
 
     def to_json(self) -> str:
+        """Every setting, as `parse` reads it."""
         return json.dumps(self.as_dict())
 
 

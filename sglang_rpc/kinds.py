@@ -58,14 +58,17 @@ def _token(text: str) -> str | int:
 
 
 def integer(low: int, high: int = MAX_TOKENS, why: str = "") -> Kind:
+    """An integer from `low` to `high`; `why` completes the sentence."""
     return Kind(f"an integer from {low} to {high}{why}", lambda v: _is_integer(v) and low <= v <= high, int)
 
 
 def number(low: float, high: float, why: str = "") -> Kind:
+    """A finite number from `low` to `high`; `why` completes the sentence."""
     return Kind(f"a number from {low:.12g} to {high:.12g}{why}", lambda v: _is_number(v) and low <= v <= high, float)
 
 
 def ratio_of(interval: int) -> Kind:
+    """A ratio beside this interval: above 1, at most the interval."""
     return Kind(
         f"a number above 1 and at most the interval ({interval}), so that a compression keeps something and drops "
         "something",
@@ -75,6 +78,7 @@ def ratio_of(interval: int) -> Kind:
 
 
 def choice(words: tuple[str, ...]) -> Kind:
+    """One of these words."""
     return Kind(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words, words=words)
 
 

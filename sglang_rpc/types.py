@@ -56,6 +56,7 @@ class Compression:
 
     @property
     def candidates(self) -> int:
+        """Entries that compete."""
         return self.end - self.begin - self.window
 
     @property
@@ -65,6 +66,7 @@ class Compression:
 
     @property
     def evicted(self) -> int:
+        """Entries that the row loses."""
         return self.end - self.new_end
 
 

@@ -17,6 +17,8 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Backend(Protocol):
+    """Scores, selects and moves: what `--rpc-scoring` chooses between."""
+
     name: str  #: as `--rpc-scoring` calls it
     observer: Observer | None  #: is shown what each compression keeps
 

@@ -18,6 +18,8 @@ from sglang_rpc.types import Compression, KVLayer, Observer
 
 
 class ReferenceBackend:
+    """The backend in PyTorch."""
+
     name = "reference"
 
     def __init__(

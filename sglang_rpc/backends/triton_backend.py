@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 class TritonBackend:
+    """The backend of kernels, with FlashInfer's log-sum-exp if that is asked for."""
+
     def __init__(
         self,
         config: RPCConfig,

@@ -36,6 +36,7 @@ def is_latent(pool: KVPool) -> TypeGuard[LatentPool]:
 
 
 def pool_bytes(pool: KVPool) -> int:
+    """Bytes of all K and V buffers on this rank."""
     buffers = pool.kv_buffer if is_latent(pool) else (*pool.k_buffer, *pool.v_buffer)
     return sum(buffer.nbytes for buffer in buffers)
 

@@ -60,6 +60,7 @@ class Pins:
     pins: tuple[Pin, ...]
 
     def of(self, target: str) -> Pin | None:
+        """The pin of `target`, if there is one."""
         return next((pin for pin in self.pins if pin.target == target), None)
 
 
@@ -141,6 +142,7 @@ def directory() -> Path:
 
 
 def path_of(version: str, folder: Path) -> Path:
+    """Where the pins of a version stand in `folder`."""
     return folder / f"sglang-{public(version)}.json"
 
 

@@ -29,6 +29,7 @@ class Accumulate:
         self.layer = layer
 
     def __call__(self, layer: AttentionLayer, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> None:
+        """Add up the step's attention in the layer's `accumulated`; slots written in this step begin anew."""
         forward_batch, queries = attention_call(args, kwargs)
         if forward_batch.out_cache_loc is None:
             return

@@ -70,6 +70,7 @@ class PeakAdder(Base):
 
     # `args`, `kwargs`: what else SGLang passes, handed on as it came.
     def add_one_req(self, req: Req, *args: Any, **kwargs: Any) -> Enum:
+        """As SGLang's, at the cost of the forecast; a request with a backup is restored first."""
         state = req.rpc
         if state is not None and state.hooks.saved is not None:
             return self._add_restored(req, state, state.hooks.saved, *args, **kwargs)
@@ -104,6 +105,7 @@ class PeakAdder(Base):
         return result
 
     def add_chunked_req(self, req: Req) -> Req | None:
+        """As SGLang's, at the cost of the forecast."""
         plan = self._waiting(req)
         with self._costing_what_it_adds(req, plan):
             unfinished = super().add_chunked_req(req)
@@ -123,6 +125,7 @@ class PeakAdder(Base):
         return self.ceil_paged_tokens(entries)
 
     def preempt_to_schedule(self, req: Req) -> bool:
+        """As SGLang's, but not while a result in flight would be lost; the forecast is made anew."""
         if self.running_batch is not None and result_in_flight.would_be_lost(self._rpc, self.running_batch.reqs):
             return False  # in the next step
         with self._costing_what_it_adds(req, self._waiting(req)):

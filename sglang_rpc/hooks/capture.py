@@ -132,6 +132,7 @@ class Capture:
         self.on_gpu = ring.buffer.is_cuda
 
     def __call__(self, _layer: AttentionLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Store the queries of rows that are being recorded in the ring."""
         forward_batch, query = attention_call(args, kwargs)
         queries = [query]
         if kwargs.get("q_rope") is not None:

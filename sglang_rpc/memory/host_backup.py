@@ -24,6 +24,7 @@ class HostKV:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of host memory."""
         return sum(buffer.nbytes for buffer in self.buffers)
 
 
@@ -38,6 +39,7 @@ class Backup:
 
     @property
     def tokens(self) -> int:
+        """KV entries, prompt included."""
         return self.prompt.tokens + self.generated.tokens
 
 

@@ -48,14 +48,17 @@ class QueryRing:
 
     @property
     def in_use(self) -> int:
+        """Slots that are taken."""
         return len(self._row_of_slot)
 
     @property
     def free(self) -> int:
+        """Slots that are not taken."""
         return len(self._free)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of device memory."""
         return self.buffer.nbytes
 
     def acquire(self, row: int) -> int | None:

@@ -39,6 +39,7 @@ class Plan:
 
     @property
     def counts(self) -> tuple[int, ...]:
+        """Its numbers, in the order in which `highest_held` unpacks them."""
         return (
             *(self.held, self.generated, self.remaining, self.compresses_at),
             *(self.start, self.interval, self.window, self.budget_step),
@@ -74,6 +75,7 @@ class Forecast:
         return max(0, int((self._total + self._growth([plan])[0]).max()))
 
     def add(self, plan: Plan) -> None:
+        """Add `plan` to what is forecast."""
         self._total = self._total + self._growth([plan])[0]
 
     def _growth(self, plans: Sequence[Plan]) -> np.ndarray:
@@ -93,7 +95,6 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> n
     An upper bound: a compression that comes later than its due date takes what came since with it. int64 [plans,
     buckets].
     """
-
     columns = np.array([plan.counts for plan in plans], dtype=np.int64).T[:, :, None]
     held, now, remaining, compresses_at, start, interval, window, step = columns
     compresses_at = np.maximum(compresses_at, now)

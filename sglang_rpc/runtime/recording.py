@@ -50,7 +50,8 @@ class Recorder:
         The caller has seen that a slot is free.
         """
         acquired = self._acquire(recording, row, since)
-        assert acquired and recording.slot is not None, "no query slot is free"
+        assert acquired, "no query slot is free"
+        assert recording.slot is not None
         return recording.slot
 
     def release(self, recording: Recording) -> None:

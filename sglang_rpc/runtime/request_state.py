@@ -31,8 +31,11 @@ class Saved:
 class TraceFile(Protocol):
     """A request's `--rpc-trace` file, as the scheduler's thread knows it (trace.tracer.RequestTrace)."""
 
-    def compressed(self, c: Compression, kept: Any, output_ids: Sequence[int]) -> None: ...
-    def finish(self, output_ids: Sequence[int], reason: Any, receipt: dict[str, Any]) -> None: ...
+    def compressed(self, c: Compression, kept: Any, output_ids: Sequence[int]) -> None:
+        """Write down a compression and what it kept."""
+
+    def finish(self, output_ids: Sequence[int], reason: Any, receipt: dict[str, Any]) -> None:
+        """Write the last line."""
 
 
 @dataclass

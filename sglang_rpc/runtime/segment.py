@@ -17,7 +17,10 @@ from typing import ClassVar, Protocol
 
 
 class Tokenizer(Protocol):
-    def decode(self, ids: list[int]) -> str: ...
+    """What is asked of a tokenizer."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of these ids."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class TextMarker:
 
     @property
     def reach(self) -> int:
+        """Tokens already read that an occurrence may begin in."""
         return len(self.text.encode())  # a token spells at least one byte
 
     def find(self, ids: Sequence[int], begin: int, before: str = "") -> Found | None:
@@ -125,6 +129,7 @@ class SegmentTracker:
 
     @property
     def closed(self) -> bool:
+        """Whether the segment has ended."""
         return self.end is not None
 
     def advance(self, output_ids: Sequence[int], upto: int) -> None:

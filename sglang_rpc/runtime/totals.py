@@ -35,6 +35,7 @@ class Totals(Tally):
     deferred: bool = False  #: whether a due date was not kept, for want of memory pressure
 
     def retracted(self) -> None:
+        """Count a retraction."""
         self.retractions += 1
 
     def came_back(self) -> None:

@@ -11,6 +11,7 @@ from sglang_rpc.types import KVLayer
 
 
 def runs_on(device: torch.device) -> bool:
+    """Whether kernels can run there: on a GPU, or anywhere in Triton's interpreter."""
     return device.type == "cuda" or bool(triton.knobs.runtime.interpret)
 
 

@@ -45,6 +45,7 @@ class RequestTrace:
         self._told = 0  # output ids that are in its lines
 
     def compressed(self, c: Compression, kept: Kept | None, output_ids: Sequence[int]) -> None:
+        """Write the line of one compression."""
         numbers = {name: getattr(c, name) for name in _NUMBERS}
         line = {"kind": "compression", **numbers, **self._news(output_ids, c.generated)}
         self._writer.put(Line(self._path, line, kept))

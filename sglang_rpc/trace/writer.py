@@ -69,6 +69,7 @@ class HostCopy:
             self._event.record()
 
     def wait(self) -> np.ndarray:
+        """The tensor, once it is on the host."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensor.numpy()
@@ -85,12 +86,15 @@ class Kept:
     size: int  #: bytes reserved for it
 
     def pack(self) -> str:
+        """The kept sets as a trace line holds them; waits for their copy."""
         own = self.copy.wait()[:, self.index, :, : self.keep]
         return pack(own.reshape(own.shape[0] * own.shape[1], self.keep), self.candidates)
 
 
 @dataclass(frozen=True)
 class Line:
+    """One line of a file, and the kept sets that complete it."""
+
     path: Path
     fields: dict[str, Any]
     kept: Kept | None = None
@@ -102,6 +106,7 @@ class Line:
         return sum(len(field) for field in self.fields.values() if isinstance(field, array))
 
     def write(self) -> None:
+        """Append it to its file."""
         fields = {name: list(v) if isinstance(v, array) else v for name, v in self.fields.items()}
         if fields["kind"] == "compression":
             fields = {**fields, "kept": None if self.kept is None else self.kept.pack()}
@@ -140,6 +145,7 @@ class Writer:
         return fits
 
     def put(self, line: Line) -> None:
+        """Queue a line, or stop tracing if too much waits."""
         if self.stopped:
             return
         with self._lock:
@@ -154,12 +160,14 @@ class Writer:
             self.stop(f"{PENDING_LINES} lines wait to be written")
 
     def stop(self, why: object) -> None:
+        """Write no more, and say why in the log, once."""
         with self._lock:
             already, self.stopped = self.stopped, True
         if not already:
             logger.error("RPC: --rpc-trace stops, and serving goes on: %s", why)
 
     def flush(self) -> None:
+        """Wait until every queued line is written."""
         self._lines.join()
 
     def _run(self) -> None:
