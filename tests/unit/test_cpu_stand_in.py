@@ -126,16 +126,6 @@ def test_supply_keeps_what_is_there(ops):
     assert callable(namespace.fused_sigmoid_mul_cpu)
 
 
-@pytest.mark.parametrize(
-    ("accelerator", "kernels", "expected"),
-    [(False, False, True), (True, False, False), (False, True, False), (True, True, False)],
-)
-def test_needed_only_without_accelerator_and_without_cpu_kernels(machine, accelerator, kernels, expected):
-    machine(accelerator, kernels)
-    assert cpu.needed() is expected
-    assert not changed()
-
-
 def test_cpu_kernels_are_told_by_their_operator(monkeypatch):
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != cpu.STAND_IN])
     namespace = types.SimpleNamespace()

@@ -45,11 +45,6 @@ def cpu_kernels_available() -> bool:
     return hasattr(torch.ops.sgl_kernel, "decode_attention_cpu")
 
 
-def needed() -> bool:
-    """Whether SGLang can only run here with the stand-in: no accelerator and no CPU build of sgl_kernel."""
-    return not accelerator_available() and not cpu_kernels_available()
-
-
 def wanted(device: str | None = None) -> bool:
     """Whether the server is to run on the CPU: `--device cpu` was given, or no device was and no accelerator exists."""
     if device is not None:
