@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -151,7 +152,9 @@ def report(facts: Sequence[Fact], findings: Sequence[Finding], path: Path) -> st
             lines.append(f"  {'':<{width}}  {'':<7}  -> {finding.detail}; needed: {finding.need.reason}")
     if quiet:
         lines.append(f"  {State.OK.value:<{width}}  {ASSUMED:<7}  {len(quiet)} places (--json lists them)")
-    return "\n".join([*lines, "", _verdict(facts, findings)])
+    counts = Counter(finding.state.value for finding in findings)
+    lines += ["", "Places: " + ", ".join(f"{count} {state}" for state, count in counts.most_common())]
+    return "\n".join([*lines, _verdict(facts, findings)])
 
 
 def _verdict(facts: Sequence[Fact], findings: Sequence[Finding]) -> str:

@@ -88,7 +88,7 @@ def _check(new: list[Hook]) -> None:
         os.environ[_WARNED_ENV] = "1"
         logger.warning(
             "RPC: not the code that RPC was proven with (SGLang %s): %s; "
-            "`python -m sglang_rpc.doctor` tells what RPC relies on there",
+            "`python -m sglang_rpc.doctor` tells what RPC needs there",
             pins.version,
             ", ".join(changed),
         )
