@@ -135,7 +135,8 @@ def test_the_command_on_a_changed_sglang(tmp_path):
     assert "Traceback" not in done.stderr + done.stdout
     assert "takes (self), pinned (self, mode); needed: the row is rebuilt from tokens" in done.stdout
     assert "body changed       assumed  srt.managers.scheduler.Scheduler.run_batch" in done.stdout
-    last = done.stdout.splitlines()[-1]
+    counts, last = done.stdout.splitlines()[-2:]
+    assert counts == f"Places: {PLACES - 2} ok, 1 signature changed, 1 body changed"
     assert last == "RPC can't run here: sglang.srt.managers.schedule_batch.Req.reset_for_retract"
 
 
