@@ -59,7 +59,7 @@ def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tu
 def _free_tail(runtime: SchedulerRPC, req: Req, c: Compression) -> int:
     """Give back the whole pages after the kept entries; returns the slots freed.
 
-    They may be handed out at once: whoever writes them next is a forward that waits for this stream.
+    They may be handed out at once: their next writer is a forward that waits for this stream.
     """
     page = runtime.page_size
     first_free = ceil_align(c.new_end, page)

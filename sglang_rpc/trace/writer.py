@@ -1,7 +1,7 @@
 """Writes trace lines on a thread of its own, so that the scheduler's thread neither waits nor fails.
 
 The scheduler's thread takes a reference to the kept sets, or on a GPU starts a copy that nobody there waits for. The
-writer's thread waits for the copies, packs and writes. It may fall behind: beyond PENDING_BYTES kept sets are left
+writer's thread waits for the copies, packs and writes. It may lag: beyond PENDING_BYTES kept sets are left
 out, and the file says so. It may fail, on a full disk: then tracing stops, the log says so once, and serving goes on.
 """
 
@@ -141,7 +141,7 @@ class Writer:
             self._reserved += size if fits else 0
         if not fits and not self._behind:
             self._behind = True
-            logger.warning("RPC: writing --rpc-trace falls behind; kept sets are left out of the files, which say so")
+            logger.warning("RPC: writing --rpc-trace cannot keep up; kept sets are left out of the files, which say so")
         return fits
 
     def put(self, line: Line) -> None:

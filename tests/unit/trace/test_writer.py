@@ -116,7 +116,7 @@ def test_a_slow_writer_leaves_kept_sets_out_and_says_so(tmp_path, monkeypatch, c
     assert result.held(5).sum(1).tolist() == [result.stages[5].held] * LAYERS
     receipt = request.state.receipt(request.generated)
     assert (result.stages[-1].held, result.stages[-1].evicted) == (receipt["held"], receipt["evicted"])
-    assert sum("falls behind" in record.getMessage() for record in caplog.records) == 1
+    assert sum("cannot keep up" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_writer_that_hangs_holds_a_bounded_number_of_lines(tmp_path, monkeypatch, caplog):
