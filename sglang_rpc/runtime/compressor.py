@@ -84,6 +84,8 @@ class Compressor:
         """
         state.read(output_ids, generated)
         decided = decision.poll(state, generated, self.dates_kept)
+        if isinstance(decided, Compress) or decided.passed is not None:
+            self.recorder.claim(state.recording)  # a row that slept is not polled R entries before its due date
         if isinstance(decided, Compress):
             return self._compression(state, decided, row, prompt, generated, output_ids)
         self._wait(state, decided, row, len(prompt), generated)

@@ -33,8 +33,12 @@ class Recorder:
         """
         if recording.slot is None and not self._acquire(recording, row, generated):
             return False
-        recording.ahead = False
+        self.claim(recording)
         return True
+
+    def claim(self, recording: Recording) -> None:
+        """The due date has come: it uses the slot, if there is one, whatever it was taken for."""
+        recording.ahead = False
 
     def record_ahead(self, recording: Recording, row: int, generated: int) -> bool:
         """Record before the due date asks for it; False if no query slot is free."""

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.loops.decode_loop import Loop, config
-from tests.unit.compressor.checks import assert_all_slots_are_back
+from tests.unit.compressor.checks import assert_all_slots_are_back, set_pressure
 
 
 def test_recording_ahead_takes_one_slot_if_there_is_one():
@@ -89,6 +89,23 @@ def test_recording_ahead_ends_with_the_due_date():
     for g in range(1, 50):
         loop.run(1)
         assert (request.state.recording.slot is not None) == (g < 20 or g in range(32, 36) or g in range(48, 52)), g
+
+
+def test_recording_ahead_ends_with_a_due_date_that_the_row_slept_through():
+    loop = Loop(config(interval=16, window=4, when="pressure"))
+    request = loop.add()
+    loop.run(24)
+    loop.record_ahead(request)
+    loop.run(6)
+    assert request.state.recording.ahead
+    set_pressure(loop, True)
+    loop.run(0)
+    assert request.done == [(30, 1, True)]
+    assert request.state.recording.slot is None
+    assert not request.state.recording.ahead
+    loop.run(10)
+    assert request.done == [(30, 1, True), (36, 2, False)]
+    assert_all_slots_are_back(loop)
 
 
 def test_a_freed_row_is_recorded_ahead_no_more():
