@@ -41,7 +41,8 @@ def back_up(
     """AROUND schedule_batch.release_req: save the row before it is released.
 
     Returns False, upon which SGLang ends the request with 503, if it can neither be restored nor prefilled again.
-    `offload_kv=False` means that the KV is unwanted: a pause with mode `retract`, an abort.
+    `offload_kv=False` means that the KV is unwanted: by an abort, which has a reason of its own, or by a pause with
+    mode `retract`, which queues the request next, where the same is asked.
     """
     release = partial(original, req=req, req_to_token_pool=req_to_token_pool, offload_kv=offload_kv, **kwargs)
     runtime = runtime_of(req_to_token_pool)
@@ -57,7 +58,7 @@ def back_up(
     if state is not None and saved is not None:
         state.hooks.saved = saved
     runtime.report_backups()
-    return resumable and not unresumable.is_unresumable(runtime, req)
+    return resumable and not (offload_kv and unresumable.is_unresumable(runtime, req))
 
 
 @hook(

@@ -30,6 +30,8 @@ def is_unresumable(runtime: SchedulerRPC, req: Req) -> bool:
     state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
     if state is None or generated == 0:
         return False
+    if state.hooks.ended is not None:
+        return True  # preempted: asked when it was released, and again when it is queued, its backup dropped
     if state.segment is not None:
         state.segment.advance(req.output_ids, generated)  # it may have begun to think since the last poll
     saved = state.hooks.saved

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_rpc.hooks import unresumable
+from sglang_rpc.hooks import resume, unresumable
+from tests.fakes.memory import ReqToTokenPool
 from tests.unit.adder.pool import CONFIG, POOL, Pool, comes_back, either, everywhere, leave, request
 
 
@@ -48,3 +49,25 @@ def test_restored_from_its_backup(page, monkeypatch, forgetful):
             state.clock.evicted = state.clock.events * (CONFIG.interval - CONFIG.interval // 4)
             leave(pool, req, monkeypatch, recorded=True)
             assert comes_back(pool, req), (prompt, generated)
+
+
+def test_a_preempted_request_is_asked_twice_and_ends_for_the_first_reason(monkeypatch, forgetful):
+    req, pool = request(1, 30, True, True, 100), Pool(1)
+    leave(pool, req, monkeypatch)
+    req.sampling_params.max_new_tokens = 100 * POOL
+    assert unresumable.is_unresumable(pool.runtime, req)  # when it is released, which drops its backup
+    reason = req.rpc.hooks.ended
+    assert "without a KV backup" not in reason
+    assert unresumable.is_unresumable(pool.runtime, req)  # when it is queued
+    assert req.rpc.hooks.ended == reason
+
+
+@pytest.mark.parametrize("aborted", [True, False])
+def test_an_abort_keeps_the_reason_that_it_has(aborted):
+    req, pool = request(1, 30, True, True, 100), Pool(1)
+    req.sampling_params.max_new_tokens = 100 * POOL
+    pool.runtime.report_backups = lambda: None
+    rows = ReqToTokenPool(rpc=pool.runtime)
+    resumable = resume.back_up(lambda **_given: True, req=req, req_to_token_pool=rows, offload_kv=not aborted)
+    assert resumable == aborted
+    assert (req.rpc.hooks.ended is None) == aborted
