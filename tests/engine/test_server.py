@@ -40,6 +40,10 @@ def running(golden, tmp_path_factory):
         yield started
 
 
+def info(running) -> dict:
+    return running.call("/server_info")[1]["internal_states"][0]["rpc"]
+
+
 @pytest.mark.parametrize("options", MALFORMED, ids=json.dumps)
 def test_malformed_options_are_400_with_one_sentence(running, golden, options):
     sampling = {"max_new_tokens": 4, "custom_params": {"rpc": options}}
@@ -97,18 +101,15 @@ def test_metrics_and_server_info_count_what_was_done(running, golden):
         lines = [line for line in text.splitlines() if line.startswith(f"sglang:{name}{{")]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
-    def info() -> dict:
-        return running.call("/server_info")[1]["internal_states"][0]["rpc"]
-
     before = {name: metric(name) for name in ("rpc_compressions_total", "rpc_evicted_tokens_total")}
-    counted = info()
+    counted = info(running)
     running.generate(golden.prompt, 400)
     assert metric("rpc_compressions_total") == before["rpc_compressions_total"] + 6
     assert metric("rpc_evicted_tokens_total") == before["rpc_evicted_tokens_total"] + 288
     assert metric("rpc_query_slots_in_use") == 0
     running.generate(golden.prompt, 68)  # finishes while its queries are being held
     assert metric("rpc_query_slots_in_use") == 0
-    now = info()
+    now = info(running)
     assert now["compressions"] == counted["compressions"] + 6
     assert now["requests_compressed"] == counted["requests_compressed"] + 1
     assert now["config"]["interval"] == 64
@@ -128,8 +129,10 @@ def test_paused_amid_a_run(running, golden, mode):
     """In place: the same tokens. Retracted: it comes back and finishes. Aborted: it says so. Nothing is left."""
     results: list[dict] = []
     thread = threading.Thread(target=lambda: results.append(running.generate(golden.prompt, 400)))
+    before = info(running)["compressions"]
     thread.start()
-    time.sleep(1.5)
+    while info(running)["compressions"] == before:  # the first of six comes at 72 of 400 tokens
+        assert thread.is_alive(), "the run was over before it was seen"
     assert running.call("/pause_generation", {"mode": mode})[0] == 200
     time.sleep(0.5)
     assert running.call("/continue_generation", {})[0] == 200
