@@ -22,13 +22,17 @@ def decode_batches(running_batch: ScheduleBatch, last_batch: ScheduleBatch | Non
 
 
 def rows_to_check(batch: ScheduleBatch) -> list[tuple[int, Req, RequestState]]:
-    """The rows, by index, whose length has reached the one at which to poll again."""
-    return [
+    """The rows, by index, whose length has reached the one at which to poll again.
+
+    Those that wait for a query slot come first, in turn: polled in the batch's order, the last would wait for ever.
+    """
+    found = [
         (i, req, req.rpc)
         for i, req in enumerate(batch.reqs)
         # The comparison first: it is all that most rows cost in most steps.
         if req.rpc is not None and req.kv.kv_committed_len >= req.rpc.clock.check_at and _decodes(req)
     ]
+    return sorted(found, key=lambda row: row[2].recording.turn)
 
 
 def decoding(batches: list[ScheduleBatch]) -> list[tuple[Req, RequestState]]:

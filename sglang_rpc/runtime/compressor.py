@@ -115,6 +115,8 @@ class Compressor:
         state.clock.pass_dates(c.event)
         state.totals.compressed(c, slots_freed)
         self.counters.compressed(c, slots_freed)
+        if self.recorder.waiting:
+            self.release_slot(state)  # to those whose turn it is, even if its own next date is near
         self._wait(state, decision.next_date(state, c.generated, c.event), c.row, c.prompt_length, c.generated)
 
     def record_ahead(self, state: RequestState, row: int, generated: int) -> bool:

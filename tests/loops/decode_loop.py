@@ -53,6 +53,7 @@ class Loop:
         config: RPCConfig,
         *,
         slots: int = 8,
+        rows: int = 4,
         heads: int = 4,
         kv_heads: int = 2,
         heads_of: slice = slice(None),
@@ -71,8 +72,8 @@ class Loop:
         self.config, self.check, self.keys_as = config, check, keys_as
         self.per_group, self.scaling = heads // kv_heads, DIM**-0.5
         generator = torch.Generator().manual_seed(7)
-        keys = torch.randn(4, LAYERS, LENGTH, kv_heads, DIM, generator=generator)
-        queries = torch.randn(4, LAYERS, LENGTH, kv_heads, self.per_group, DIM, generator=generator)
+        keys = torch.randn(rows, LAYERS, LENGTH, kv_heads, DIM, generator=generator)
+        queries = torch.randn(rows, LAYERS, LENGTH, kv_heads, self.per_group, DIM, generator=generator)
         if latent:
             assert kv_heads == 1
             assert keys_as == torch.float32, "positions must be read back from keys"
@@ -84,12 +85,12 @@ class Loop:
         own = self.keys.shape[3]
         noise = torch.randn(LAYERS, POOL, own, DIM, generator=generator)
         self.layers = [self._layer(keys, latent, logit_cap) for keys in noise]
-        self.req_to_token = torch.zeros(4, LENGTH, dtype=torch.int32, device=device)
+        self.req_to_token = torch.zeros(rows, LENGTH, dtype=torch.int32, device=device)
         self.free = torch.randperm(POOL, generator=generator).tolist()
         self.ring = QueryRing(
             layers=LAYERS,
             slots=slots,
-            rows=4,
+            rows=rows,
             window=config.window,
             heads=own * self.per_group,
             head_dim=DIM,
@@ -129,7 +130,7 @@ class Loop:
     def poll(self) -> None:
         """What the scheduler does before each step."""
         due: list[tuple[Request, Compression]] = []
-        for r in self.requests:
+        for r in sorted(self.requests, key=lambda r: r.state.recording.turn):
             if r.length >= r.state.clock.check_at:
                 r.polls.append(r.generated)
                 c = self.compressor.poll(r.state, r.row, r.prompt, r.generated, r.output)
