@@ -163,7 +163,8 @@ class PeakAdder(Base):
 
     def _forecast_of_running(self) -> Forecast:
         reqs = () if self.running_batch is None else self.running_batch.reqs
-        return Forecast([self._running(r) for r in reqs if r.kv.holds_kv] + self._taken, self.page_size)
+        plans = [self._running(r) for r in reqs if r.kv.holds_kv] + self._taken
+        return Forecast(plans, self.page_size, self._rpc.ring.slots)
 
     def _running(self, req: Req) -> Plan:
         evicted = 0 if req.rpc is None else req.rpc.evicted

@@ -2,7 +2,8 @@
 
 A compressed request's KV rises by P, falls, and rises again a little higher. SGLang reserves what it would hold at full
 length; here every request is reserved what it will hold at most, and requests whose length is known beforehand are
-even added up over time, since they do not all stand at their peak at once. No sglang: counts in, counts out.
+even added up over time, since they do not all stand at their peak at once. Where requests may have to wait for a query
+slot, each is planned as the last in the queue. No sglang: counts in, counts out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.policy import budget
 from sglang_rpc.runtime.pages import ceil_align
+from sglang_rpc.runtime.slot_waits import longest_wait
 from sglang_rpc.types import NEVER
 
 #: Buckets that the time ahead is cut into; each counts as high as its highest moment.
@@ -36,13 +38,14 @@ class Plan:
     window: int = 0
     budget_step: int = 1
     prompt: int = 0  #: entries before the generated region, in the same pages
+    holds_slot: bool = False  #: whether it has a query slot, so that its next compression comes at `compresses_at`
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Its numbers, in the order in which `highest_held` unpacks them."""
         return (
             *(self.held, self.generated, self.remaining, self.compresses_at),
-            *(self.start, self.interval, self.window, self.budget_step),
+            *(self.start, self.interval, self.window, self.budget_step, self.holds_slot),
         )
 
 
@@ -53,17 +56,21 @@ class Forecast:
     outlasts the first plans is counted there.
     """
 
-    def __init__(self, plans: Sequence[Plan], page: int):
+    def __init__(self, plans: Sequence[Plan], page: int, slots: int | None = None):
         """
         Args:
             page: entries are counted in pages of this many slots.
+            slots: query slots of the server; None where each plan has one when it needs it.
         """
         horizon = max((plan.remaining for plan in plans if plan.ends), default=0)
         inner = np.linspace(0, horizon, BUCKETS).astype(np.int64)
         self._begin = inner
         self._end = np.append(inner[1:], NEVER)
         self._page = page
-        self._total = self._growth(plans).sum(axis=0)
+        self._slots = slots
+        self._plans = list(plans)
+        self._wait = self._longest_wait(self._plans)
+        self._total = self._sum(self._plans, self._wait)
 
     @property
     def peak(self) -> int:
@@ -72,32 +79,54 @@ class Forecast:
 
     def peak_with(self, plan: Plan) -> int:
         """The peak if `plan` is added; what it holds now is not part of it."""
-        return max(0, int((self._total + self._growth([plan])[0]).max()))
+        return max(0, int(self._with(plan)[1].max()))
 
     def add(self, plan: Plan) -> None:
         """Add `plan` to what is forecast."""
-        self._total = self._total + self._growth([plan])[0]
+        self._wait, self._total = self._with(plan)
+        self._plans.append(plan)
 
-    def _growth(self, plans: Sequence[Plan]) -> np.ndarray:
-        """Slots above what is held now: int64 [plans, buckets]; negative where a plan holds less, or has ended."""
+    def _with(self, plan: Plan) -> tuple[int, np.ndarray]:
+        """How long a compression waits, and the sum, if `plan` is added."""
+        plans = [*self._plans, plan]
+        wait = self._longest_wait(plans)
+        if wait == self._wait:
+            return wait, self._total + self._sum([plan], wait)
+        return wait, self._sum(plans, wait)  # all wait longer
+
+    def _longest_wait(self, plans: Sequence[Plan]) -> int:
+        """Steps that a compression of any of `plans` waits at most for a query slot."""
+        if self._slots is None or len(plans) <= self._slots:
+            return 0
+        windows = [plan.window for plan in plans if plan.compresses_at < NEVER]
+        return longest_wait(len(windows), self._slots, max(windows, default=0))
+
+    def _sum(self, plans: Sequence[Plan], wait: int) -> np.ndarray:
+        """Slots above what is held now, of all `plans`: int64 [buckets]; negative where they hold less, or have
+        ended."""
         if not plans:
-            return np.zeros((1, BUCKETS), dtype=np.int64)
+            return np.zeros(BUCKETS, dtype=np.int64)
         prompt = np.array([[plan.prompt] for plan in plans])
         now = prompt + np.array([[plan.held] for plan in plans])
-        then = prompt + highest_held(plans, self._begin, self._end)
-        growth: np.ndarray = ceil_align(then, self._page) - ceil_align(now, self._page)
-        return growth
+        then = prompt + highest_held(plans, self._begin, self._end, wait)
+        total: np.ndarray = (ceil_align(then, self._page) - ceil_align(now, self._page)).sum(axis=0)
+        return total
 
 
-def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait: int = 0) -> np.ndarray:
     """The most that each plan holds at any moment of each bucket [begin, end] of steps from now.
 
     An upper bound: a compression that comes later than its due date takes what came since with it. int64 [plans,
     buckets].
+
+    Args:
+        wait: steps that a compression comes later at most, for want of a query slot.
     """
     columns = np.array([plan.counts for plan in plans], dtype=np.int64).T[:, :, None]
-    held, now, remaining, compresses_at, start, interval, window, step = columns
-    compresses_at = np.maximum(compresses_at, now)
+    held, now, remaining, compresses_at, start, interval, window, step, holds_slot = columns
+    next_date = np.maximum(compresses_at - start - window, 0) // interval
+    compresses_at = np.maximum(compresses_at, now) + np.where(holds_slot, 0, wait)
+    window = window + wait
     first = now + np.minimum(begin[None, :], remaining)
     last = now + np.minimum(end[None, :], remaining)
 
@@ -105,7 +134,8 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray) -> n
     # After it: at the bucket's end, and just before the last due date inside the bucket. Peaks rise with time.
     region = last - start
     dates = np.maximum(-(-(region - window) // interval) - 1, 0)
-    at_end = start + dates * step + region - dates * interval
+    done = np.maximum(dates, next_date)  # once it has been compressed
+    at_end = start + done * step + region - done * interval
     date = dates * interval + window
     inside = (dates >= 1) & (date >= np.maximum(first, compresses_at) - start)
     at_date = np.where(inside, start + (dates - 1) * step + window + interval, 0)

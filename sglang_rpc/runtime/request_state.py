@@ -116,32 +116,36 @@ class RequestState:
         How long it thinks is not known: of scope `think` it is taken to think until it ends, and, before its first
         thought, to begin at once. Nobody knows either when a thought has its gists: none is taken to be evicted.
         """
-        since = generated if self.recording.slot is None else self.recording.since
+        since = None if self.recording.slot is None else self.recording.since
         return self._plan(self.clock, since, generated, tokens, ends, prompt)
 
     def plan_saved(self, saved: Saved, generated: int, tokens: int, ends: bool, prompt: int) -> Plan:
         """`plan` of a request that waits to come back, as it will be with `saved`."""
-        since = generated if saved.backup.queries is None else saved.recorded_since
+        since = None if saved.backup.queries is None else saved.recorded_since
         return self._plan(saved.clock, since, generated, tokens, ends, prompt)
 
-    def _plan(self, clock: Clock, recorded_since: int, generated: int, tokens: int, ends: bool, prompt: int) -> Plan:
+    def _plan(
+        self, clock: Clock, recorded_since: int | None, generated: int, tokens: int, ends: bool, prompt: int
+    ) -> Plan:
         held = generated - clock.evicted
         if not self.active or self.thoughts is not None:
             return Plan(held, generated, tokens, ends, prompt=prompt)
         options = self.options
         start = generated if self.start is None else self.start
         due = start + budget.next_due(clock.events, options.interval, options.window)
+        recorded = generated if recorded_since is None else recorded_since
         return Plan(
             held,
             generated,
             tokens,
             ends,
-            compresses_at=max(due, recorded_since + options.window),
+            compresses_at=max(due, recorded + options.window),
             start=start,
             interval=options.interval,
             window=options.window,
             budget_step=options.budget_step,
             prompt=prompt,
+            holds_slot=recorded_since is not None,
         )
 
     def receipt(self, generated: int) -> dict[str, Any]:

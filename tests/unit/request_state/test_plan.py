@@ -35,7 +35,16 @@ def test_the_plan_of_a_running_request(generated, slot_since, compresses_at):
     if slot_since is not None:
         used.recording.slot, used.recording.since = 2, slot_since
     plan = used.plan(generated, 70, True, 0)
-    assert plan == Plan(generated - 48, generated, 70, True, compresses_at=compresses_at, start=0, **BUDGET)
+    assert plan == Plan(
+        generated - 48,
+        generated,
+        70,
+        True,
+        compresses_at=compresses_at,
+        start=0,
+        **BUDGET,
+        holds_slot=slot_since is not None,
+    )
 
 
 def test_the_plan_of_a_thought_counts_from_its_start():
@@ -64,7 +73,7 @@ def test_a_retracted_request_is_planned_uncompressed_unless_it_is_restored(queri
     if queries:
         used.recording.slot = 1
     before = used.plan(190, 70, False, 0)
-    assert before == Plan(94, 190, 70, False, compresses_at=compresses_at, start=0, **BUDGET)
+    assert before == Plan(94, 190, 70, False, compresses_at=compresses_at, start=0, **BUDGET, holds_slot=queries)
     saved = used.save(backup(queries))
     used.recording.slot = None
     used.reset()
