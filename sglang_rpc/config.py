@@ -91,9 +91,9 @@ class RPCConfig:
     query_slots: int | None = _setting(
         None,
         integer(1),
-        "requests whose last R queries can be held at once",
+        "requests whose last R queries can be held at once; the others are compressed late, in turn",
         "N",
-        "as many as fit in 1% of the pool; 64 on a CPU",
+        "as many as can be due together, in at most 10% of the pool's memory",
     )
     when: str = _setting(
         "always",

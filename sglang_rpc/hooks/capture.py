@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sglang_rpc.contract import refusals
-from sglang_rpc.contract.layers import decoder_layers, kv_layer, latent_attentions
+from sglang_rpc.contract.layers import decoder_layers, kv_layer, latent_attentions, pool_bytes
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.targets import AFTER, AROUND, LATENT, hook, hook_of
@@ -55,8 +55,15 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     layers = decoder_layers(model_runner.model)
     shape = ring_shape(config, layers, model_runner.dtype)
     rows = model_runner.req_to_token_pool.req_to_token.shape[0]
-    slots = count_slots(config, model_runner, rows - 1, QueryRing.slot_bytes(**shape))
-    ring = QueryRing(slots=slots, rows=rows, device=model_runner.device, **shape)
+    allocator = model_runner.token_to_kv_pool_allocator  # of which nothing is taken yet
+    slots = count_slots(
+        config,
+        tokens=allocator.available_size(),
+        rows=rows - 1,
+        slot_bytes=QueryRing.slot_bytes(**shape),
+        pool_bytes=pool_bytes(allocator.get_kvcache()),
+    )
+    ring = QueryRing(slots=slots.slots, rows=rows, device=model_runner.device, **shape)
     kv_layers = [kv_layer(model_runner, layer) for layer in layers]
     every_step = accumulates(config.policy)
     if every_step:
@@ -65,7 +72,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         layer.register_forward_pre_hook(Capture(ring, index), with_kwargs=True)
         if every_step:
             layer.register_forward_hook(Accumulate(model_runner, kv_layers[index]), with_kwargs=True)
-    model_runner.rpc = ModelRPC(ring, kv_layers, every_step)
+    model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots)
     _load_kernels(ring, latent[0].kv_lora_rank if latent else None)
 
 

@@ -37,6 +37,8 @@ METRICS = (
     Metric("late_compressions", COUNTER, "Compressions after their due date."),
     Metric("early_compressions", COUNTER, "Compressions before their due date, to spare a retraction."),
     Metric("query_slots_in_use", GAUGE, "Requests whose queries are being held for a compression."),
+    Metric("query_slots_waiting", GAUGE, "Requests whose compression waits for a query slot."),
+    Metric("query_slot_waits", COUNTER, "Steps in which a compression was put off because no query slot was free."),
     Metric("memory_pressure", GAUGE, "Whether the pool is between its watermarks and full, with --rpc-when pressure."),
     Metric("pressure_crossings", COUNTER, "Times memory pressure has begun."),
     Metric("host_backup_bytes", GAUGE, "Host memory that holds the KV of retracted requests."),
@@ -52,6 +54,7 @@ class Metrics:
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._reported = (0, 0)
+        self._slots_reported = (0, 0, 0)
         if collector is None:
             return
         # Imported late: prometheus_client reads PROMETHEUS_MULTIPROC_DIR, which SGLang sets first.
@@ -90,6 +93,15 @@ class Metrics:
         """Note that memory pressure has begun, or ended."""
         self.set("memory_pressure", begun)
         self.add("pressure_crossings", begun)
+
+    def query_slots(self, in_use: int, waiting: int, counters: Counters) -> None:
+        """Bring the query slots up to date; `counters` since the server started. Does nothing if all is as it was."""
+        now = in_use, waiting, counters.slot_waits
+        if now != self._slots_reported:
+            self.set("query_slots_in_use", in_use)
+            self.set("query_slots_waiting", waiting)
+            self.add("query_slot_waits", counters.slot_waits - self._slots_reported[2])
+            self._slots_reported = now
 
     def backups(self, used: int, counters: Counters) -> None:
         """Bring the host backups up to date: `used` bytes; `counters` since the server started."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sglang_rpc.hooks.query_slots import QuerySlots
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.types import KVLayer
 
@@ -20,6 +21,7 @@ class ModelRPC:
     ring: QueryRing
     layers: Sequence[KVLayer]
     every_step: bool  #: whether a policy reads every step's queries, recorded or not
+    query_slots: QuerySlots  #: how many the ring has, and whether they are enough
 
 
 def model_rpc(model_runner: ModelRunner) -> ModelRPC | None:

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.layers import decoder_layers, pool_bytes
+from sglang_rpc.contract.layers import decoder_layers
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
+from sglang_rpc.runtime.slot_waits import affordable_slots, due_together, longest_wait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, ModelRunner
+    from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
 
-#: On a CPU the pool is small and memory is not the point: enough slots that no test run waits for one.
-CPU_SLOTS = 64
-#: Elsewhere the ring takes at most this share of the KV pool's bytes.
-POOL_SHARE = 0.01
+
+@dataclass(frozen=True)
+class QuerySlots:
+    """How many query slots a server has, and what that means for its requests."""
+
+    slots: int
+    needed: int  #: requests that can be due together
+    wait: int  #: steps that the last of these waits for a slot
+
+    @property
+    def sentence(self) -> str:
+        """For the log at start-up."""
+        if self.wait == 0:
+            return "enough for all requests that can be due together"
+        return (
+            f"{self.needed} requests can be due together: the last would be compressed {self.wait} steps late; "
+            "name more with --rpc-query-slots, or fewer requests with --max-running-requests"
+        )
 
 
 @hook(
@@ -32,19 +48,22 @@ POOL_SHARE = 0.01
     "the query ring's memory comes out of the KV pool's, not on top of it",
 )
 def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object, **_kwargs: object) -> int | None:
-    """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less what RPC takes on a GPU.
+    """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less what RPC takes.
 
     Runs once per model runner, after the weights are loaded and before the pool is built.
     """
     config = config_of(configurator.server_args)
-    on_cpu = str(configurator.device).startswith("cpu")
-    if config is None or configurator.is_draft_worker or on_cpu:
+    if config is None or configurator.is_draft_worker:
         return None
-    ring = int(POOL_SHARE * available)
-    if config.query_slots is not None:
-        shape = ring_shape(config, decoder_layers(configurator.model), configurator.model_dtype)
-        ring = (config.query_slots + 1) * QueryRing.slot_bytes(**shape)
-    available -= ring + SCRATCH_BYTES
+    slot_bytes = QueryRing.slot_bytes(
+        **ring_shape(config, decoder_layers(configurator.model), configurator.model_dtype)
+    )
+    # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room.
+    tokens = configurator.config_from_budget(available).max_total_num_tokens
+    rows = configurator.server_args.max_running_requests or tokens
+    available -= (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
+    if not str(configurator.device).startswith("cpu"):
+        available -= SCRATCH_BYTES  # of the kernels
     if accumulates(config.policy):
         # 4 bytes beside each KV head's key and value, which are at least a head dim of bytes each.
         available -= available * 4 // (4 + 2 * decoder_layers(configurator.model)[0].qk_head_dim)
@@ -57,14 +76,13 @@ def ring_shape(config: RPCConfig, layers: Sequence[AttentionLayer], dtype: torch
     return dict(layers=len(layers), window=config.window, heads=heads, head_dim=head_dim, dtype=dtype)
 
 
-def count_slots(config: RPCConfig, model_runner: ModelRunner, rows: int, slot_bytes: int) -> int:
-    """Query slots of a server whose request table has `rows`."""
+def count_slots(config: RPCConfig, tokens: int, rows: int, slot_bytes: int, pool_bytes: float) -> QuerySlots:
+    """Query slots of a server with a pool of `tokens` slots and `pool_bytes`, that runs `rows` requests at most."""
     if config.policy == lightthinker.NAME:
-        return 1  # nobody takes it
-    if config.query_slots is not None:
-        return min(config.query_slots, rows)
-    if str(model_runner.device).startswith("cpu"):
-        return min(CPU_SLOTS, rows)
-    pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
-    # One more is the dummy slot.
-    return max(1, min(rows, int(POOL_SHARE * pool_bytes(pool)) // slot_bytes - 1))
+        return QuerySlots(slots=1, needed=0, wait=0)  # nobody takes it
+    needed = due_together(tokens, config.interval, rows)
+    if config.query_slots is None:
+        slots = affordable_slots(needed, slot_bytes, pool_bytes)
+    else:
+        slots = min(config.query_slots, rows)
+    return QuerySlots(slots, needed, longest_wait(needed, slots, config.window))

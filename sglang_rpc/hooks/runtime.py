@@ -43,6 +43,7 @@ class SchedulerRPC:
         model = model_rpc(scheduler.tp_worker.model_runner)
         assert model is not None, "the query ring is built with the attention backends, before the scheduler is whole"
         self.ring = model.ring
+        self.query_slots = model.query_slots
         group = _tensor_parallel_group()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
         latent = is_latent(scheduler.token_to_kv_pool_allocator.get_kvcache())
@@ -71,7 +72,6 @@ class SchedulerRPC:
         self.recording_ahead: list[RequestState] = []  #: recorded ahead of time, in case memory runs out
         #: While the scheduler may retract and a result is in flight (result_in_flight.py): whether it is sure to.
         self.retraction_is_certain: bool | None = None
-        self._slots_reported = 0
         # The compaction stream must wait for the forward that still reads what is going to move.
         on_device = not str(scheduler.device).startswith("cpu")
         self._forward_stream = scheduler.forward_stream if on_device else None
@@ -82,10 +82,8 @@ class SchedulerRPC:
         return self.config.scope if self.compressor.markers is not None else "all"
 
     def report_slots(self) -> None:
-        """Bring the gauge of query slots in use up to date."""
-        if self.ring.in_use != self._slots_reported:
-            self._slots_reported = self.ring.in_use
-            self.metrics.set("query_slots_in_use", self._slots_reported)
+        """Bring the metrics of the query slots up to date."""
+        self.metrics.query_slots(self.ring.in_use, self.compressor.recorder.waiting, self.compressor.counters)
 
     def report_backups(self) -> None:
         """Bring the metrics of the host backups up to date."""
@@ -130,12 +128,13 @@ def install_compressor(_result: object, scheduler: Scheduler) -> None:
     scheduler.rpc = runtime = SchedulerRPC(scheduler, config)
     scheduler.req_to_token_pool.rpc = runtime
     logger.info(
-        "RPC on: %s; scope in effect: %s; scoring: %s; %d query slots, %.1f MB",
+        "RPC on: %s; scope in effect: %s; scoring: %s; %d query slots, %.1f MB, %s",
         config.to_json(),
         runtime.scope_in_effect,
         runtime.compressor.scoring,
         runtime.ring.slots,
         runtime.ring.nbytes / 1e6,
+        runtime.query_slots.sentence,
     )
 
 

@@ -21,6 +21,7 @@ class ServerArgs:
     reasoning_parser: str | None = None
     device: str | None = "cuda"
     cuda_graph_config: Any = None
+    max_running_requests: int | None = None
 
 
 def server_args(config: RPCConfig | None) -> ServerArgs:
@@ -81,12 +82,21 @@ class ModelRunner:
 
 
 @dataclass(eq=False)
+class MemoryPoolConfig:
+    max_total_num_tokens: int
+
+
+@dataclass(eq=False)
 class KVCacheConfigurator:
     server_args: ServerArgs
     device: str = "cuda"
     is_draft_worker: bool = False
     model: Any = None
     model_dtype: torch.dtype = torch.bfloat16
+    token_bytes: int = 1000
+
+    def config_from_budget(self, budget_bytes: int) -> MemoryPoolConfig:
+        return MemoryPoolConfig(budget_bytes // self.token_bytes)
 
 
 @dataclass(eq=False)

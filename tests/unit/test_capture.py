@@ -7,6 +7,7 @@ import torch
 
 from sglang_rpc.hooks import capture
 from sglang_rpc.hooks.model import ModelRPC
+from sglang_rpc.hooks.query_slots import QuerySlots
 from sglang_rpc.hooks.step import SingleRows, carrying
 from sglang_rpc.memory.query_ring import QueryRing
 from tests.fakes.batches import ForwardBatch, ForwardMode, none
@@ -107,6 +108,6 @@ def test_a_prefill_with_rows_to_record_replays_no_graph(step, recording):
         runner = PrefillCudaGraphRunner(ModelRunner(rpc=model))
         return capture.eager_while_recording(lambda *_: True, runner, step)
 
-    assert asked(ModelRPC(ring, [], every_step=False)) is not recording
-    assert asked(ModelRPC(ring, [], every_step=True)) is False
+    assert asked(ModelRPC(ring, [], False, QuerySlots(1, 1, 0))) is not recording
+    assert asked(ModelRPC(ring, [], True, QuerySlots(1, 1, 0))) is False
     assert asked(None) is True

@@ -21,6 +21,7 @@ OWN = {
     memory.Allocator: {"free", "kvcache"},
     memory.ReqToTokenPool: {"rpc"},
     memory.Tree: {"evictable"},
+    models.KVCacheConfigurator: {"token_bytes"},
     models.ModelConfig: {"kv_heads"},
     models.ModelRunner: {"rpc"},
     requests.Req: {"rpc"},

@@ -8,6 +8,7 @@ import torch
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.hooks import positions
 from sglang_rpc.hooks.model import ModelRPC
+from sglang_rpc.hooks.query_slots import QuerySlots
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.runtime.clock import Clock
 from sglang_rpc.runtime.request_state import RequestState
@@ -53,7 +54,9 @@ def step(mode: ForwardMode, rows: list[tuple[Req, int]], ring: QueryRing) -> For
             positions=torch.cat([torch.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]),
         )
 
-    made = positions.make_logical(init_new, ForwardBatch, batch, ModelRunner(rpc=ModelRPC(ring, [], False)))
+    made = positions.make_logical(
+        init_new, ForwardBatch, batch, ModelRunner(rpc=ModelRPC(ring, [], False, QuerySlots(1, 1, 0)))
+    )
     return dataclasses.replace(made)  # as SGLang copies it before the forward
 
 

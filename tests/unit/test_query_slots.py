@@ -1,4 +1,4 @@
-"""The query ring's share of SGLang's memory budget."""
+"""How many query slots a server has, and the query ring's share of SGLang's memory budget."""
 
 import pytest
 import torch
@@ -6,12 +6,11 @@ import torch
 from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.hooks import query_slots
-from tests.fakes.memory import Allocator, KVPool
-from tests.fakes.models import AttentionLayer, KVCacheConfigurator, ModelRunner, server_args
+from sglang_rpc.hooks.query_slots import QuerySlots, count_slots
+from tests.fakes.models import AttentionLayer, KVCacheConfigurator, server_args
 
-
-def configurator(config: RPCConfig | None, device: str = "cuda", draft: bool = False) -> KVCacheConfigurator:
-    return KVCacheConfigurator(server_args(config), device, draft)
+AVAILABLE = 10**10  #: bytes, of 10**7 tokens
+SLOT = 2 * 32 * 3 * 5 * 2  #: bytes: layers, window, heads, head size, bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -20,35 +19,87 @@ def two_layers(monkeypatch):
     monkeypatch.setattr(query_slots, "decoder_layers", lambda model: [layer, layer])
 
 
-AVAILABLE = 10**10
+def configurator(config: RPCConfig | None, device="cuda", draft=False, requests=None) -> KVCacheConfigurator:
+    arguments = server_args(config)
+    arguments.max_running_requests = requests
+    return KVCacheConfigurator(arguments, device, draft)
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"),
+    ("given", "slots"),
     [
-        (configurator(RPCConfig()), AVAILABLE // 100 + SCRATCH_BYTES),
-        (configurator(RPCConfig(query_slots=7, window=4)), 8 * (2 * 4 * 3 * 5 * 2) + SCRATCH_BYTES),
+        (configurator(RPCConfig()), 10**7 // 4096),
+        (configurator(RPCConfig(interval=512)), 10**7 // 512),
+        (configurator(RPCConfig(interval=512), requests=300), 300),
+        (configurator(RPCConfig(query_slots=7)), 7),
+        (configurator(RPCConfig(query_slots=700), requests=300), 300),
     ],
-    ids=["1 %", "as many slots as asked for, and the dummy slot"],
+    ids=[
+        "every interval in the pool",
+        "shorter ones",
+        "every request",
+        "as many as asked for",
+        "no more than requests",
+    ],
 )
-def test_what_rpc_takes_comes_out_of_the_pools_memory(given, taken):
-    assert query_slots.leave_room(AVAILABLE, given, 80) == AVAILABLE - taken
+@pytest.mark.parametrize(("device", "scratch"), [("cuda", SCRATCH_BYTES), ("cpu", 0)])
+def test_the_ring_and_the_dummy_slot_come_out_of_the_pools_memory(given, slots, device, scratch):
+    given.device = device
+    assert query_slots.leave_room(AVAILABLE, given, 80) == AVAILABLE - (slots + 1) * SLOT - scratch
 
 
-@pytest.mark.parametrize(
-    "given",
-    [configurator(None), configurator(RPCConfig(), device="cpu"), configurator(RPCConfig(), draft=True)],
-    ids=["off", "cpu", "draft"],
-)
+@pytest.mark.parametrize("given", [configurator(None), configurator(RPCConfig(), draft=True)], ids=["off", "draft"])
 def test_elsewhere_the_pool_is_as_large_as_sglangs(given):
     assert query_slots.leave_room(AVAILABLE, given, 80) is None
 
 
-@pytest.mark.parametrize("slot_bytes", [10, 999_999, 10**6, 10**7])
-def test_the_ring_with_its_dummy_slot_takes_no_more_than_its_share(slot_bytes):
-    # 1 % of the pool, not of the budget; and at least one slot, however small the pool is.
-    pool_bytes = 10**8
-    pool = KVPool(k_buffer=[torch.empty(pool_bytes, dtype=torch.uint8, device="meta")])
-    runner = ModelRunner("cuda", token_to_kv_pool_allocator=Allocator(kvcache=pool))
-    slots = query_slots.count_slots(RPCConfig(), runner, 10**9, slot_bytes)
-    assert slots == 1 or (slots + 1) * slot_bytes <= pool_bytes // 100 < (slots + 2) * slot_bytes
+def test_a_ring_that_is_too_large_is_cut_to_a_tenth_of_the_pool():
+    given = configurator(RPCConfig(interval=2, ratio=1.5))
+    left = query_slots.leave_room(AVAILABLE, given, 80) + SCRATCH_BYTES
+    assert AVAILABLE * 0.9 <= left < AVAILABLE * 0.9 + SLOT
+
+
+@pytest.mark.parametrize("token_bytes", [700, 1000, 57_344])
+@pytest.mark.parametrize("interval", [2, 64, 4096])
+@pytest.mark.parametrize("requests", [None, 40])
+def test_the_ring_never_outgrows_the_room_that_was_left_for_it(token_bytes, interval, requests):
+    config = RPCConfig(interval=interval, ratio=1.5)
+    given = configurator(config, device="cpu", requests=requests)
+    given.token_bytes = token_bytes
+    left = query_slots.leave_room(AVAILABLE, given, 80)
+    tokens = left // token_bytes
+    ring = (count_slots(config, tokens, requests or tokens // 2, SLOT, left).slots + 1) * SLOT
+    assert 0.9 * (AVAILABLE - left) - SLOT <= ring <= AVAILABLE - left
+
+
+# A 7B model's slot and token (28 layers, 28 query and 4 KV heads of 128, bfloat16), and its pool.
+SLOT_7B, TOKEN_7B = 28 * 32 * 28 * 128 * 2, 28 * 2 * 4 * 128 * 2
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "rows", "expected"),
+    [
+        (RPCConfig(), 100_000, 2048, QuerySlots(24, 24, 0)),
+        (RPCConfig(interval=1024), 100_000, 2048, QuerySlots(88, 97, 33)),
+        (RPCConfig(interval=1024), 526_000, 256, QuerySlots(256, 256, 0)),
+        (RPCConfig(interval=512), 100_000, 2048, QuerySlots(88, 195, 2 * 33)),
+        (RPCConfig(interval=1024, query_slots=8), 526_000, 128, QuerySlots(8, 128, 15 * 33)),
+        (RPCConfig(interval=1024, query_slots=500), 526_000, 128, QuerySlots(128, 128, 0)),
+        (RPCConfig(policy="lightthinker", gist_tokens=(1,)), 526_000, 128, QuerySlots(1, 0, 0)),
+    ],
+    ids=lambda value: None,
+)
+def test_a_7b_models_slots(config, tokens, rows, expected):
+    assert count_slots(config, tokens, rows, SLOT_7B, tokens * TOKEN_7B) == expected
+
+
+def test_the_log_says_whether_there_are_enough():
+    assert QuerySlots(24, 24, 0).sentence == "enough for all requests that can be due together"
+    short = QuerySlots(8, 128, 495).sentence
+    assert short.startswith("128 requests can be due together: the last would be compressed 495 steps late")
+    assert "--rpc-query-slots" in short
+
+
+def test_slots_are_counted_in_the_queries_own_dtype():
+    shape = query_slots.ring_shape(RPCConfig(), [AttentionLayer(tp_q_head_num=3, qk_head_dim=5)] * 2, torch.bfloat16)
+    assert query_slots.QueryRing.slot_bytes(**shape) == SLOT

@@ -72,6 +72,11 @@ class ModelRunner(Protocol):
     use_mla_backend: bool
 
 
+@assumed("sglang.srt.model_executor.pool_configurator.MemoryPoolConfig", "how many tokens the KV pool will hold")
+class MemoryPoolConfig(Protocol):
+    max_total_num_tokens: int
+
+
 @assumed("sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator", "what the KV pool is sized for")
 class KVCacheConfigurator(Protocol):
     device: str
@@ -79,6 +84,9 @@ class KVCacheConfigurator(Protocol):
     model: torch.nn.Module
     model_dtype: torch.dtype
     server_args: ServerArgs
+
+    def config_from_budget(self, budget_bytes: int) -> MemoryPoolConfig:
+        """what so many bytes hold, within --max-total-tokens; changes nothing"""
 
 
 @assumed(

@@ -1,5 +1,7 @@
 """Too few query slots: who gets one, and that nobody waits for ever."""
 
+import itertools
+
 import pytest
 
 from tests.loops.decode_loop import Loop, config
@@ -21,7 +23,7 @@ def test_every_request_is_compressed_in_turn(slots):
     longest_wait = (8 - 1) // slots * 5  # all others first
     for request in loop.requests:
         dates = [0, *(generated for generated, _, _ in request.done), 130]
-        assert all(b - a <= 4 + 16 + longest_wait for a, b in zip(dates, dates[1:], strict=False)), dates
+        assert all(b - a <= 4 + 16 + longest_wait for a, b in itertools.pairwise(dates)), dates
     assert_all_slots_are_back(loop)
 
 
