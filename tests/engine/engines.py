@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_rpc import RPCConfig
-from tests.engine import forked, spy, starts
+from tests.engine import forked, on_cuda, spy, starts
 
 GOLDENS = ("gqa_all_p64", "mha_all_p128", "gqa_group_p64", "gqa_max_p48", "gqa8x_p64")
 
@@ -49,7 +49,9 @@ class Golden:
 def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
     """An `sglang_rpc.Engine` in float32 that can be spied on, shut down on leaving.
 
-    SGLang writes to `os.environ` when it starts; that is undone, so that no engine inherits another's settings.
+    On a CUDA device it has the arguments and the environment of `on_cuda`, where neither `args` nor the environment
+    names them. SGLang writes to `os.environ` when it starts; that is undone, so that no engine inherits another's
+    settings.
     """
     kind = _spied()
     settings = dict(
@@ -62,13 +64,25 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
         log_level="warning",
         random_seed=0,
     )
-    before = dict(os.environ)
+    device = on_cuda.device_of(args.get("device"))
+    settings |= on_cuda.arguments(device) | args
     starts.counts["engine, forked" if forked.possible() else "engine, spawned"] += 1
-    built = kind(rpc=rpc, **{**settings, **args})
+    with _environment(on_cuda.environment(device, settings["dtype"])):
+        built = kind(rpc=rpc, **settings)
+        try:
+            yield built
+        finally:
+            built.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(wanted: dict[str, str]):
+    """`wanted` in `os.environ` where it is not set; on leaving, the environment is what it was before."""
+    before = dict(os.environ)
+    os.environ.update(wanted | before)
     try:
-        yield built
+        yield
     finally:
-        built.shutdown()
         os.environ.clear()
         os.environ.update(before)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.bench.server import free_port
-from tests.engine import starts
+from tests.engine import on_cuda, starts
 
 START_SECONDS = 300
 
@@ -62,14 +62,17 @@ def server(
     env: dict[str, str] | None = None,
     python: Path | str = sys.executable,
 ):
-    """`python -m MODULE FLAGS` on a free port; ended by pid on leaving."""
+    """`python -m MODULE FLAGS` on a free port, with what `on_cuda` adds; ended by pid on leaving."""
     port = free_port()
     log = tmp_path / "server.log"
-    command = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags]
+    device = on_cuda.device_of(on_cuda.value_of("--device", flags))
+    added = on_cuda.flags(flags, device)
+    command = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags, *added]
+    own = on_cuda.environment(device, on_cuda.value_of("--dtype", flags) or "auto")
     starts.counts["server"] += 1
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}, start_new_session=True
+            command, stdout=out, stderr=subprocess.STDOUT, env=own | os.environ | (env or {}), start_new_session=True
         )
     running = Server(f"http://127.0.0.1:{port}", process, log)
     try:

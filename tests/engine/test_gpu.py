@@ -26,8 +26,7 @@ LOGIT_TOLERANCE = 5e-3
 def test_the_recordings_under_cuda_graphs(goldens, tmp_path, name, page):
     golden = Golden.load(goldens / name)
     oracle = Oracle(golden.path)
-    arguments = {"device": "cuda", "attention_backend": "triton", "page_size": page, "mem_fraction_static": 0.3}
-    with engine(golden.path, golden.config, **arguments) as running:
+    with engine(golden.path, golden.config, device="cuda", page_size=page) as running:
         assert running.get_server_info()["internal_states"][0]["rpc"]["scoring"] == "triton"
         n = len(golden.output)
         results = running.generate(
@@ -63,7 +62,7 @@ def test_compression_adds_little_to_the_error_of_the_dtype(model, tmp_path, back
     """How far tokens lie below a float32 oracle's best, on the mean."""
     oracle, path = model
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
-    arguments = {"device": "cuda", "dtype": "bfloat16", "attention_backend": backend, "mem_fraction_static": 0.3}
+    arguments = {"device": "cuda", "dtype": "bfloat16", "attention_backend": backend}
     with engine(path, rpc, kv_cache_dtype=kv_dtype, **arguments) as running:
         rng = random.Random(3)
         prompts = [[rng.randrange(20, 500) for _ in range(30 + i)] for i in range(8)]

@@ -39,14 +39,13 @@ SHAPES = {
     "overlap, mixed, retracting": ({"chunked_prefill_size": 32, "enable_mixed_chunk": True}, 0.25),
 }
 #: The race that a compaction on the wrong side of a forward would be: many requests, CUDA graphs and overlap on.
-CUDA = {"device": "cuda", "attention_backend": "triton", "mem_fraction_static": 0.3}
 GPU_SHAPES = {
-    "cuda graphs": (CUDA, 4),
+    "cuda graphs": ({"device": "cuda"}, 4),
     "cuda graphs, page 16, mixed": (
-        {**CUDA, "page_size": 16, "chunked_prefill_size": 32, "enable_mixed_chunk": True},
+        {"device": "cuda", "page_size": 16, "chunked_prefill_size": 32, "enable_mixed_chunk": True},
         2,
     ),
-    "cuda graphs, PyTorch scoring": ({**CUDA, "rpc_scoring": "reference"}, 1),
+    "cuda graphs, PyTorch scoring": ({"device": "cuda", "rpc_scoring": "reference"}, 1),
 }
 
 
