@@ -7,17 +7,20 @@
     total      all of it, as the server runs it
     reference  all of it in PyTorch
 
-Of each: microseconds, the bytes it must move, and these over the copy bandwidth measured on the same GPU. This is the
-one benchmark that imports sglang_rpc's kernels instead of speaking to a server.
+Of each: microseconds, the bytes it must move, and these over the copy bandwidth measured on the same GPU. Each row is
+written as soon as it is measured. FlashInfer's come last, as it is another package, which may be missing, have no
+kernel for this GPU or take minutes to compile one: a row without numbers then says why. This is the one benchmark that
+imports sglang_rpc's kernels instead of speaking to a server.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,12 +48,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Result:
+    """One row; without numbers where `error` says why."""
+
     part: str
     candidates: int
     batch: int
-    microseconds: float
-    gigabytes: float
-    copy_share: float  #: of the measured copy bandwidth
+    microseconds: float | None = None
+    gigabytes: float | None = None
+    copy_share: float | None = None  #: of the measured copy bandwidth
+    error: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.batch:3d} x {self.candidates:6d}  {self.part:10s} "
+        if self.microseconds is None:
+            return f"{where}left out: {self.error}"
+        share = f"{100 * (self.copy_share or 0):5.1f} % of a copy's bandwidth"
+        return f"{where}{self.microseconds:10.0f} us  {self.gigabytes:8.3f} GB  {share}"
 
 
 class Scene:
@@ -108,7 +121,7 @@ class Scene:
 
 
 def parts(scene: Scene) -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """Name, bytes that must move, and what to time."""
+    """Name, bytes that must move, and what to time, of all that needs no other package."""
     from sglang_rpc.backends.choose import make_backend
     from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
     from sglang_rpc.scoring.key_table import KeyTable
@@ -125,20 +138,25 @@ def parts(scene: Scene) -> Iterator[tuple[str, int, Callable[[], object]]]:
     scores = score()
     kept = select(scores, batch, config.kernel_size, config.pooling)
     yield "scores", 2 * scene.keys_bytes, score
-    try:
-        from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
-
-        lse = FlashInferLSE(scene.layers, ring.buffer)
-    except (ImportError, ValueError) as error:
-        tqdm.write(f"flashinfer: left out ({error})")
-    else:
-        yield "flashinfer", 2 * scene.keys_bytes, lambda: lse(scene.compressions, rows, selector=config.selector)
     yield "select", 6 * scene.score_bytes, lambda: select(scores, batch, config.kernel_size, config.pooling)
     yield "move", scene.moved_bytes, lambda: move_kept(slices, rows, batch, kept)
     all_bytes = 2 * scene.keys_bytes + 6 * scene.score_bytes + scene.moved_bytes
     for name, scoring in (("total", "triton"), ("reference", "reference")):
         path = make_backend(RPCConfig(**{**asdict(config), "scoring": scoring}), scene.layers, ring, rows, None)
         yield name, all_bytes, lambda path=path: path.compress(scene.compressions)
+
+
+def flashinfer_part(scene: Scene) -> tuple[str, int, Callable[[], object]]:
+    """As `parts`. What is timed may raise anything: FlashInfer is imported, and compiles, when it is first called."""
+
+    @functools.cache
+    def lse() -> Callable[..., object]:
+        from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
+
+        return FlashInferLSE(scene.layers, scene.ring.buffer)
+
+    selector = scene.config.selector
+    return "flashinfer", 2 * scene.keys_bytes, lambda: lse()(scene.compressions, scene.req_to_token, selector=selector)
 
 
 def copy_bandwidth() -> float:
@@ -184,28 +202,51 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / "kernels.csv").open("w", newline="") as file:
         table: csv.DictWriter[str] | None = None
-        for candidates, batch in tqdm(list(itertools.product(given.candidates, given.batch))):
-            scene = None  # what the last one held is free before the next is made
-            try:
-                scene = Scene(shape, config, candidates, batch)
-                results = [
-                    _measured(name, size, work, candidates, batch, bandwidth) for name, size, work in parts(scene)
-                ]
-            except torch.OutOfMemoryError:
-                tqdm.write(f"{batch} x {candidates} candidates: more than this GPU holds, left out")
-                continue
-            for result in results:
-                row = {**asdict(result), **setting}
-                if table is None:
-                    table = csv.DictWriter(file, row)
-                    table.writeheader()
-                table.writerow(row)
-                tqdm.write(
-                    f"{batch:3d} x {candidates:6d}  {result.part:10s} {result.microseconds:10.0f} us  "
-                    f"{result.gigabytes:8.3f} GB  {100 * result.copy_share:5.1f} % of a copy's bandwidth"
-                )
+        sizes = list(itertools.product(given.candidates, given.batch))
+        bar = tqdm(total=2 * len(sizes))
+        for result in results(functools.partial(Scene, shape, config), sizes, bandwidth, bar.update):
+            row = {**asdict(result), **setting}
+            if table is None:
+                table = csv.DictWriter(file, row)
+                table.writeheader()
+            table.writerow(row)
             file.flush()
+            bar.write(str(result))
+        bar.close()
     print(given.out / "kernels.csv")
+
+
+def results(
+    make: Callable[[int, int], Scene],
+    sizes: Sequence[tuple[int, int]],
+    bandwidth: float,
+    done: Callable[[], object] = lambda: None,
+) -> Iterator[Result]:
+    """Each as it is measured, FlashInfer's after all others; `make` and `sizes` are of candidates and batch.
+
+    `done` is called twice for each size.
+    """
+    for measured in (_kernels, _flashinfer):
+        for candidates, batch in sizes:
+            yield from measured(make, candidates, batch, bandwidth)
+            done()
+
+
+def _kernels(make: Callable[[int, int], Scene], candidates: int, batch: int, bandwidth: float) -> Iterator[Result]:
+    try:
+        scene = make(candidates, batch)
+        for name, size, work in parts(scene):
+            yield _measured(name, size, work, candidates, batch, bandwidth)
+    except torch.OutOfMemoryError:
+        yield Result("all others", candidates, batch, error="more than this GPU holds")
+
+
+def _flashinfer(make: Callable[[int, int], Scene], candidates: int, batch: int, bandwidth: float) -> Iterator[Result]:
+    try:
+        yield _measured(*flashinfer_part(make(candidates, batch)), candidates, batch, bandwidth)
+    except Exception as error:  # of another package, or of a device that it left unusable
+        first = (str(error).splitlines() or [""])[0]
+        yield Result("flashinfer", candidates, batch, error=f"{type(error).__name__}: {first}")
 
 
 def _measured(
