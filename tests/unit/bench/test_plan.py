@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 
 import pytest
 
@@ -263,6 +264,27 @@ def test_the_gpu_benchmark_is_a_preset_that_can_be_overridden(tmp_path):
     other = options.read(gpu.arguments([*given, "--shape", "qwq-32b"]))
     assert other.settings.model.label == "shape:qwq-32b"
     assert other.settings.model.layers == 64
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ([], "--cuda-graph-max-bs-decode 256"),
+        (["--server-flags", "--mem 0.5 --x"], "--cuda-graph-max-bs-decode 256 --mem 0.5 --x"),
+        (["--server-flags=--name 'two words'"], "--cuda-graph-max-bs-decode 256 --name 'two words'"),
+        (["--server-flags", "--cuda-graph-max-bs-decode 64 --x"], "--cuda-graph-max-bs-decode 64 --x"),
+        (["--server-flags=--cuda-graph-max-bs-decode=64"], "--cuda-graph-max-bs-decode=64"),
+    ],
+)
+def test_the_gpu_benchmarks_server_flags_are_added_to_the_callers(tmp_path, given, flags):
+    asked = options.read(gpu.arguments(["--out", str(tmp_path), *given, "--repetitions", "2"]))
+    assert asked.settings.server_flags == tuple(shlex.split(flags))
+    assert asked.repetitions == 2
+
+
+def test_server_flags_that_cannot_be_split_are_refused(tmp_path):
+    with pytest.raises(BenchError, match=r"--server-flags: .* cannot be split"):
+        gpu.arguments(["--out", str(tmp_path), "--server-flags", "--name 'two words"])
 
 
 def test_a_config_that_is_no_transformer_is_refused(tmp_path):
