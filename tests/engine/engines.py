@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
     )
     device = on_cuda.device_of(args.get("device"))
     settings |= on_cuda.arguments(device) | args
+    rpc = with_a_slot_each(rpc, settings["max_running_requests"])
     starts.counts["engine, forked" if forked.possible() else "engine, spawned"] += 1
     with _environment(on_cuda.environment(device, settings["dtype"])):
         built = kind(rpc=rpc, **settings)
@@ -73,6 +74,14 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
             yield built
         finally:
             built.shutdown()
+
+
+def with_a_slot_each(rpc: RPCConfig | None, requests: int) -> RPCConfig | None:
+    """`rpc` with a query slot for each request, where it names no number: a tenth of a test's small pool may be fewer,
+    and late compressions would not be the recordings'."""
+    if rpc is None or rpc.query_slots is not None:
+        return rpc
+    return replace(rpc, query_slots=requests)
 
 
 @contextlib.contextmanager
