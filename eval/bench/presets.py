@@ -80,7 +80,7 @@ class Preset:
     repetitions: int = 3
 
 
-PRESETS = ("quick", "tight", "ample", "shared", "full", "lengths")
+PRESETS = ("quick", "tight", "ample", "shared", "together", "full", "lengths")
 MAIN_ARMS = ("stock", "constrained", "rpc")
 
 
@@ -107,6 +107,12 @@ def preset(name: str, size: Size) -> Preset:
         pool = pool_for(TIGHT, 64, 32, size.prompt_tokens, size.output_tokens)
         many = replace(base, concurrency=(64,), samples=(1, 8, 32), pool_tokens=(pool,), per_client=2)
         return Preset(MAIN_ARMS, (many,))
+    if name == "together":
+        # All are due in the same step, samples of one prompt or not: what query slots are counted for.
+        length = 10 * size.rpc.interval
+        pool = pool_for(TIGHT, 64, 64, size.prompt_tokens, length)
+        crowd = replace(base, concurrency=(64,), samples=(64, 1), output_tokens=(length,), pool_tokens=(pool,))
+        return Preset(("stock", "rpc"), (replace(crowd, per_client=1),), repetitions=1)
     if name == "lengths":
         # The same batch in a pool that holds it (what attention over fewer entries gives) and where memory binds.
         lengths = tuple(size.output_tokens // part for part in (4, 2, 1))

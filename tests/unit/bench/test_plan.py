@@ -144,6 +144,9 @@ def test_presets_are_possible_and_compress(name, size):
     assert plan.starts([arms.built_in(a, size.rpc) for a in preset.arms], loads, preset.repetitions)
     if name in ("tight", "ample", "shared"):
         assert all(w.output_tokens >= 20 * size.rpc.interval for w in loads)
+    if name == "together":
+        assert sorted(w.n for w in loads) == [1, 64]
+        assert {(w.samples, w.concurrency) for w in loads} == {(64, 64)}  # one wave: none begins while others run
     if name == "shared":
         assert sorted(w.n for w in loads) == [1, 8, 32]
         assert len({w.pool_tokens for w in loads}) == 1
