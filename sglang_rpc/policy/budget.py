@@ -10,39 +10,53 @@ Because every count is known on the host, no scheduling decision ever waits for 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
-def compressions_due(generated: int, interval: int, window: int) -> int:
-    """How many compressions `generated` (logical) entries call for: the first at P+R, then one every P."""
-    return max(0, (generated - window) // interval)
-
-
-def next_due(compressions: int, interval: int, window: int) -> int:
-    """The logical length at which the compression after the `compressions`-th is due."""
-    return (compressions + 1) * interval + window
+from sglang_rpc.config import RequestOptions
 
 
-def kept_candidates(compressions: int, budget_step: int) -> int:
-    """How many candidates (region without its last R entries) survive the `compressions`-th compression."""
-    return compressions * budget_step
+@dataclass(frozen=True)
+class Budget:
+    """What one request may hold. Lengths are logical."""
 
+    interval: int  #: P
+    window: int  #: R
+    step: int  #: T: entries that each compression adds
 
-def early_kept(generated: int, compressions: int, interval: int, window: int, ratio: float) -> int:
-    """Candidates that survive a compression before the due date, at `generated` entries: the budget so far, and the
-    share 1/c of the candidates that came since. On the due date it is the next budget.
+    @classmethod
+    def of(cls, options: RequestOptions) -> Budget:
+        """What a request with these options may hold."""
+        return cls(options.interval, options.window, options.budget_step)
 
-    Due dates and their budgets stay what they are: an early compression is a step on the way to the next one.
-    """
-    return compressions * int(interval / ratio) + int((generated - window - compressions * interval) / ratio)
+    def compressions_due(self, generated: int) -> int:
+        """How many compressions `generated` entries call for: the first at P+R, then one every P."""
+        return max(0, (generated - self.window) // self.interval)
 
+    def next_due(self, compressions: int) -> int:
+        """The length at which the compression after the `compressions`-th is due."""
+        return (compressions + 1) * self.interval + self.window
 
-def peak_held(generated: int, interval: int, window: int, budget_step: int) -> int:
-    """The most entries held at once by a request that generates `generated` entries in all.
+    def kept(self, compressions: int) -> int:
+        """How many candidates (region without its last R entries) survive the `compressions`-th compression."""
+        return compressions * self.step
 
-    Between compressions n and n+1 the region grows from n*T+R to n*T+R+P, so the last full interval decides.
-    """
-    done = compressions_due(generated, interval, window)
-    if done == 0:
-        return generated
-    before_last = (done - 1) * budget_step + window + interval
-    after_last = done * budget_step + generated - done * interval
-    return max(before_last, after_last)
+    def early_kept(self, generated: int, compressions: int, ratio: float) -> int:
+        """Candidates that survive a compression before the due date, at `generated` entries and `ratio`: the budget so
+        far, and the share 1/c of the candidates that came since. On the due date it is the next budget.
+
+        Due dates and their budgets stay what they are: an early compression is a step on the way to the next one.
+        """
+        so_far = compressions * int(self.interval / ratio)
+        return so_far + int((generated - self.window - compressions * self.interval) / ratio)
+
+    def peak(self, generated: int) -> int:
+        """The most entries held at once by a request that generates `generated` entries in all.
+
+        Between compressions n and n+1 the region grows from n*T+R to n*T+R+P, so the last full interval decides.
+        """
+        done = self.compressions_due(generated)
+        if done == 0:
+            return generated
+        before_last = self.kept(done - 1) + self.window + self.interval
+        after_last = self.kept(done) + generated - done * self.interval
+        return max(before_last, after_last)

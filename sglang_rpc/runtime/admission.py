@@ -15,7 +15,7 @@ import numpy as np
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy import budget
+from sglang_rpc.policy.budget import Budget
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.slot_waits import longest_wait
 from sglang_rpc.types import NEVER
@@ -150,7 +150,7 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait
 
 def longest(want: int, room: int, options: RequestOptions) -> int:
     """The largest n <= `want` such that n generated tokens never hold more than `room` entries."""
-    return largest(want, lambda n: budget.peak_held(n, options.interval, options.window, options.budget_step) <= room)
+    return largest(want, lambda n: Budget.of(options).peak(n) <= room)
 
 
 def largest(want: int, fits: Callable[[int], bool]) -> int:
@@ -174,7 +174,7 @@ def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestO
     fits = longest(want, room, options)
     if fits >= want:
         return
-    peak = budget.peak_held(want, options.interval, options.window, options.budget_step)
+    peak = Budget.of(options).peak(want)
     raise ConfigError(
         f"{want} new tokens do not fit: with interval {options.interval}, window {options.window} and ratio "
         f"{options.ratio:g} they hold up to {peak} KV entries, and beside this prompt of {prompt} tokens the pool of "

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from sglang_rpc.policy import budget
 from sglang_rpc.policy.lightthinker import Thoughts
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.types import NEVER
@@ -92,7 +91,7 @@ def early_gain(state: RequestState, generated: int, ratio: float) -> int:
         return 0
     options = state.options
     region = generated - state.start
-    keep = budget.early_kept(region, state.clock.events, options.interval, options.window, ratio)
+    keep = state.budget.early_kept(region, state.clock.events, ratio)
     return region - state.evicted - options.window - max(1, keep)
 
 
@@ -107,8 +106,8 @@ def _due(state: RequestState, generated: int) -> CheckAgain | Compress:
     at = max(due, recorded + options.window)
     if at > generated:
         return CheckAgain(at, QuerySlot.DUE)
-    events = budget.compressions_due(generated - state.start, options.interval, options.window)
-    keep = budget.kept_candidates(events, options.budget_step)
+    events = state.budget.compressions_due(generated - state.start)
+    keep = state.budget.kept(events)
     # A late compression dropped more than its share: the next date may find fewer candidates than its budget.
     if keep >= generated - state.evicted - state.start - options.window:
         return replace(next_date(state, generated, events), passed=events)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.memory.host_backup import Backup
-from sglang_rpc.policy import budget
+from sglang_rpc.policy.budget import Budget
 from sglang_rpc.policy.lightthinker import Thoughts
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.clock import Clock
@@ -82,6 +82,11 @@ class RequestState:
         """Entries missing from its row."""
         return self.clock.evicted
 
+    @property
+    def budget(self) -> Budget:
+        """What it may hold when."""
+        return Budget.of(self.options)
+
     def read(self, output_ids: Sequence[int], generated: int) -> None:
         """Read `output_ids[:generated]` for think markers and gists; tokens read before are not read again."""
         if not self.active:
@@ -107,7 +112,7 @@ class RequestState:
     def due(self, events: int) -> int:
         """Logical length at which the compression after the `events`-th is due; needs a `start`."""
         assert self.start is not None
-        return self.start + budget.next_due(events, self.options.interval, self.options.window)
+        return self.start + self.budget.next_due(events)
 
     def plan(self, generated: int, tokens: int, ends: bool, prompt: int) -> Plan:
         """What the request will hold while it generates `tokens` more after `generated` logical entries and a prompt
@@ -130,20 +135,20 @@ class RequestState:
         held = generated - clock.evicted
         if not self.active or self.thoughts is not None:
             return Plan(held, generated, tokens, ends, prompt=prompt)
-        options = self.options
+        budget = self.budget
         start = generated if self.start is None else self.start
-        due = start + budget.next_due(clock.events, options.interval, options.window)
+        due = start + budget.next_due(clock.events)
         recorded = generated if recorded_since is None else recorded_since
         return Plan(
             held,
             generated,
             tokens,
             ends,
-            compresses_at=max(due, recorded + options.window),
+            compresses_at=max(due, recorded + budget.window),
             start=start,
-            interval=options.interval,
-            window=options.window,
-            budget_step=options.budget_step,
+            interval=budget.interval,
+            window=budget.window,
+            budget_step=budget.step,
             prompt=prompt,
             holds_slot=recorded_since is not None,
         )

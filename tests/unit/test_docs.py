@@ -8,7 +8,7 @@ import pytest
 
 from docs import figures
 from sglang_rpc import RPCConfig
-from sglang_rpc.policy.budget import peak_held
+from sglang_rpc.policy.budget import Budget
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -132,10 +132,10 @@ def test_the_worked_example_is_the_budgets_arithmetic():
     assert f"has {slots:,} slots" in page
     settings = [RPCConfig(), RPCConfig(interval=1024), RPCConfig(interval=1024, ratio=8)]
     for tokens in (8192, 16384, 32768):
-        peaks = [tokens, *(peak_held(tokens, c.interval, c.window, c.budget_step) for c in settings)]
+        peaks = [tokens, *(Budget(c.interval, c.window, c.budget_step).peak(tokens) for c in settings)]
         fit = " | ".join(str(slots // (200 + peak)) for peak in peaks)
         assert f"| {tokens:,} | {fit} |" in page
-    assert f"32768 generated tokens need {peak_held(32768, 4096, 32, 1024)} entries" in page
+    assert f"32768 generated tokens need {Budget(4096, 32, 1024).peak(32768)} entries" in page
 
 
 def test_the_five_flags_of_the_front_page_have_these_defaults():

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.policy import budget
+from sglang_rpc.policy.budget import Budget
+
+PAPERS = Budget(4096, 32, 1024)
 
 
 @dataclass
@@ -46,33 +48,35 @@ budgets = st.integers(2, 40).flatmap(
 def test_every_formula_equals_the_played_request(numbers, generated):
     interval, window, step = numbers
     played = play(generated, interval, window, step)
-    done = budget.compressions_due(generated, interval, window)
+    budget = Budget(interval, window, step)
+    done = budget.compressions_due(generated)
     assert done == played.compressions
-    assert budget.next_due(done, interval, window) == played.due
-    assert budget.peak_held(generated, interval, window, step) == played.peak
+    assert budget.next_due(done) == played.due
+    assert budget.peak(generated) == played.peak
     if done:
-        assert budget.kept_candidates(done, step) + window + (generated - played.due + interval) == played.held
+        assert budget.kept(done) + window + (generated - played.due + interval) == played.held
 
 
 @given(budgets, st.integers(0, 30))
 def test_due_counts_up_exactly_at_next_due(numbers, done):
-    interval, window, _ = numbers
-    due = budget.next_due(done, interval, window)
-    assert budget.compressions_due(due - 1, interval, window) == done
-    assert budget.compressions_due(due, interval, window) == done + 1
+    budget = Budget(*numbers)
+    due = budget.next_due(done)
+    assert budget.compressions_due(due - 1) == done
+    assert budget.compressions_due(due) == done + 1
 
 
 @pytest.mark.parametrize("generated", [0, 1, 31, 32, 4127])
 def test_nothing_is_due_before_p_plus_r(generated):
-    assert budget.compressions_due(generated, 4096, 32) == 0
-    assert budget.peak_held(generated, 4096, 32, 1024) == generated
+    assert PAPERS.compressions_due(generated) == 0
+    assert PAPERS.peak(generated) == generated
 
 
 def test_the_papers_example():
     # P 4096, R 32, c 4: 1024 more after each; a 32 K thought is held in at most 7*1024 + 32 + 4096 entries.
-    assert budget.compressions_due(32768, 4096, 32) == 7
-    assert budget.kept_candidates(7, RPCConfig().budget_step) == 7168
-    assert budget.peak_held(32768, 4096, 32, 1024) == 7 * 1024 + 32768 - 7 * 4096
+    assert Budget(4096, 32, RPCConfig().budget_step) == PAPERS
+    assert PAPERS.compressions_due(32768) == 7
+    assert PAPERS.kept(7) == 7168
+    assert PAPERS.peak(32768) == 7 * 1024 + 32768 - 7 * 4096
 
 
 def test_the_budget_step_is_truncated_not_rounded():
@@ -92,10 +96,11 @@ ratios = st.integers(2, 200).flatmap(
 def test_an_early_budget_grows_from_one_due_date_to_the_next(numbers, done):
     interval, window, ratio = numbers
     step = int(interval / ratio)
-    last, due = done * interval + window, budget.next_due(done, interval, window)
-    kept = [budget.early_kept(g, done, interval, window, ratio) for g in range(last, due + 1)]
-    assert kept[0] == budget.kept_candidates(done, step)
-    assert kept[-1] == budget.kept_candidates(done + 1, step)
+    budget = Budget(interval, window, step)
+    last, due = done * interval + window, budget.next_due(done)
+    kept = [budget.early_kept(g, done, ratio) for g in range(last, due + 1)]
+    assert kept[0] == budget.kept(done)
+    assert kept[-1] == budget.kept(done + 1)
     # Of each candidate that comes it takes one or none: there is never less to evict than a moment ago.
     assert all(0 <= later - earlier <= 1 for earlier, later in pairwise(kept))
     for came, keep in enumerate(kept):
@@ -107,7 +112,8 @@ def test_at_a_higher_ratio_no_more_is_kept(numbers, done, data):
     interval, window, ratio = numbers
     generated = done * interval + window + data.draw(st.integers(0, interval))
     higher = ratio * data.draw(st.floats(1, 16))
-    at_own, at_higher = (budget.early_kept(generated, done, interval, window, c) for c in (ratio, higher))
+    budget = Budget(interval, window, int(interval / ratio))
+    at_own, at_higher = (budget.early_kept(generated, done, c) for c in (ratio, higher))
     assert 0 <= at_higher <= at_own
 
 
@@ -127,4 +133,4 @@ def test_at_a_higher_ratio_no_more_is_kept(numbers, done, data):
     ],
 )
 def test_an_early_budget_of_the_papers_example(generated, done, ratio, kept):
-    assert budget.early_kept(generated, done, 4096, 32, ratio) == kept
+    assert PAPERS.early_kept(generated, done, ratio) == kept

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from sglang_rpc.policy import budget, rpc
+from sglang_rpc.policy import rpc
+from sglang_rpc.policy.budget import Budget
 from sglang_rpc.scoring import reference
 
 CASES = ("gqa_all_first", "gqa_all_third", "gqa_group_second", "mha_max")
@@ -22,7 +23,7 @@ def test_selection_equals_the_official_code_index_for_index(goldens, name):
     prompt, window = case["prompt"], case["R"]
     candidates = k.shape[1] - prompt - window
     event = case["num_comp"] + 1
-    keep = budget.kept_candidates(event, int(case["P"] / case["c"]))
+    keep = Budget(case["P"], window, int(case["P"] / case["c"])).kept(event)
     group = case["agg"] == "group"
 
     # The steps of `Compressor`: region from the row, queries from the ring ([R, heads, head_dim]), sums, mean, select.

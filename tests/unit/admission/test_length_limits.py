@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy import budget
+from sglang_rpc.policy.budget import Budget
 from sglang_rpc.runtime.admission import Plan, longest, refuse_unfit
 from tests.unit.admission.plays import play
 
@@ -47,7 +47,7 @@ def test_the_longest_at_the_due_dates(room, fits):
 
 
 def test_what_fits_is_not_refused():
-    peak = budget.peak_held(1000, 16, 4, 4)
+    peak = Budget(16, 4, 4).peak(1000)
     refuse_unfit(1000, prompt=10, room=peak, pool=500, options=options())
     refuse_unfit(0, prompt=10, room=0, pool=10, options=options())
     with pytest.raises(ConfigError):

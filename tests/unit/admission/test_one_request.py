@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from sglang_rpc.policy import budget
+from sglang_rpc.policy.budget import Budget
 from sglang_rpc.runtime.admission import Forecast, Plan, highest_held
 from sglang_rpc.types import NEVER
 from tests.unit.admission.plays import NEW, draw_buckets, draw_plan, highest_played, play, seeds
@@ -92,7 +92,7 @@ def test_step_by_step_across_the_due_dates():
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_new_request_reserves_its_peak(tokens, peak, ends):
     assert Forecast([Plan(**NEW, remaining=tokens, ends=ends)], page=1).peak == peak
-    assert budget.peak_held(tokens, 16, 4, 4) == peak
+    assert Budget(16, 4, 4).peak(tokens) == peak
 
 
 @pytest.mark.parametrize(
