@@ -15,7 +15,7 @@ DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "eval" / "results"
 sys.path.insert(0, str(DOCS.parent))
 
-from sglang_rpc.policy import budget  # noqa: E402
+from sglang_rpc.policy.budget import Budget  # noqa: E402
 
 BLUE, AMBER, PALE, GREEN, GREY, INK = "#4b6cb7", "#e9a23b", "#f6dcb0", "#3a9d6e", "#ededed", "#333333"
 MUTED = "#666666"
@@ -113,7 +113,7 @@ def _slots(d: Drawing, x: float, y: float, count: int, fill: str) -> None:
 
 def _life(d: Drawing, top: float) -> None:
     """Entries held over tokens generated, by the budget's own arithmetic."""
-    interval, window, ratio, tokens = 24, 6, 4, 240
+    tokens, budget = 240, Budget(interval=24, window=6, step=6)
     d.text(LEFT, top, "KV entries that it holds while it thinks", 15, bold=True)
     left, bottom, wide, high = LEFT + 46, top + 165, 640, 140
 
@@ -129,10 +129,10 @@ def _life(d: Drawing, top: float) -> None:
     d.line([at(0, 0), at(tokens, tokens)], MUTED, 1.5)
     saw = []
     for n in range(tokens + 1):
-        done = budget.compressions_due(n, interval, window)
-        if done > budget.compressions_due(n - 1, interval, window):
-            saw.append(at(n, n - (done - 1) * (interval - interval // ratio)))
-        saw.append(at(n, n - done * (interval - interval // ratio)))
+        done = budget.compressions_due(n)
+        if done > budget.compressions_due(n - 1):
+            saw.append(at(n, n - (done - 1) * (budget.interval - budget.step)))
+        saw.append(at(n, n - done * (budget.interval - budget.step)))
     d.line(saw, AMBER, 2.5)
     d.text(left + wide + 10, at(0, tokens)[1] + 4, "SGLang", 13, MUTED, bold=True)
     d.text(left + wide + 10, saw[-1][1] + 4, "with RPC", 13, "#a86e12", bold=True)
