@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -74,7 +75,7 @@ def _device() -> list[Fact]:
             Fact("Device", shown),
             _package("Triton", "triton"),
             _flashinfer(used=torch.version.hip is None),
-            Fact("Attention", ", ".join(_gpu_backends(major * 10 + minor, torch.version.hip is not None))),
+            _attention(major * 10 + minor, torch.version.hip is not None),
         ]
     triton = _package("Triton", "triton", needed=False)
     if not cpu.wanted():
@@ -96,16 +97,35 @@ def _flashinfer(used: bool) -> Fact:
     return Fact("FlashInfer", value + ("" if used else ", not used on this device"))
 
 
-def _gpu_backends(capability: int, rocm: bool) -> list[str]:
+def _attention(capability: int, rocm: bool) -> Fact:
+    usable = gpu_backends(capability, rocm)
+    value = ", ".join(usable)
+    if rocm or capability // 10 != 9 or "fa3" in usable:
+        return Fact("Attention", value)
+    advice = "fa3, SGLang's choice on this GPU, needs flash_ops of sgl-kernel, which cannot be loaded"
+    other = "flashinfer" if "flashinfer" in usable else "triton"
+    return Fact("Attention", value, WARNING, f"{advice}; add --attention-backend {other}")
+
+
+def gpu_backends(capability: int, rocm: bool) -> list[str]:
     """Of the backends RPC is built for, those this GPU can run: `capability` is 90 for Hopper's 9.0."""
     from sglang_rpc.contract.refusals import ATTENTION_BACKENDS
 
     usable: dict[str, Callable[[], bool]] = {
         # SGLang's FlashAttention 3 kernels: Ampere to Hopper. FlashInfer: Turing and later.
-        "fa3": lambda: not rocm and 80 <= capability < 100,
+        "fa3": lambda: not rocm and 80 <= capability < 100 and _flash_attention_3_loads(),
         "flashinfer": lambda: not rocm and capability >= 75 and importlib.util.find_spec("flashinfer") is not None,
     }
     return [name for name in ATTENTION_BACKENDS if usable.get(name, lambda: True)()]
+
+
+def _flash_attention_3_loads() -> bool:
+    """Whether sgl-kernel's FlashAttention 3, a library that some of its builds lack, can be had as SGLang has it."""
+    try:
+        importlib.import_module("sgl_kernel.flash_attn")
+    except Exception:  # a library that is there and does not load may raise anything
+        return False
+    return True
 
 
 def _plugin() -> Fact:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,19 +185,64 @@ def test_a_problem_of_the_machine_decides():
     assert not doctor.broken([Fact("Plugin", "none", machine.WARNING)], findings())
 
 
+@pytest.fixture
+def sgl_kernel(monkeypatch, tmp_path):
+    """Installs what SGLang imports FlashAttention 3 from, with its library flash_ops or without."""
+    installed = Path(importlib.util.find_spec("sgl_kernel").submodule_search_locations[0])
+
+    def install(flash_ops: bool) -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "sgl_kernel"]:
+            monkeypatch.delitem(sys.modules, name)
+        package = tmp_path / "sgl_kernel"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        for name in ("flash_attn.py", "debug_utils.py"):
+            shutil.copy(installed / name, package)
+        if flash_ops:
+            (package / "flash_ops.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sgl_kernel"]:
+        del sys.modules[name]
+
+
 @pytest.mark.parametrize(
-    ("capability", "rocm", "flashinfer", "usable"),
+    ("capability", "rocm", "flash_ops", "flashinfer", "usable"),
     [
-        (90, False, True, ["fa3", "flashinfer", "torch_native", "triton"]),
-        (90, False, False, ["fa3", "torch_native", "triton"]),
-        (100, False, True, ["flashinfer", "torch_native", "triton"]),
-        (70, False, True, ["torch_native", "triton"]),
-        (94, True, True, ["torch_native", "triton"]),
+        (90, False, True, True, ["fa3", "flashinfer", "torch_native", "triton"]),
+        (90, False, True, False, ["fa3", "torch_native", "triton"]),
+        (90, False, False, True, ["flashinfer", "torch_native", "triton"]),
+        (80, False, False, False, ["torch_native", "triton"]),
+        (100, False, True, True, ["flashinfer", "torch_native", "triton"]),
+        (70, False, True, True, ["torch_native", "triton"]),
+        (94, True, True, True, ["torch_native", "triton"]),
     ],
 )
-def test_attention_backends_of_a_gpu(monkeypatch, capability, rocm, flashinfer, usable):
+def test_attention_backends_of_a_gpu(monkeypatch, sgl_kernel, capability, rocm, flash_ops, flashinfer, usable):
+    sgl_kernel(flash_ops)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if flashinfer else None)
-    assert machine._gpu_backends(capability, rocm) == usable
+    assert machine.gpu_backends(capability, rocm) == usable
+
+
+@pytest.mark.parametrize(
+    ("capability", "flash_ops", "flashinfer", "advice"),
+    [
+        (90, True, True, ""),
+        (90, False, True, "add --attention-backend flashinfer"),
+        (90, False, False, "add --attention-backend triton"),
+        (80, False, True, ""),  # SGLang's choice there is another
+    ],
+)
+def test_a_choice_of_sglangs_that_cannot_be_loaded_is_a_warning(
+    monkeypatch, sgl_kernel, capability, flash_ops, flashinfer, advice
+):
+    sgl_kernel(flash_ops)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if flashinfer else None)
+    fact = machine._attention(capability, rocm=False)
+    assert fact.advice.endswith(advice)
+    assert fact.state == (machine.WARNING if advice else machine.OK)
+    assert ("fa3" in fact.value) == flash_ops
 
 
 @pytest.mark.parametrize(
