@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
 os.environ.setdefault("SGLANG_CHECK_KV_PAGE_INVARIANTS", "1")
 os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE", "1")
+# When a process of its crashes, SGLang waits a minute for a CUDA core dump that nobody reads.
+os.environ.setdefault("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "0")
 
 import pytest
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sglang_rpc import RPCConfig
 from tests.engine import forked, on_cuda, spy, starts
 
@@ -50,8 +52,8 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
     """An `sglang_rpc.Engine` in float32 that can be spied on, shut down on leaving.
 
     On a CUDA device it has the arguments and the environment of `on_cuda`, where neither `args` nor the environment
-    names them. SGLang writes to `os.environ` when it starts; that is undone, so that no engine inherits another's
-    settings.
+    names them; more ranks than GPUs skip the test. SGLang writes to `os.environ` when it starts; that is undone, so
+    that no engine inherits another's settings.
     """
     kind = _spied()
     settings = dict(
@@ -65,6 +67,8 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
         random_seed=0,
     )
     device = on_cuda.device_of(args.get("device"))
+    if reason := on_cuda.too_few(device, args.get("tp_size", 1)):
+        pytest.skip(reason)
     settings |= on_cuda.arguments(device) | args
     rpc = with_a_slot_each(rpc, settings["max_running_requests"])
     starts.counts["engine, forked" if forked.possible() else "engine, spawned"] += 1

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from sglang_rpc.startup import machine
+
 ARGUMENTS: dict[str, Any] = {
     "device": "cuda",
-    # SGLang's own choice differs from GPU to GPU: fa3 has no float32, trtllm_mha does not work with RPC.
+    # SGLang's own choice differs from GPU to GPU: fa3 has no float32, trtllm_mha is refused by RPC.
     "attention_backend": "triton",
     # FlashInfer compiles its sampling when it is first used, which needs nvcc.
     "sampling_backend": "pytorch",
@@ -47,6 +49,13 @@ def environment(device: str, dtype: str) -> dict[str, str]:
     return dict(FLOAT32) if device == "cuda" and dtype == "float32" else {}
 
 
+def too_few(device: str, ranks: int) -> str | None:
+    """Why a test with several ranks cannot run on `device`; None if it can. One rank is never too many."""
+    if device != "cuda" or ranks <= max(1, torch.cuda.device_count()):
+        return None
+    return f"{ranks} ranks need as many GPUs, and there are {torch.cuda.device_count()}"
+
+
 def flags(given: Sequence[str], device: str) -> list[str]:
     """`arguments` as command-line flags, without those that `given` has."""
     added = []
@@ -66,3 +75,26 @@ def value_of(flag: str, given: Sequence[str]) -> str | None:
             following = given[position + 1] if position + 1 < len(given) else ""
             found = value if equals else "" if following.startswith("--") else following
     return found
+
+
+def attention_backends(named: str | None) -> list[str]:
+    """Those `named`, separated by commas; else those that RPC and this GPU both have; all where there is no GPU."""
+    every = ["triton", "flashinfer", "fa3"]
+    if named:
+        return named.split(",")
+    if not torch.cuda.is_available():
+        return every
+    major, minor = torch.cuda.get_device_capability()
+    usable = machine.gpu_backends(10 * major + minor, torch.version.hip is not None)
+    return [backend for backend in every if backend in usable]
+
+
+def lacks(capability: tuple[int, int], backend: str, kv_dtype: str, latent: bool) -> str | None:
+    """Why SGLang cannot serve this on a GPU of `capability`, whose attention backend it has; None if it can."""
+    if backend == "fa3" and latent and capability[0] != 9:
+        return "SGLang has fa3 for latent attention on Hopper alone"
+    if backend == "fa3" and kv_dtype == "fp8_e5m2":
+        return "SGLang takes triton instead of fa3, which has no e5m2"
+    if backend == "triton" and kv_dtype == "fp8_e4m3" and capability < (8, 9):
+        return "Triton has e4m3 from compute capability 8.9 on"
+    return None

@@ -10,9 +10,10 @@ import random
 import statistics
 
 import pytest
+import torch
 
 from sglang_rpc import RPCConfig
-from tests.engine import dense, latent
+from tests.engine import dense, latent, on_cuda
 from tests.engine.engines import GOLDENS, Golden, assert_balanced, engine, greedy, look_inside
 from tests.engine.oracle import Oracle, Rule
 from tests.engine.test_oracle import rule_of
@@ -42,8 +43,7 @@ def test_the_recordings_under_cuda_graphs(goldens, tmp_path, name, page):
 # ---- bfloat16, on each attention backend: what float32's equality is replaced with
 
 
-#: A host that lacks one names the others.
-BACKENDS = os.environ.get("SGLANG_RPC_GPU_BACKENDS", "triton,flashinfer,fa3").split(",")
+BACKENDS = on_cuda.attention_backends(os.environ.get("SGLANG_RPC_GPU_BACKENDS"))
 RULE = Rule(interval=96, window=16, ratio=4)
 TOKENS = 400
 
@@ -61,6 +61,9 @@ def model(request, tmp_path_factory):
 def test_compression_adds_little_to_the_error_of_the_dtype(model, tmp_path, backend, kv_dtype):
     """How far tokens lie below a float32 oracle's best, on the mean."""
     oracle, path = model
+    latents = isinstance(oracle, latent.LatentOracle)
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, kv_dtype, latents):
+        pytest.skip(reason)
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
     arguments = {"device": "cuda", "dtype": "bfloat16", "attention_backend": backend}
     with engine(path, rpc, kv_cache_dtype=kv_dtype, **arguments) as running:
@@ -72,7 +75,7 @@ def test_compression_adds_little_to_the_error_of_the_dtype(model, tmp_path, back
         )
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
-    assert seen["decodes"]["graph"] > TOKENS
+    assert seen["decodes"]["graph"] >= TOKENS - 1  # as many as if all ran at once; a prefill makes the first token
     assert seen["decodes"]["eager"] == 0
     for result in results[:8]:
         assert result["meta_info"]["rpc"]["compressions"] == (TOKENS - 1 - RULE.window) // RULE.interval

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 
 import pytest
 import torch
 
-from sglang_rpc.startup import cpu
+from sglang_rpc.startup import cpu, machine
 from tests.engine import engines, on_cuda, servers, starts
-from tests.engine.test_random import GPU_SHAPES
+from tests.engine.test_random import GPU_SHAPES, SHAPES, environment
 
 FLOAT32 = {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "TRITON_F32_DEFAULT": "ieee"}
 
@@ -111,6 +112,61 @@ def test_a_server_gets_the_same_as_flags(cuda, monkeypatch, tmp_path):
 def test_the_last_value_of_a_flag_counts():
     given = ["--switch", "--other", "1", "--other=2", "--last"]
     assert [on_cuda.value_of(f"--{name}", given) for name in ("switch", "other", "last", "none")] == ["", "2", "", None]
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "skipped"), [(1, 1, False), (1, 2, True), (2, 2, False), (0, 1, False)])
+def test_more_ranks_than_gpus_skip_the_test(cuda, monkeypatch, gpus, ranks, skipped):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with contextlib.ExitStack() as stack:
+        if skipped:
+            stack.enter_context(pytest.raises(pytest.skip.Exception, match="2 ranks need as many GPUs"))
+        started = stack.enter_context(engines.engine("model", None, tp_size=ranks))
+        assert started.arguments["tp_size"] == ranks
+
+
+def test_ranks_on_a_cpu_need_no_gpu(fake, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with engines.engine("model", None, tp_size=2) as started:
+        assert started.arguments["tp_size"] == 2
+
+
+def test_the_backends_are_those_named_or_those_of_this_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert on_cuda.attention_backends(None) == on_cuda.attention_backends("") == ["triton", "flashinfer", "fa3"]
+    assert on_cuda.attention_backends("fa3,triton") == ["fa3", "triton"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 3))
+    asked = []
+    monkeypatch.setattr(
+        machine, "gpu_backends", lambda *of: asked.append(of) or ["flashinfer", "torch_native", "triton"]
+    )
+    assert on_cuda.attention_backends(None) == ["triton", "flashinfer"]
+    assert asked == [(103, False)]
+
+
+@pytest.mark.parametrize(
+    ("capability", "backend", "kv_dtype", "latent", "reason"),
+    [
+        ((9, 0), "fa3", "auto", True, None),
+        ((8, 0), "fa3", "auto", True, "on Hopper alone"),
+        ((8, 0), "fa3", "auto", False, None),
+        ((9, 0), "fa3", "fp8_e5m2", False, "triton instead of fa3"),
+        ((8, 0), "triton", "fp8_e4m3", False, "from compute capability 8.9"),
+        ((8, 9), "triton", "fp8_e4m3", False, None),
+        ((8, 0), "triton", "fp8_e5m2", True, None),
+        ((8, 0), "flashinfer", "fp8_e4m3", False, None),
+    ],
+)
+def test_what_a_gpu_lacks(capability, backend, kv_dtype, latent, reason):
+    found = on_cuda.lacks(capability, backend, kv_dtype, latent)
+    assert found is None if reason is None else reason in found
+
+
+def test_a_storm_on_a_gpu_does_not_wait_for_the_check_of_pages_but_once():
+    checked = {name for name in GPU_SHAPES if "SGLANG_CHECK_KV_PAGE_INVARIANTS" not in environment(name)}
+    assert checked == {"cuda graphs, PyTorch scoring"}
+    assert [name for name in SHAPES if environment(name)] == ["overlap, mixed, retracting"]
 
 
 # ---- what SGLang and Triton make of it ----------------------------------------------------------------------
