@@ -12,6 +12,15 @@ from tests.kernels.conftest import INTERPRETED
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 
+def float8_dtypes(capability: tuple[int, int] | None) -> tuple[torch.dtype, ...]:
+    """Those that Triton reads on a GPU of `capability`, or in its interpreter (None)."""
+    older = capability is not None and capability < (8, 9)
+    return (torch.float8_e5m2,) if older else (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+FLOAT8 = float8_dtypes(None if INTERPRETED else torch.cuda.get_device_capability())
+
+
 @dataclass
 class Case:
     layers: list[KVLayer]

@@ -10,7 +10,7 @@ from sglang_rpc.backends import triton_backend as triton_path
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.scoring import key_table
-from tests.kernels.cases import DEVICE
+from tests.kernels.cases import DEVICE, FLOAT8
 from tests.loops import decode_loop
 
 
@@ -44,7 +44,7 @@ def test_max_pooling_keeps_as_many():
     run(Loop(config(pooling="max"), check=False))
 
 
-@pytest.mark.parametrize("keys_as", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("keys_as", FLOAT8, ids=str)
 def test_float8_keys(keys_as):
     run(Loop(config(), keys_as=keys_as), steps=60)
 

@@ -12,11 +12,8 @@ from triton.runtime.interpreter import InterpreterBuilder
 from sglang_rpc.policy import rpc
 from sglang_rpc.scoring.key_table import KeyTable
 from sglang_rpc.scoring.triton_scores import candidate_scores, log_sum_exp
-from tests.kernels.cases import Case, case
+from tests.kernels.cases import FLOAT8, Case, case, float8_dtypes
 from tests.kernels.conftest import INTERPRETED
-
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-
 
 #: Half a unit in the last place of float32: the relative error of one rounding.
 ROUNDING = 2.0**-24
@@ -84,14 +81,20 @@ def test_equal_to_the_reference(selector, group):
     check(case([(90, 16), (1, 1), (64, 20)]), selector, group)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, *FP8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, *FLOAT8], ids=str)
 def test_every_dtype_accumulates_in_float32(dtype):
     # Against float64 on the same stored values: what is rounded is the arithmetic, not the keys.
     check(case([(130, 16), (50, 9)], dtype=dtype, layers=1))
 
 
 def test_float8_keys_under_float32_queries():
-    check(case([(70, 16)], dtype=torch.float8_e4m3fn, queries=torch.float32, layers=1))
+    check(case([(70, 16)], dtype=FLOAT8[0], queries=torch.float32, layers=1))
+
+
+def test_gpus_before_ada_have_no_e4m3():
+    assert float8_dtypes((8, 0)) == (torch.float8_e5m2,)
+    assert float8_dtypes((8, 9)) == float8_dtypes((9, 0)) == float8_dtypes(None)
+    assert float8_dtypes(None) == (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @pytest.mark.parametrize("page", [1, 16, 64])
@@ -169,7 +172,7 @@ def small_logits() -> Case:
 CASES = {
     "small logits": small_logits,
     "usual": lambda: case([(90, 16), (64, 20)]),
-    "many candidates": lambda: case([(5000, 1)], layers=1, kv_heads=1, heads=2, window=4),
+    "many candidates": lambda: case([(2100, 1)], layers=1, kv_heads=1, heads=2, window=4),
     "bfloat16": lambda: case([(130, 16)], dtype=torch.bfloat16, layers=1),
     "soft cap": lambda: case([(90, 16)], cap=2.0, layers=1),
 }

@@ -22,7 +22,8 @@ class Choice:
 
     def check(self, held: list[int]) -> None:
         """Equal position for position. Only candidates whose scores tie may stand for each other: a pooling wider than
-        the region gives several the same, and float32 and the CPU's order of summing say which is larger."""
+        the region gives several the same, and float32, the order of summing and a GPU's exponentials say which is
+        larger."""
         best = sorted(self.scores.topk(self.keep).indices.tolist())
         expected = self.before + [self.candidates[i] for i in best] + self.window
         if held == expected:
@@ -32,7 +33,7 @@ class Choice:
         lowest = float(self.scores[best].min())
         for position in {*held} ^ {*expected}:
             score = float(self.scores[self.candidates.index(position)])
-            assert abs(score - lowest) < 1e-6 * lowest, (position, score, lowest, held, expected)
+            assert abs(score - lowest) < 1e-5 * lowest, (position, score, lowest, held, expected)
 
 
 @dataclass(frozen=True)
