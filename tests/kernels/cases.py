@@ -18,7 +18,8 @@ def float8_dtypes(capability: tuple[int, int] | None) -> tuple[torch.dtype, ...]
     return (torch.float8_e5m2,) if older else (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-FLOAT8 = float8_dtypes(None if INTERPRETED else torch.cuda.get_device_capability())
+_COMPILED = torch.cuda.is_available() and not INTERPRETED
+FLOAT8 = float8_dtypes(torch.cuda.get_device_capability() if _COMPILED else None)
 
 
 @dataclass

@@ -1,11 +1,13 @@
-"""FlashInfer's log-sum-exp against ours; on a GPU only."""
+"""FlashInfer's log-sum-exp against ours; on a GPU only.
+
+The package is imported by each test, so that one which is missing or broken fails these alone.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
 from sglang_rpc.scoring.key_table import KeyTable
 from sglang_rpc.scoring.triton_scores import candidate_scores, log_sum_exp
 from tests.kernels.cases import case
@@ -15,6 +17,8 @@ from tests.kernels.cases import case
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_equal_within_the_dtypes_rounding(dtype, head_dim, selector):
+    from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
+
     made = case([(700, 16), (33, 9), (2000, 100)], dtype=dtype, head_dim=head_dim)
     made.layers = [layer.__class__(layer.keys, layer.values, dtype, head_dim**-0.5) for layer in made.layers]
     table = KeyTable(made.layers)
@@ -31,6 +35,8 @@ def test_equal_within_the_dtypes_rounding(dtype, head_dim, selector):
 
 
 def test_what_flashinfer_has_no_kernel_for_is_refused():
+    from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
+
     made = case([(20, 4)], dtype=torch.float32)
     with pytest.raises(ValueError, match="no kernel"):
         FlashInferLSE(made.layers, made.queries)

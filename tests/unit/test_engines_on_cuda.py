@@ -1,9 +1,11 @@
-"""What the test engines get on a CUDA device, as far as a machine without one can tell."""
+"""What tests do on a CUDA device, and their engines get there, as far as a machine without one can tell."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -167,6 +169,13 @@ def test_a_storm_on_a_gpu_does_not_wait_for_the_check_of_pages_but_once():
     checked = {name for name in GPU_SHAPES if "SGLANG_CHECK_KV_PAGE_INVARIANTS" not in environment(name)}
     assert checked == {"cuda graphs, PyTorch scoring"}
     assert [name for name in SHAPES if environment(name)] == ["overlap, mixed, retracting"]
+
+
+def test_kernels_are_tested_where_flashinfer_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    for name in ("tests.kernels.test_flashinfer", "sglang_rpc.scoring.flashinfer_lse"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert importlib.import_module("tests.kernels.test_flashinfer")
 
 
 # ---- what SGLang and Triton make of it ----------------------------------------------------------------------
