@@ -21,6 +21,8 @@ from pathlib import Path
 MARK = "SGLANG_RPC_GPU_CHECK"
 #: Seconds from the interrupt, in which pytest shows where it is, to the kill.
 GRACE = 10
+#: Seconds for what a command that has ended leaves to end as well.
+PATIENCE = 1
 NOT_STARTED = 127
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -31,7 +33,7 @@ class Ended:
 
     code: int | None
     seconds: float
-    leftovers: int = 0  #: processes that it left, which were killed
+    leftovers: int = 0  #: other processes of it that had to be killed
 
 
 def run(
@@ -44,7 +46,7 @@ def run(
     adopt_orphans()
     before, began = _children(), time.monotonic()
     mark = f"{os.getpid()}-{time.time_ns()}"
-    code, leftovers = None, 0
+    code = None
     with log.open("ab") as out:
         try:
             child = subprocess.Popen(
@@ -57,10 +59,21 @@ def run(
         try:
             code = _wait(child, limit, grace)
         finally:
+            seconds = time.monotonic() - began
+            if code is not None:
+                _wait_until_gone(mark, before)
+            left = leftovers(mark, before) - {child.pid}
             _signal_group(child.pid, signal.SIGKILL)
             child.wait()
-            leftovers = end_all(mark, before)
-    return Ended(code, time.monotonic() - began, leftovers)
+            _end_all(mark, before)
+    return Ended(code, seconds, len(left))
+
+
+def _wait_until_gone(mark: str, before: frozenset[int]) -> None:
+    """Helpers of a process that has ended, such as multiprocessing's, end a moment after it."""
+    deadline = time.monotonic() + PATIENCE
+    while leftovers(mark, before) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _wait(child: subprocess.Popen, limit: float, grace: float) -> int | None:
@@ -86,8 +99,8 @@ def adopt_orphans() -> bool:
         return False
 
 
-def end_all(mark: str, before: frozenset[int]) -> int:
-    """Kill what carries `mark` or descends from a child that is not in `before`; returns how many that were.
+def _end_all(mark: str, before: frozenset[int]) -> None:
+    """Kill what carries `mark` or descends from a child that is not in `before`.
 
     Again and again for a second: what is killed may just have started another.
     """
@@ -104,7 +117,6 @@ def end_all(mark: str, before: frozenset[int]) -> int:
         for pid in killed:  # those that were adopted
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-    return len(killed)
 
 
 def leftovers(mark: str, before: frozenset[int]) -> set[int]:
