@@ -47,11 +47,9 @@ def main(name: str, page_size: int, device: str) -> None:
 
 
 def run(golden: engines.Golden, page_size: int, device: str) -> Run:
-    arguments: dict[str, Any] = {"device": device, "page_size": page_size}
-    if device == "cuda":
-        arguments |= {"attention_backend": "triton", "mem_fraction_static": 0.3}
     n, began = len(golden.output), time.monotonic()
-    with engines.engine(golden.path, golden.config, **arguments) as running, tempfile.TemporaryDirectory() as folder:
+    started = engines.engine(golden.path, golden.config, device=device, page_size=page_size)
+    with started as running, tempfile.TemporaryDirectory() as folder:
         start_seconds = time.monotonic() - began
         off = engines.greedy(n, rpc={"enabled": False})
         results = running.generate(

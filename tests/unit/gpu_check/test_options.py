@@ -36,8 +36,8 @@ def test_a_dry_run_names_every_steps_command_box_and_question(clone):
 
 
 def test_the_list_and_the_help(clone):
-    assert all(f"  {name} " in clone("--list").stdout for name in STEPS)
-    shown = clone("--help").stdout
+    listed, shown = clone("--list").stdout, clone("--help").stdout
+    assert all(f"  {name} " in listed for name in STEPS)
     assert all(flag in shown for flag in ("--dry-run", "--steps", "--bench", "--budget", "--out", "--interpreter"))
 
 
@@ -84,6 +84,15 @@ def test_the_first_group_takes_ten_minutes_and_others_their_boxes():
 def test_a_first_group_with_everything_slow_still_begins_each_question_of_rpcs_own():
     """Not by their boxes, which are for a host that hangs: by what each must have left."""
     assert sum(step.least for step in GROUPS["first"]) < FIRST_SECONDS - RESERVE
+
+
+def test_the_page_has_the_tables_steps_and_every_option():
+    page = (ROOT / "docs" / "gpu_check.md").read_text()
+    rows = [f"| `{step.name}` | {step.asks} | {step.box} |" for step in STEPS.values()]
+    assert [line for line in page.splitlines() if line in rows] == rows
+    flags = {flag for action in options._parser()._actions for flag in action.option_strings if flag != "-h"}
+    assert {flag for flag in flags if f"`{flag}" not in page} == {"--help"}
+    assert f"default {FIRST_SECONDS} for the first group" in page
 
 
 # ---- the host
