@@ -9,6 +9,12 @@ from dataclasses import dataclass
 CLOSING, PASSED = r"\d+ (passed|failed|error)|no tests ran", r"\b\d+ passed"
 CHECK = r"^\[check\] "
 PROGRAMS = "launch.gpu_check.programs."
+#: What a leak would trip. The check of every page would make the host wait for the device at every step.
+STRICT = (
+    ("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1"),
+    ("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE", "1"),
+    ("SGLANG_CHECK_KV_PAGE_INVARIANTS", "0"),
+)
 GPU = "tests/engine/test_gpu.py"
 DTYPE = f"{GPU}::test_compression_adds_little_to_the_error_of_the_dtype"
 
@@ -81,8 +87,9 @@ def recording(name: str, asks: str, golden: str, page: int, cpu: bool = False) -
         CHECK,
         proof=r"^\[check\] .*: OK",
         details=CHECK,
+        environment=STRICT,
         goldens=True,
-        modules=("torch", "sglang", "pytest"),
+        modules=("torch", "sglang", "pytest", "hypothesis"),
         interpreted=(*command, "--device", "cpu") if cpu else (),
     )
 
@@ -126,8 +133,7 @@ def sanitizer(tool: str, asks: str, *arguments: str) -> Step:
     )
 
 
-#: The check of every page would make the host wait for the device at every step; the leak check stays.
-STORM = (("SGLANG_CHECK_KV_PAGE_INVARIANTS", "0"), ("SGLANG_RPC_RANDOM_REQUESTS", "60"))
+STORM = (*STRICT, ("SGLANG_RPC_RANDOM_REQUESTS", "60"))
 RANDOM = "tests/engine/test_random.py"
 
 FIRST = (

@@ -15,13 +15,16 @@ PACKAGES = ("torch", "triton", "sglang", "sglang-kernel", "flashinfer-python", "
 def main(modules: list[str]) -> None:
     facts: dict[str, Any] = {"notes": []}
     facts["versions"] = {"Python": platform.python_version()}
+    absent = []
     for name in PACKAGES:
         try:
             facts["versions"][name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            facts["notes"].append(f"{name} is not installed")
+            absent.append(name)
+    if absent:
+        facts["notes"].append(f"not installed for {sys.executable}: {', '.join(absent)}")
     facts["missing"] = [name for name in modules if importlib.util.find_spec(name) is None]
-    for part in (gpu, backends):
+    for part in (gpu, backends) if "torch" not in absent else ():
         try:
             facts |= part()
         except Exception as error:  # whatever a broken installation raises, the rest is worth knowing

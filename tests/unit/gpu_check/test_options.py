@@ -115,7 +115,9 @@ def test_a_host_without_pytorch_is_described_all_the_same(tmp_path, monkeypatch)
     found = host.ask(frozenset({"json", "no_such_module"}), env, tmp_path / "log")
     assert not found.cuda
     assert found.missing == {"no_such_module"}
-    assert "torch is not installed" in found.notes
+    (note,) = found.notes
+    assert "not installed" in note
+    assert "torch, triton, sglang" in note
     assert "GPU: PyTorch sees no CUDA device" in list(found.lines())
 
 
