@@ -53,7 +53,7 @@ def _run(given: Options) -> int:
     try:
         results = running.run()
     except KeyboardInterrupt:
-        summary.say("interrupted")
+        summary.say("", f"interrupted during {running.current}")
         running.pack()
         return 130
     summary.say("", f"{verdict(results, here.cuda and not given.interpreter)}; {time.monotonic() - began:.0f} s")

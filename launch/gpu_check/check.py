@@ -56,6 +56,7 @@ class Check:
         self.backend = options.backend or host.fastest_backend
         self.ends_at, self.grace = ends_at, grace
         self.goldens_missing = goldens_in(env) is None
+        self.current = ""  #: the step that runs, for who interrupts it
 
     @property
     def left(self) -> float:
@@ -66,6 +67,7 @@ class Check:
         """Every step; the archive is renewed after each, so that a run that is cut off leaves one."""
         results = []
         for step in self.options.steps:
+            self.current = step.name
             for result in self._results(step):
                 results.append(result)
                 self.summary.say(*result.lines())

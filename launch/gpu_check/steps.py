@@ -15,6 +15,7 @@ STRICT = (
     ("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE", "1"),
     ("SGLANG_CHECK_KV_PAGE_INVARIANTS", "0"),
 )
+INTERPRETED = ("ring", "move", "select")
 GPU = "tests/engine/test_gpu.py"
 DTYPE = f"{GPU}::test_compression_adds_little_to_the_error_of_the_dtype"
 
@@ -159,7 +160,8 @@ FIRST = (
         PASSED,
         environment=(("TRITON_CACHE_DIR", "{work}/triton"),),
         modules=("torch", "pytest", "hypothesis", "xdist"),
-        interpreted=pytest("-n", "{processes}", "tests/kernels", gpu=False),
+        # Seconds instead of minutes: what moves and what is written.
+        interpreted=pytest("-n", "{processes}", *(f"tests/kernels/test_{part}.py" for part in INTERPRETED), gpu=False),
     ),
     Step(
         "doctor",

@@ -173,7 +173,7 @@ def test_ctrl_c_leaves_a_summary_and_an_archive(command, monkeypatch):
     monkeypatch.setattr(check.processes, "run", interrupted)
     status, out, _ = command("--steps", "one", table=(step(GOOD),))
     assert status == 130
-    assert out.endswith("interrupted\n")
+    assert out.endswith("interrupted during one\n")
     assert (command.out / "logs.tgz").is_file()
 
 
