@@ -1,6 +1,7 @@
 """Does sglang-rpc work on this host's GPU? `bash launch/gpu_check.sh`; docs/gpu_check.md says how to read it.
 
     options     the command line
+    step        what a step is, and its kinds
     steps       what is asked, as a table
     host        what this host has
     commands    a step's command line there

@@ -57,8 +57,9 @@ def _run(given: Options) -> int:
         running.pack()
         return 130
     summary.say("", f"{verdict(results, here.cuda and not given.interpreter)}; {time.monotonic() - began:.0f} s")
-    # Once more, with the summary's end known to be written.
-    running.pack()
+    # Once more, with the summary's end.
+    if cut := running.pack():
+        summary.say(f"too large for logs.tgz, and shortened: {', '.join(cut)}")
     print(f"to send: {summary.path} and {given.out / 'logs.tgz'}")
     return 0 if all(result.state.well for result in results) else 1
 

@@ -16,7 +16,7 @@ from launch.gpu_check.host import ROOT, Host
 from launch.gpu_check.options import RESERVE, Options
 from launch.gpu_check.processes import Ended
 from launch.gpu_check.report import Result, State, Summary
-from launch.gpu_check.steps import CHECK, PROGRAMS, Step
+from launch.gpu_check.step import CHECK, PROGRAMS, Step
 
 #: Packages of PyPI by the module that steps import.
 INSTALL = {"xdist": "pytest-xdist", "pytest": "pytest pytest-timeout"}
@@ -74,10 +74,10 @@ class Check:
                 self.pack()
         return results
 
-    def pack(self) -> None:
-        """Renew the archive, which holds the summary too."""
+    def pack(self) -> list[str]:
+        """Renew the archive, which holds the summary too; returns the files of which a part is missing."""
         shutil.copyfile(self.summary.path, self.options.report / "summary.txt")
-        archive.pack(self.options.report, self.options.out / "logs.tgz", self.options.archive_bytes)
+        return archive.pack(self.options.report, self.options.out / "logs.tgz", self.options.archive_bytes)
 
     def _results(self, step: Step) -> Iterator[Result]:
         if (reason := self._reason_against(step)) is not None:
@@ -86,7 +86,7 @@ class Check:
         if step.goldens and self.goldens_missing:
             yield from self._make_goldens()
         yield (result := self._one(step, step.name))
-        if step.again_with_triton and not result.state.well and self.backend != "triton":
+        if step.again_with_triton and result.state in (State.FAILED, State.TIMEOUT) and self.backend != "triton":
             # Later steps too: what failed with it here would fail there.
             self.backend = "triton"
             yield self._one(step, f"{step.name}-triton")
@@ -119,14 +119,15 @@ class Check:
         log = self.options.report / "logs" / f"{name}.log"
         log.write_text(f"$ {command}\n# at most {limit:.0f} s\n")
         ended = processes.run(command.words, {**self.env, **command.environment}, log, limit, ROOT, self.grace)
-        return _result(step, name, ended, log)
+        return _result(step, name, ended, limit, log)
 
 
-def _result(step: Step, name: str, ended: Ended, log: Path) -> Result:
+def _result(step: Step, name: str, ended: Ended, limit: float, log: Path) -> Result:
     found = digest(log, step, failed=ended.code != 0)
     details = list(found.details)
     if ended.code is None:
-        state, what = State.TIMEOUT, found.headline
+        short = f"(the budget left it {limit:.0f} of {step.box} s) " if limit < step.box else ""
+        state, what = State.TIMEOUT, short + found.headline
     elif ended.code != 0:
         how = f"signal {-ended.code}" if ended.code < 0 else f"status {ended.code}"
         state, what = State.FAILED, f"({how}) {found.headline}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from launch.gpu_check.host import Host
 from launch.gpu_check.options import RESERVE, Options
-from launch.gpu_check.steps import Step
+from launch.gpu_check.step import Step
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.gpu_check.steps import Step
+from launch.gpu_check.step import Step
 
 WIDTH = 230  #: characters of a line
 MOST_DETAILS, MOST_FAILURES, LAST = 12, 8, 3

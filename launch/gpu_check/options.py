@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.gpu_check.steps import FIRST, GROUPS, Step, chosen
+from launch.gpu_check.step import Step
+from launch.gpu_check.steps import FIRST, GROUPS, chosen
 
 FIRST_SECONDS = 560
 #: Seconds kept for the archive, and the most that a step may need beyond its time to end.

@@ -5,7 +5,7 @@ import pytest
 from launch.gpu_check import check, host, options, steps
 from launch.gpu_check.host import Host
 from launch.gpu_check.report import Summary
-from launch.gpu_check.steps import Step
+from launch.gpu_check.step import Step
 
 EVERYTHING = Host()
 

@@ -48,6 +48,7 @@ def test_the_budget_ends_a_step_before_its_box(run):
     results = run(step("import time; time.sleep(300)", "a", box=300), step(GOOD, "b"), budget=check.RESERVE + 3)
     assert states(results) == {"a": State.TIMEOUT, "b": State.NOT_RUN}
     assert results[0].seconds < 10
+    assert re.search(r"the budget left it \d of 300 s", results[0].headline)
 
 
 def test_leftovers_of_a_step_that_went_well_are_told(run):
@@ -81,6 +82,12 @@ def test_what_fails_with_a_backend_runs_with_triton_and_so_do_later_steps(run):
     results = run(first, later, on=Host(backends=("flashinfer", "triton")))
     assert states(results) == {"stock": State.FAILED, "stock-triton": State.OK, "tight": State.OK}
     assert [result.headline for result in results[1:]] == ["triton stock-triton", "triton tight"]
+
+
+def test_what_was_not_begun_for_want_of_time_says_nothing_about_its_backend(run):
+    late = step(GOOD, "stock", least=100, again_with_triton=True)
+    results = run(late, budget=check.RESERVE + 20)
+    assert states(results) == {"stock": State.NOT_RUN}
 
 
 def test_missing_recordings_are_made_once_before_the_first_step_that_reads_them(run, tmp_path, monkeypatch):
@@ -148,6 +155,13 @@ def test_the_exit_status_tells_whether_all_went_well(command, code, status, sent
     assert out.startswith("sglang-rpc ")
     assert (command.out / "summary.txt").read_text() in out
     assert sorted(path.name for path in command.out.iterdir()) == ["logs.tgz", "summary.txt", "work"]
+
+
+def test_what_is_too_large_for_the_archive_is_named(command):
+    noisy = "import random; print(random.Random(0).randbytes(300_000).hex()); print('[check] good')"
+    _, out, _ = command("--steps", "one", "--archive-mib", "0.1", table=(step(noisy),))
+    assert "too large for logs.tgz, and shortened: logs/one.log\n" in out
+    assert (command.out / "logs.tgz").stat().st_size <= 0.1 * 2**20
 
 
 def test_a_step_without_time_is_not_all_well(command):

@@ -8,7 +8,8 @@ import pytest
 from launch.gpu_check import archive
 from launch.gpu_check.digest import MOST_DETAILS, WIDTH, digest
 from launch.gpu_check.report import Result, State, Summary, verdict
-from launch.gpu_check.steps import CLOSING, PASSED, STEPS
+from launch.gpu_check.step import CLOSING, PASSED
+from launch.gpu_check.steps import STEPS
 from tests.unit.gpu_check.conftest import step
 
 
