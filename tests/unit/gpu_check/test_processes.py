@@ -85,6 +85,11 @@ def test_nothing_is_left_of_what_it_started(run, tmp_path, how):
     assert ended.leftovers == 3
 
 
+def test_what_ends_a_moment_later_was_not_left(run):
+    ended = run("import subprocess; subprocess.Popen(['sleep', '0.3'], start_new_session=True)")
+    assert (ended.code, ended.leftovers) == (0, 0)
+
+
 def test_what_was_there_before_stays(run):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     try:
