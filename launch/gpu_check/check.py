@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.gpu_check import archive, processes
 from launch.gpu_check.commands import command_of
-from launch.gpu_check.digest import digest
+from launch.gpu_check.digest import OURS, digest
 from launch.gpu_check.host import ROOT, Host
 from launch.gpu_check.options import RESERVE, Options
 from launch.gpu_check.processes import Ended
@@ -117,7 +117,7 @@ class Check:
         limit = min(self.left, step.box)
         command = command_of(step, name, limit, self.options, self.host, self.backend)
         log = self.options.report / "logs" / f"{name}.log"
-        log.write_text(f"$ {command}\n# at most {limit:.0f} s\n")
+        log.write_text(f"{OURS}$ {command}\n{OURS}at most {limit:.0f} s\n")
         ended = processes.run(command.words, {**self.env, **command.environment}, log, limit, ROOT, self.grace)
         return _result(step, name, ended, limit, log)
 

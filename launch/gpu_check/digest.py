@@ -10,6 +10,8 @@ from pathlib import Path
 
 from launch.gpu_check.step import Step
 
+#: Before lines of the log that are not the command's own.
+OURS = "[gpu_check] "
 WIDTH = 230  #: characters of a line
 MOST_DETAILS, MOST_FAILURES, LAST = 12, 8, 3
 #: pytest's list of failures, then its reasons, then what Python says of an exception.
@@ -56,7 +58,7 @@ def _lines(log: Path) -> Iterator[str]:
     """A progress bar's states are lines too."""
     with log.open(errors="replace", newline="") as file:
         for text in file:
-            yield from (line for line in re.split(r"[\r\n]+", text) if line)
+            yield from (line for line in re.split(r"[\r\n]+", text) if line and not line.startswith(OURS))
 
 
 def _cut(line: str) -> str:

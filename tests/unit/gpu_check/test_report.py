@@ -54,8 +54,8 @@ def test_of_a_failed_test_its_name_and_its_reason_are_shown(tmp_path):
 
 
 def test_of_a_crash_without_a_word_the_last_lines_are_shown(tmp_path):
-    found = of(tmp_path, "a\nb\n\nc\nd\n", failed=True)
-    assert found.details == ("b", "c", "d")
+    assert of(tmp_path, "a\nb\n\nc\nd\n", failed=True).details == ("b", "c", "d")
+    assert of(tmp_path, "[gpu_check] $ python\nd\n", failed=True).details == ("d",)
 
 
 def test_what_went_well_shows_no_reasons(tmp_path):
