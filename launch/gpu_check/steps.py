@@ -55,7 +55,7 @@ FIRST = (
         "doctor",
         "is this SGLang one that RPC was proven on; which attention backends can be used",
         ("{python}", "-m", "sglang_rpc.doctor"),
-        60,
+        90,
         15,
         r"^RPC can",
         proof=r"^RPC can run here",
