@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.request_state import RequestState
 from tests.fakes.scheduler import Scheduler
+
+
+def ring(slots: int) -> QueryRing:
+    """A query ring for hooks that count its slots."""
+    return QueryRing(layers=1, slots=slots, rows=1000, window=1, heads=1, head_dim=1, dtype=torch.float32, device="cpu")
 
 
 @dataclass(eq=False)
@@ -19,7 +26,7 @@ class Runtime:
     scheduler: Scheduler
     config: RPCConfig = field(default_factory=RPCConfig)
     compressor: Compressor | None = None
-    ring: QueryRing | None = None
+    ring: QueryRing = field(default_factory=lambda: ring(slots=1000))
     backups: HostBackup = field(default_factory=lambda: HostBackup([], 0))
     recording_ahead: list[RequestState] = field(default_factory=list)
     step: int = 0

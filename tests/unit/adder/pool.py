@@ -72,11 +72,14 @@ class Pool:
         self.tree.supports_mamba.return_value, self.tree.evictable_size.return_value = False, 0
         self.adder_class = admission._adder_class(sgl().PrefillAdder, self.runtime)
 
-    def admits(self, req: Any) -> bool:
-        adder = self.adder_class(
+    def adder(self) -> Any:
+        return self.adder_class(
             self.page_size, self.tree, self.allocator, None, new_token_ratio=0.7, rem_input_tokens=10_000,
             rem_chunk_tokens=None,
         )  # fmt: skip
+
+    def admits(self, req: Any) -> bool:
+        adder = self.adder()
         adder.add_one_req(req, has_chunked_req=False, truncation_align_size=None)
         return req in adder.can_run_list
 

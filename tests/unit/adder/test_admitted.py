@@ -6,6 +6,7 @@ import pytest
 
 from sglang_rpc.hooks import resume, unresumable
 from tests.fakes.memory import ReqToTokenPool
+from tests.fakes.runtime import ring
 from tests.unit.adder.pool import CONFIG, POOL, Pool, comes_back, either, everywhere, leave, request
 
 
@@ -71,3 +72,16 @@ def test_an_abort_keeps_the_reason_that_it_has(aborted):
     resumable = resume.back_up(lambda **_given: True, req=req, req_to_token_pool=rows, offload_kv=not aborted)
     assert resumable == aborted
     assert (req.rpc.hooks.ended is None) == aborted
+
+
+@pytest.mark.parametrize(("slots", "admitted"), [(8, 7), (3, 6), (1, 5)])
+def test_with_few_query_slots_fewer_are_admitted_for_all_wait_longer(slots, admitted):
+    # 40 entries each at most, of 320. Seven on three slots would need 322, for the last waits two waves of 5 steps.
+    pool = Pool(1)
+    pool.runtime.ring = ring(slots)
+    adder = pool.adder()
+    for _ in range(8):
+        req = request(1, 0, True, True)
+        req.sampling_params.max_new_tokens = 100
+        adder.add_one_req(req, has_chunked_req=False, truncation_align_size=None)
+    assert len(adder.can_run_list) == admitted
