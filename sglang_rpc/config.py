@@ -126,7 +126,7 @@ class RPCConfig:
     host_backup_gb: float = _setting(
         4,
         number(0, MAX_TOKENS),
-        "host memory per rank, in 10^9 bytes, for the KV of retracted requests; 0: prefill them again",
+        "host memory per rank, in 10^9 bytes, set aside for the KV of retracted requests; 0: prefill them again",
         "GB",
     )
     trace: str | None = _setting(

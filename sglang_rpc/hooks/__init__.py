@@ -21,6 +21,7 @@
 | `accumulate` | how is the attention of every step added up, for policies that ask? |
 | `tree` | what may the prefix tree hold of a compressed request? |
 | `resume` | how does a retracted request come back with its KV? |
+| `backup_memory` | how much host memory do backups get? |
 | `backups` | when is a retracted request's KV saved, and when dropped? |
 | `result_in_flight` | when does a retraction wait for a result? |
 | `unresumable` | which retracted requests end, because they never fit again? |

@@ -25,7 +25,9 @@ def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
         return None  # still being prefilled
     if req.return_logprob and 0 <= req.logprob_start_len < prompt:
         return None  # SGLang wants the prompt's log probabilities again, and so its prefill
-    runtime.fence()  # the forward in flight may still write the row's last entry
+    # The forward in flight may still write the row's last entry and, in its query slot, the newest query. Both belong
+    # to the token whose result is thrown away and computed again; that query replaces one that no window needs.
+    runtime.fence()
     row = runtime.scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :entries].long()
     recording = state.recording
     queries = None if recording.slot is None or recording.ahead else runtime.ring.buffer[:, recording.slot]

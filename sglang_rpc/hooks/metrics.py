@@ -41,7 +41,7 @@ METRICS = (
     Metric("query_slot_waits", COUNTER, "Steps in which a compression was put off because no query slot was free."),
     Metric("memory_pressure", GAUGE, "Whether the pool is between its watermarks and full, with --rpc-when pressure."),
     Metric("pressure_crossings", COUNTER, "Times memory pressure has begun."),
-    Metric("host_backup_bytes", GAUGE, "Host memory that holds the KV of retracted requests."),
+    Metric("host_backup_bytes", GAUGE, "Host memory that holds the KV of retracted requests, in whole chunks."),
     Metric("restored_requests", COUNTER, "Retracted requests that came back with the KV they had."),
     Metric("refused_backups", COUNTER, "Retracted requests for whose KV there was no room on the host."),
 )

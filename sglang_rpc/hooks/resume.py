@@ -115,20 +115,21 @@ def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) 
         return False
     slots = slots[: entries - matched]
     prefix = scheduler.tree_cache.prefix_device_indices(req) if matched else slots[:0]
+    # The forward in flight may still belong to the last owners of all that is written from here on: it may read their
+    # row, write into slots that have been freed since, and record queries in a query slot that has been given back.
+    runtime.fence()
     pool.alloc([req])
     row = rows.row_of(req)
-    # The row is this request's alone, and no forward reads it before the prefill that is being planned.
     pool.write((row, slice(0, entries)), torch.cat([prefix.to(slots.dtype), slots]).to(torch.int32))
     req.kv.kv_committed_len = req.kv.kv_allocated_len = req.prefix_len = entries
     # As many ids as the row has entries, the newest last: SGLang prefills what stands after `prefix_len`.
     req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids[-(entries + 1 - len(req.origin_input_ids)) :]
 
-    runtime.fence()  # the last forward may still write into slots that have been freed since
     runtime.backups.load(backup, matched, slots.long())
     state.restore(saved)
     if backup.queries is not None:
         slot = runtime.compressor.recorder.resume(state.recording, row, saved.recorded_since)
-        runtime.ring.buffer[:, slot] = backup.queries.to(runtime.ring.buffer.device, non_blocking=True)
+        runtime.backups.load_queries(backup, runtime.ring.buffer[:, slot])
     return True
 
 

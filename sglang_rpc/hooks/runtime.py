@@ -15,10 +15,10 @@ from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import backup_memory
 from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
 from sglang_rpc.hooks.model import model_rpc
-from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
@@ -64,7 +64,7 @@ class SchedulerRPC:
                 for size in (2**8, 2**22):
                     group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.tracer = _tracer(scheduler, config, self.compressor, group)
-        self.backups = HostBackup(self.compressor.layers, int(config.host_backup_gb * 1e9))
+        self.backups = backup_memory.set_aside(config, self.compressor.layers, group)
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 
 import torch
 
+from sglang_rpc.memory.arena import CHUNK_BYTES, Arena, HostBytes
 from sglang_rpc.types import KVLayer
+
+#: Bytes of device memory that one buffer's entries may take on their way, so that a long row takes no more than a short
+#: one.
+STAGING_BYTES = 2**25
 
 
 @dataclass(frozen=True)
 class HostKV:
-    """K and V of consecutive row positions, all layers: [tokens, kv_heads, head_dim] tensors on the host."""
+    """All that belongs to consecutive row positions: of the first buffer of the first layer, of the next, ..."""
 
-    buffers: tuple[torch.Tensor, ...]  #: those of the first layer, of the second, ...
+    bytes: HostBytes
     tokens: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of host memory."""
-        return sum(buffer.nbytes for buffer in self.buffers)
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class Backup:
     prompt: HostKV
     prompt_key: Hashable
     generated: HostKV
-    queries: torch.Tensor | None  #: its query slot [layers, R, heads, head_dim], if it was recording
+    queries: HostBytes | None  #: its query slot [layers, R, heads, head_dim], if it was recording
 
     @property
     def tokens(self) -> int:
@@ -44,14 +44,29 @@ class Backup:
 
 
 class HostBackup:
-    """Backups of the requests that wait to come back; `used` never exceeds `limit`. Both in bytes."""
+    """Backups of the requests that wait to come back. `used` never exceeds `limit`, in bytes of whole chunks."""
 
-    def __init__(self, layers: Sequence[KVLayer], limit: int):
-        self.limit = limit
-        self.used = 0
-        self._layers = layers
-        self._entry_bytes = sum(buffer[0].nbytes for buffer in self._buffers())
+    def __init__(self, layers: Sequence[KVLayer], limit: int, *, chunk_bytes: int = CHUNK_BYTES):
+        """Allocate `limit` bytes of host memory, or what the host has of it, once and for all."""
+        self._buffers = [buffer for layer in layers for buffer in layer.buffers]
+        pinned = any(buffer.is_cuda for buffer in self._buffers)
+        self._arena = Arena(limit, pinned=pinned, chunk_bytes=chunk_bytes)
+        self._entry_bytes = sum(buffer[0].nbytes for buffer in self._buffers)
         self._prompts: dict[Hashable, tuple[HostKV, int]] = {}  # how many backups share each
+
+    @property
+    def limit(self) -> int:
+        """Bytes of host memory that are held for backups: whole chunks, of all that was allowed."""
+        return self._arena.capacity
+
+    @property
+    def used(self) -> int:
+        """Bytes of the chunks that backups lie in."""
+        return self._arena.used
+
+    def lower(self, limit: int) -> None:
+        """Keep to `limit` bytes from now on, if that is less. Nothing has been saved yet."""
+        self._arena.shrink(min(limit, self.limit))
 
     def save(
         self, slots: torch.Tensor, prompt_length: int, prompt_key: Hashable, queries: torch.Tensor | None
@@ -63,15 +78,20 @@ class HostBackup:
             queries: the request's query slot, copied too.
         """
         known = self._prompts.get(prompt_key)
-        entries = slots.numel() - (prompt_length if known is not None else 0)
-        needed = entries * self._entry_bytes + (0 if queries is None else queries.nbytes)
-        if self.used + needed > self.limit:
+        generated = slots.numel() - prompt_length
+        taken = self._arena.take(
+            0 if known is not None else prompt_length * self._entry_bytes,
+            generated * self._entry_bytes,
+            0 if queries is None else queries.nbytes,
+        )
+        if taken is None:
             return None
-        prompt, sharers = known or (self._copy(slots[:prompt_length]), 0)
+        prompt, sharers = known or (self._copy(slots[:prompt_length], taken[0]), 0)
         self._prompts[prompt_key] = prompt, sharers + 1
-        self.used += needed
+        if queries is not None:
+            taken[2].write(0, queries)
         return Backup(
-            prompt, prompt_key, self._copy(slots[prompt_length:]), None if queries is None else _to_host(queries)
+            prompt, prompt_key, self._copy(slots[prompt_length:], taken[1]), None if queries is None else taken[2]
         )
 
     def load(self, backup: Backup, first: int, slots: torch.Tensor) -> None:
@@ -81,31 +101,47 @@ class HostBackup:
         self._paste(backup.prompt, first, slots[:into_prompt])
         self._paste(backup.generated, skipped, slots[into_prompt:])
 
+    def load_queries(self, backup: Backup, slot: torch.Tensor) -> None:
+        """Copy the queries of `backup`, which has some, into a query slot of the ring, on the current stream."""
+        assert backup.queries is not None, "it was not recording"
+        staged = torch.empty(slot.shape, dtype=slot.dtype, device=slot.device)
+        backup.queries.read(0, staged)
+        slot.copy_(staged)
+
     def drop(self, backup: Backup) -> None:
-        """Forget it; a prompt goes with its last sharer. Copies in flight keep their memory alive."""
+        """Forget it; a prompt goes with its last sharer. Copies in flight are done before their chunks are written."""
         prompt, sharers = self._prompts[backup.prompt_key]
         if sharers > 1:
             self._prompts[backup.prompt_key] = prompt, sharers - 1
         else:
             del self._prompts[backup.prompt_key]
-            self.used -= prompt.nbytes
-        self.used -= backup.generated.nbytes + (0 if backup.queries is None else backup.queries.nbytes)
+            self._arena.give_back(prompt.bytes)
+        self._arena.give_back(backup.generated.bytes)
+        if backup.queries is not None:
+            self._arena.give_back(backup.queries)
 
-    def _buffers(self) -> list[torch.Tensor]:
-        return [buffer for layer in self._layers for buffer in layer.buffers]
-
-    def _copy(self, slots: torch.Tensor) -> HostKV:
-        return HostKV(tuple(_to_host(buffer[slots]) for buffer in self._buffers()), slots.numel())
+    def _copy(self, slots: torch.Tensor, room: HostBytes) -> HostKV:
+        first = 0
+        for buffer in self._buffers:
+            for part in slots.split(_staged_at_once(buffer)):
+                entries = buffer[part]
+                room.write(first, entries)
+                first += entries.nbytes
+        return HostKV(room, slots.numel())
 
     def _paste(self, kv: HostKV, skipped: int, slots: torch.Tensor) -> None:
         if slots.numel() == 0:
             return
-        for buffer, saved in zip(self._buffers(), kv.buffers, strict=True):
-            buffer[slots] = saved[skipped : skipped + slots.numel()].to(buffer.device, non_blocking=True)
+        buffer_begins = 0
+        for buffer in self._buffers:
+            first = buffer_begins + skipped * buffer[0].nbytes
+            for part in slots.split(_staged_at_once(buffer)):
+                entries = torch.empty((part.numel(), *buffer.shape[1:]), dtype=buffer.dtype, device=buffer.device)
+                kv.bytes.read(first, entries)
+                buffer[part] = entries
+                first += entries.nbytes
+            buffer_begins += kv.tokens * buffer[0].nbytes
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in host memory; pinned, and without a wait, if the tensor is on a GPU."""
-    if not tensor.is_cuda:
-        return tensor.clone()
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+def _staged_at_once(buffer: torch.Tensor) -> int:
+    return max(1, STAGING_BYTES // buffer[0].nbytes)

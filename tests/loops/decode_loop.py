@@ -187,7 +187,7 @@ class Loop:
         state.restore(saved)
         if backup.queries is not None:
             slot = self.compressor.recorder.resume(state.recording, row, saved.recorded_since)
-            self.ring.buffer[:, slot] = backup.queries
+            backups.load_queries(backup, self.ring.buffer[:, slot])
         backups.drop(backup)
         state.hooks.saved = None
         self.requests.append(request)

@@ -232,7 +232,7 @@ def test_the_server_info_has_the_fields_of_the_reference():
         compressor=SimpleNamespace(scoring="reference", counters=Counters(), recorder=SimpleNamespace(waiting=0)),
         query_slots=SimpleNamespace(needed=64),
         ring=SimpleNamespace(slots=64, in_use=0, nbytes=4096),
-        backups=SimpleNamespace(used=0),
+        backups=SimpleNamespace(used=0, limit=0),
         watermarks=SimpleNamespace(under_pressure=False, crossings=0),
     )
     result = SimpleNamespace(internal_state={})

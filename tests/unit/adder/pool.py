@@ -14,6 +14,7 @@ import torch
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.hooks import admission, resume, unresumable
 from sglang_rpc.hooks.limits import capacity_after
+from sglang_rpc.memory.arena import HostBytes
 from sglang_rpc.memory.host_backup import Backup, HostKV
 from sglang_rpc.runtime.admission import longest
 from sglang_rpc.runtime.request_state import RequestState
@@ -117,8 +118,9 @@ def leave(pool: Pool, req: Any, monkeypatch, recorded: bool = False) -> None:
     """Retracted, with a backup; `restore` as far as admission sees it."""
     state = req.rpc
     entries = state.clock.physical(len(req.output_ids) - 1, len(req.origin_input_ids))
+    empty = HostBytes(())
     state.hooks.saved = state.save(
-        Backup(HostKV((), entries), "prompt", HostKV((), 0), torch.zeros(1) if recorded else None)
+        Backup(HostKV(empty, entries), "prompt", HostKV(empty, 0), empty if recorded else None)
     )
     state.reset()
 

@@ -1,8 +1,7 @@
 """States of one request."""
 
-import torch
-
 from sglang_rpc.config import RequestOptions, RPCConfig
+from sglang_rpc.memory.arena import HostBytes
 from sglang_rpc.memory.host_backup import Backup, HostKV
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers, TokenMarker
@@ -24,5 +23,6 @@ def thinking(prompt: list[int], output: list[int], **given) -> RequestState:
 
 
 def backup(queries: bool = False) -> Backup:
-    none = HostKV((), 0)
-    return Backup(none, "prompt", none, torch.zeros(1) if queries else None)
+    empty = HostBytes(())
+    none = HostKV(empty, 0)
+    return Backup(none, "prompt", none, empty if queries else None)

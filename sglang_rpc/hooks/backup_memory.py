@@ -1,0 +1,68 @@
+"""The host memory that backups get, set aside at the start (memory/arena.py says why then)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.arena import CHUNK_BYTES
+from sglang_rpc.memory.host_backup import HostBackup
+from sglang_rpc.memory.host_memory import may_pin
+from sglang_rpc.types import KVLayer
+
+if TYPE_CHECKING:
+    from sglang_rpc.contract.sglang.server import GroupCoordinator
+
+logger = logging.getLogger(__name__)
+
+
+def set_aside(config: RPCConfig, layers: Sequence[KVLayer], group: GroupCoordinator | None) -> HostBackup:
+    """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less.
+
+    Ranks of `group` get equally much, the least that any of them can have: they must refuse the same backups. They
+    agree before anyone pins, for what one has pinned is missing for its neighbours, and again on what they got.
+    """
+    asked = int(config.host_backup_gb * 1e9)
+    on_gpu = layers[0].keys.is_cuda
+    # Unpinned memory is taken from the host as it is used, and can be swapped out.
+    most = may_pin(max(1, torch.cuda.device_count())) if on_gpu else None
+    limit = _least(asked if most is None else min(asked, most), group)
+    begun = perf_counter()
+    backups = HostBackup(layers, limit)
+    backups.lower(_least(backups.limit, group))
+    if on_gpu and backups.limit:
+        seconds = perf_counter() - begun
+        logger.info("RPC: %.2f GB of host memory pinned for host backups, in %.1f s", backups.limit / 1e9, seconds)
+    if warning := _too_little(asked, backups.limit):
+        logger.warning("RPC: %s", warning)
+    return backups
+
+
+def _too_little(asked: int, limit: int) -> str:
+    """What to say if `limit` bytes are set aside where `asked` were asked for; empty if these are all whole chunks."""
+    again = "a retracted request without room there is prefilled again, uncompressed"
+    if 0 < asked < CHUNK_BYTES:
+        return (
+            f"--rpc-host-backup-gb {asked / 1e9:g} is less than one chunk of {CHUNK_BYTES / 1e9:.4f} GB, so no KV is "
+            f"kept: {again}; raise it, or say 0"
+        )
+    if asked - limit < CHUNK_BYTES:
+        return ""
+    return (
+        f"host memory is short, here or on another rank: {limit / 1e9:.2f} GB are set aside for host backups, and "
+        f"--rpc-host-backup-gb asks for {asked / 1e9:.2f} GB per rank; {again}; lower the flag, or free host memory"
+    )
+
+
+def _least(size: int, group: GroupCoordinator | None) -> int:
+    """The least of what the ranks of `group` give."""
+    if group is None:
+        return size
+    everywhere: list[int] = [size] * group.world_size
+    torch.distributed.all_gather_object(everywhere, size, group=group.cpu_group)
+    return min(everywhere)
