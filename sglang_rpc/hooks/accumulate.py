@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sglang_rpc.contract.targets import AFTER, hook
+from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.hooks.step import attention_call, single_rows
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
 
 if TYPE_CHECKING:
     from sglang_rpc.contract.sglang.model import AttentionLayer, ModelRunner
+    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 def accumulating(layer: KVLayer) -> KVLayer:
@@ -44,3 +47,25 @@ class Accumulate:
             queries, rows, lengths = queries[single.tokens], rows[single.rows], lengths[single.rows]
         slots = self.req_to_token[rows, : int(forward_batch.seq_lens_cpu.max())]
         accumulate(self.layer, queries, slots, lengths)
+
+
+@hook(
+    AFTER,
+    "sglang.srt.managers.scheduler.Scheduler._apply_war_barrier",
+    "policies that read rows in every layer read them later than SGLang's barrier waits for",
+)
+def wait_for_late_reads(_result: object, scheduler: Scheduler) -> None:
+    """AFTER Scheduler._apply_war_barrier, right after each launch under overlap, on the scheduler's stream.
+
+    The barrier orders the scheduler's next writes into rows after the forward's own reads of rows, wherever the
+    attention backend says that these end. An eager step of the backends that RPC works with says nothing, and SGLang
+    then waits for the whole forward; but on AMD GPUs there is no barrier, and a backend may promise more one day.
+    `Accumulate` reads rows in each layer. The row of a request that has just ended may by then be another's, and
+    attention would be added up in that one's slots.
+
+    So the scheduler's stream waits for the whole forward. The host does not, and the next forward starts no later: it
+    comes after this one on the same stream.
+    """
+    runtime = runtime_of(scheduler)
+    if runtime is not None and runtime.compressor.layers[0].accumulated is not None:
+        runtime.fence()
