@@ -44,6 +44,14 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "forward": "called through nn.Module.__call__, so that forward pre-hooks run; q, roped, first and "
         "forward_batch fourth",
     },
+    "sglang.srt.model_executor.runner_utils.capture_mode": {
+        "get_is_capture_mode": "whether a forward is the capture of a CUDA graph or one of its warm-ups, where no slot "
+        "is in use and the write must run",
+    },
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner": {
+        "capture_prepare": "a captured batch holds the runner's static rows and positions, all zero",
+        "load_batch": "a replay's rows and positions are copied there, padded with row 0, which no request gets",
+    },
     "sglang.srt.model_executor.runner.eager_runner.EagerRunner": {
         "execute": "a mixed step runs as a plain extend, whose tokens keep their order",
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sglang_rpc.contract.sglang.batches import ForwardBatch
     from sglang_rpc.contract.sglang.model import (
         AttentionLayer,
+        HookableLayer,
         LatentAttention,
         ModelRunner,
         PrefillCudaGraphRunner,
@@ -68,16 +69,24 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     every_step = accumulates(config.policy)
     if every_step:
         kv_layers = [accumulating(layer) for layer in kv_layers]
-    for index, layer in enumerate(layers):
-        layer.register_forward_pre_hook(Capture(ring, index), with_kwargs=True)
-        if every_step:
-            layer.register_forward_hook(Accumulate(model_runner, kv_layers[index]), with_kwargs=True)
+    record_queries(ring, layers)
+    if every_step:
+        for layer, kv in zip(layers, kv_layers, strict=True):
+            layer.register_forward_hook(Accumulate(model_runner, kv), with_kwargs=True)
     model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots)
     _load_kernels(ring, latent[0].kv_lora_rank if latent else None)
 
 
+def record_queries(ring: QueryRing, layers: Sequence[HookableLayer]) -> None:
+    """Hook each attention layer, so that what it attends with is stored in `ring`."""
+    from sglang.srt.model_executor.runner_utils.capture_mode import get_is_capture_mode
+
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(Capture(ring, index, get_is_capture_mode), with_kwargs=True)
+
+
 def _load_kernels(ring: QueryRing, split: int | None) -> None:
-    """Load the kernels of the write here, not in the middle of a graph capture."""
+    """Load the kernels of the write here, not in the first step that records, while requests wait."""
     row_0 = torch.zeros(1, dtype=torch.int64, device=ring.buffer.device)
     query = torch.zeros_like(ring.buffer[0, 0, :1])
     ring.store(0, ring.where(row_0, row_0), query)
@@ -129,14 +138,16 @@ class Capture:
     """A forward pre-hook of one attention layer: stores the step's queries, one per row.
 
     A CUDA graph records the write once and replays it with its static rows and positions, so the write must be in
-    every captured graph; an eager step skips it while no request holds a query slot. Of an extend step only the
-    `SingleRows` are stored, which travel with the forward batch.
+    every captured graph. It is in the warm-ups before each capture too, which compile and load what it needs. An eager
+    step skips it while no request holds a query slot. Of an extend step only the `SingleRows` are stored, which travel
+    with the forward batch.
     """
 
-    def __init__(self, ring: QueryRing, index: int):
+    def __init__(self, ring: QueryRing, index: int, for_a_graph: Callable[[], bool]):
+        """`for_a_graph` says whether this forward is a capture, or a warm-up of one."""
         self.ring = ring
         self.index = index
-        self.on_gpu = ring.buffer.is_cuda
+        self.for_a_graph = for_a_graph
 
     def __call__(self, _layer: AttentionLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Store the queries of rows that are being recorded in the ring."""
@@ -145,10 +156,11 @@ class Capture:
         if kwargs.get("q_rope") is not None:
             queries.append(kwargs["q_rope"])
         if forward_batch.forward_mode.is_decode():
-            if not self.ring.in_use and not (self.on_gpu and torch.cuda.is_current_stream_capturing()):
+            if not self.ring.in_use and not self.for_a_graph():
                 return
             if self.index == 0:
-                # Rows and positions are the same in every layer: work out where to write once a step.
+                # Rows and positions are the same in every layer: work out where to write once a step. Each capture
+                # works it out anew, for a graph must not read what a warm-up allocated.
                 forward_batch.rpc_where = self.ring.where(forward_batch.req_pool_indices, forward_batch.positions)
             self.ring.store(self.index, forward_batch.rpc_where, *queries)
             return

@@ -4,6 +4,7 @@ import enum
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_rpc.hooks import capture
 from sglang_rpc.hooks.model import ModelRPC
@@ -26,14 +27,25 @@ def single_rows(tokens: list[int], where: tuple[torch.Tensor, torch.Tensor] | No
     return SingleRows(torch.tensor(tokens), rows=none(), logical_lengths=none(), where=where)
 
 
+class Operators(TorchDispatchMode):
+    """Counts what PyTorch runs."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
 def test_an_eager_step_stores_only_while_somebody_records():
     ring = QueryRing(layers=2, slots=2, rows=4, window=4, heads=2, head_dim=3, dtype=torch.float32, device="cpu")
-    hooks = [capture.Capture(ring, layer) for layer in range(2)]
+    hooks = [capture.Capture(ring, layer, lambda: False) for layer in range(2)]
     queries = torch.randn(2, 6)
     step = decode_step([2, 3], [9, 14])
-    for hook in hooks:
-        hook(None, (queries, None, None, step), {})
-    assert not ring.buffer.any()
+    with Operators() as operators:
+        for hook in hooks:
+            hook(None, (queries, None, None, step), {})
+    assert operators.count == 0
     assert not hasattr(step, "rpc_where")
 
     slot = ring.acquire(3)
@@ -47,11 +59,21 @@ def test_an_eager_step_stores_only_while_somebody_records():
         assert not ring.buffer[layer, [s for s in (1, 2) if s != slot]].any()
 
 
+def test_a_capture_and_its_warm_ups_store_though_nobody_records():
+    ring = QueryRing(layers=2, slots=2, rows=4, window=4, heads=2, head_dim=3, dtype=torch.float32, device="cpu")
+    queries = torch.randn(2, 6)
+    step = decode_step([0, 0], [0, 0])
+    for layer in range(2):
+        capture.Capture(ring, layer, lambda: True)(None, (queries, None, None, step), {})
+    assert ring.buffer[:, 0, 0].all()
+    assert not ring.buffer[:, 1:].any()
+
+
 def test_of_an_extend_only_the_rows_of_one_token_are_stored():
     ring = QueryRing(layers=1, slots=2, rows=4, window=4, heads=1, head_dim=2, dtype=torch.float32, device="cpu")
     slot = ring.acquire(1)
     queries = torch.arange(10.0).view(5, 2)
-    hook = capture.Capture(ring, 0)
+    hook = capture.Capture(ring, 0, lambda: False)
     where = ring.where(torch.tensor([1]), torch.tensor([6]))
     hook(None, (queries, None, None, extend_step(single_rows([4], where))), {})
     assert torch.equal(ring.buffer[0, slot, 2, 0], queries[4])
@@ -66,7 +88,7 @@ def test_absorbed_and_roped_queries_make_one_entry():
     slot = ring.acquire(1)
     # As the absorbing product leaves them: heads outermost in memory.
     absorbed, roped = torch.randn(2, 2, 5).transpose(0, 1), torch.randn(2, 2, 2)
-    hook = capture.Capture(ring, 0)
+    hook = capture.Capture(ring, 0, lambda: False)
     hook(None, (absorbed, None, None, decode_step([2, 1], [8, 3])), {"q_rope": roped})
     assert torch.equal(ring.buffer[0, slot, 3], torch.cat([absorbed, roped], -1)[1])
 
