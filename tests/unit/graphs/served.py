@@ -15,6 +15,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.hooks.model import ModelRPC
 from sglang_rpc.hooks.positions import make_logical
+from sglang_rpc.hooks.query_slots import QuerySlots
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.runtime.clock import Clock
 from sglang_rpc.runtime.request_state import RequestState
@@ -49,7 +50,9 @@ class Served:
 
     def __init__(self, runner: Runner, model: SmallModel, ring: QueryRing, rows: int, logical=make_logical):
         self.runner, self.model, self.ring, self.logical = runner, model, ring, logical
-        self.model_runner = ModelRunner(rpc=ModelRPC(ring, [], every_step=False))
+        self.model_runner = ModelRunner(
+            rpc=ModelRPC(ring, [], every_step=False, query_slots=QuerySlots(ring.slots, rows, 0))
+        )
         self.pool = ReqToTokenPool(rows, 8, "cpu", False)
         self.requests: list[Request] = []
         self.random = random.Random(5)
