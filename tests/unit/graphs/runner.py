@@ -5,7 +5,7 @@ To be imported after `sglang_rpc.startup.cpu.prepare`, as all of SGLang.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -55,12 +55,7 @@ class Runner:
         alone = SimpleNamespace(barrier=lambda: None, ca_comm=None)
         context.parallel.override_permanently(tp_rank=0, attn_tp_rank=0, attn_dp_rank=0, tp_group=alone)
         patch.setattr(input_buffers, "_forward_input_buffer_pool", {})
-        patch.setattr(decode_runner, "graph_capture", _graph_capture)
-        patch.setattr(
-            decode_runner.DecodeInputBuffers, "create", self._buffers(decode_runner.DecodeInputBuffers.create)
-        )
-        patch.setattr(decode_runner, "freeze_gc", lambda _enable: nullcontext())  # seconds, in a process of all tests
-        patch.setattr(decode_runner.tqdm, "tqdm", _Silent)
+        run_without_gpu(patch, self.device)
         try:
             with self.device.warming_up():
                 self.graphs = decode_runner.DecodeCudaGraphRunner(self._model_runner())
@@ -80,16 +75,6 @@ class Runner:
         with forward_context(ForwardContext(attn_backend=self.attention)):
             made = self.model(forward_batch.input_ids, forward_batch.positions, forward_batch)
         return made.next_token_logits
-
-    def _buffers(self, create: Callable[..., Any]) -> Callable[..., Any]:
-        """SGLang's static buffers, of which one is the host's."""
-
-        def created(**settings: Any) -> Any:
-            made = create(**settings)
-            self.device.on_host(made.seq_lens_cpu)
-            return made
-
-        return created
 
     def _model_runner(self) -> SimpleNamespace:
         """What DecodeCudaGraphRunner reads of a ModelRunner."""
@@ -126,6 +111,21 @@ class Runner:
             server_args=self.server_args,
             spec_algorithm=SpeculativeAlgorithm.NONE,
         )
+
+
+def run_without_gpu(patch: pytest.MonkeyPatch, device: Device) -> None:
+    """Let DecodeCudaGraphRunner capture over the stand-in: no streams, no other ranks, and one buffer is the host's."""
+    create = decode_runner.DecodeInputBuffers.create
+
+    def created(**settings: Any) -> Any:
+        buffers = create(**settings)
+        device.on_host(buffers.seq_lens_cpu)
+        return buffers
+
+    patch.setattr(decode_runner.DecodeInputBuffers, "create", created)
+    patch.setattr(decode_runner, "graph_capture", _graph_capture)
+    patch.setattr(decode_runner, "freeze_gc", lambda _enable: nullcontext())  # takes seconds in a process of all tests
+    patch.setattr(decode_runner.tqdm, "tqdm", _Silent)
 
 
 @contextmanager
