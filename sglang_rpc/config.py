@@ -55,6 +55,9 @@ class RPCConfig:
     interval: int = _setting(4096, integer(2), "generated tokens between two compressions", "P")
     window: int = _setting(32, integer(1), "newest tokens: always kept, and their queries score the others", "R")
     ratio: float = _setting(4, lambda c: ratio_of(c.interval), "of every P candidates, int(P / C) are kept", "C")
+    min_kept: int = _setting(
+        0, integer(0), "candidates that every compression keeps at least, where c leaves fewer; 0: as c says", "F"
+    )
     kernel_size: int = _setting(7, integer(1), "width of the pooling over neighbouring scores; odd", "K")
     pooling: str = _setting("avg", choice(POOLINGS), "pooling of the scores before selection")
     aggregation: str = _setting(
@@ -234,6 +237,7 @@ def request_kinds(server: RPCConfig, interval: int) -> dict[str, Kind]:
         "interval": SETTINGS["interval"].kind_in(server),
         "window": integer(1, server.window, " (the server's --rpc-window)"),
         "ratio": ratio_of(interval),
+        "min_kept": SETTINGS["min_kept"].kind_in(server),
         "scope": SETTINGS["scope"].kind_in(server),
     }
 
@@ -250,6 +254,7 @@ class RequestOptions:
     window: int  #: R
     ratio: float  #: c
     scope: str
+    min_kept: int = 0  #: F
     asked: bool = False  #: the request itself carried RPC options, so its response carries a receipt
 
     @property
@@ -269,7 +274,7 @@ class RequestOptions:
             ConfigError: names the field, the value and what is allowed.
         """
         default_scope = server.scope if knows_markers else "all"
-        defaults = cls(True, server.interval, server.window, server.ratio, default_scope)
+        defaults = cls(True, server.interval, server.window, server.ratio, default_scope, server.min_kept)
         if not isinstance(custom_params, Mapping) or "rpc" not in custom_params:
             return defaults
         given = custom_params["rpc"]
@@ -293,7 +298,7 @@ def _check_options(given: Any, defaults: RequestOptions, server: RPCConfig) -> N
         if name not in REQUEST_OPTIONS:
             known = ", ".join(REQUEST_OPTIONS)
             raise ConfigError(f"custom_params.rpc has no field {show(name)}; its fields are {known}", "request.unknown")
-        if server.gist_tokens is not None and name in ("interval", "window", "ratio"):
+        if server.gist_tokens is not None and name in ("interval", "window", "ratio", "min_kept"):
             raise ConfigError(
                 f"custom_params.rpc.{name} has no meaning here: this server's policy evicts a thought when its gist "
                 "tokens are there; leave it out",

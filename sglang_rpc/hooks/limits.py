@@ -82,8 +82,8 @@ def refit(scheduler: Scheduler, req: Req, state: RequestState, generated: int) -
     if state.start is not None:
         state.hooks.fitted_for = known
         return
-    # From its first thought to its first compression it holds R + P more: the last poll must come before that.
-    ahead = answer - state.options.interval - state.options.window
+    # From its first thought to its first compression it holds all of it: the last poll must come before that.
+    ahead = answer - state.budget.next_due(0)
     if ahead < 1:
         lower(req, output + max(1, answer))
     else:

@@ -37,6 +37,7 @@ class Plan:
     interval: int = 1
     window: int = 0
     budget_step: int = 1
+    min_kept: int = 0  #: candidates that each compression keeps at least
     prompt: int = 0  #: entries before the generated region, in the same pages
     holds_slot: bool = False  #: whether it has a query slot, so that its next compression comes at `compresses_at`
 
@@ -45,7 +46,7 @@ class Plan:
         """Its numbers, in the order in which `highest_held` unpacks them."""
         return (
             *(self.held, self.generated, self.remaining, self.compresses_at),
-            *(self.start, self.interval, self.window, self.budget_step, self.holds_slot),
+            *(self.start, self.interval, self.window, self.budget_step, self.min_kept, self.holds_slot),
         )
 
 
@@ -123,7 +124,7 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait
         wait: steps that a compression comes later at most, for want of a query slot.
     """
     columns = np.array([plan.counts for plan in plans], dtype=np.int64).T[:, :, None]
-    held, now, remaining, compresses_at, start, interval, window, step, holds_slot = columns
+    held, now, remaining, compresses_at, start, interval, window, step, least, holds_slot = columns
     next_date = np.maximum(compresses_at - start - window, 0) // interval
     compresses_at = np.maximum(compresses_at, now) + np.where(holds_slot, 0, wait)
     window = window + wait
@@ -135,10 +136,11 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait
     region = last - start
     dates = np.maximum(-(-(region - window) // interval) - 1, 0)
     done = np.maximum(dates, next_date)  # once it has been compressed
-    at_end = start + done * step + region - done * interval
+    at_end = start + np.minimum(np.maximum(least, done * step), done * interval) + region - done * interval
     date = dates * interval + window
     inside = (dates >= 1) & (date >= np.maximum(first, compresses_at) - start)
-    at_date = np.where(inside, start + (dates - 1) * step + window + interval, 0)
+    before = np.minimum(np.maximum(least, (dates - 1) * step), (dates - 1) * interval)
+    at_date = np.where(inside, start + before + window + interval, 0)
     compressed = np.where(last > compresses_at, np.maximum(at_end, at_date), 0)
 
     highest = np.maximum(until_compressed, compressed)
@@ -175,10 +177,11 @@ def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestO
     if fits >= want:
         return
     peak = Budget.of(options).peak(want)
+    least, less = (f", min_kept {options.min_kept}", ", a lower min_kept") if options.min_kept else ("", "")
     raise ConfigError(
         f"{want} new tokens do not fit: with interval {options.interval}, window {options.window} and ratio "
-        f"{options.ratio:g} they hold up to {peak} KV entries, and beside this prompt of {prompt} tokens the pool of "
-        f"{pool} slots has room for {max(room, 0)}; ask for at most {fits} new tokens, a higher ratio or a shorter "
-        "interval, or start the server with more memory",
+        f"{options.ratio:g}{least} they hold up to {peak} KV entries, and beside this prompt of {prompt} tokens the "
+        f"pool of {pool} slots has room for {max(room, 0)}; ask for at most {fits} new tokens, a higher ratio{less} or "
+        "a shorter interval, or start the server with more memory",
         "request.max_new_tokens",
     )

@@ -22,6 +22,7 @@ RECEIPT_FIELDS = {
     "interval": "P, of this request",
     "window": "R, of this request",
     "ratio": "c, of this request",
+    "min_kept": "F, of this request: candidates that each compression kept at least",
     "scope": "think or all, of this request",
     "reason": "why the request was never compressed; only where `compressions` is 0",
 }

@@ -149,6 +149,7 @@ class RequestState:
             interval=budget.interval,
             window=budget.window,
             budget_step=budget.step,
+            min_kept=budget.least,
             prompt=prompt,
             holds_slot=recorded_since is not None,
         )

@@ -21,7 +21,7 @@ class Played:
     due: int  #: logical length of the next compression
 
 
-def play(generated: int, interval: int, window: int, step: int) -> Played:
+def play(generated: int, interval: int, window: int, step: int, least: int = 0) -> Played:
     """The method as the paper words it: P+R tokens, then P more each time; nothing of the formulas under test."""
     compressions = held = peak = 0
     due = interval + window
@@ -30,9 +30,7 @@ def play(generated: int, interval: int, window: int, step: int) -> Played:
         peak = max(peak, held)
         if length == due:
             compressions += 1
-            candidates = held - window
-            kept = min(candidates, compressions * step)
-            held = kept + window
+            held = min(held, max(least, compressions * step) + window)
             due += interval
     return Played(compressions, held, peak, due)
 
@@ -44,17 +42,28 @@ budgets = st.integers(2, 40).flatmap(
 )
 
 
-@given(budgets, st.integers(0, 400))
-def test_every_formula_equals_the_played_request(numbers, generated):
+@given(budgets, st.integers(0, 400), st.sampled_from([0, 0, 1, 7, 16, 50, 130]))
+def test_every_formula_equals_the_played_request(numbers, generated, least):
     interval, window, step = numbers
-    played = play(generated, interval, window, step)
-    budget = Budget(interval, window, step)
+    played = play(generated, interval, window, step, least)
+    budget = Budget(interval, window, step, least)
     done = budget.compressions_due(generated)
     assert done == played.compressions
-    assert budget.next_due(done) == played.due
     assert budget.peak(generated) == played.peak
     if done:
-        assert budget.kept(done) + window + (generated - played.due + interval) == played.held
+        survivors = min(budget.kept(done), done * interval)
+        assert survivors + window + (generated - played.due + interval) == played.held
+
+
+@given(budgets, st.integers(0, 400), st.sampled_from([0, 0, 1, 7, 16, 50, 130]))
+def test_the_next_date_is_the_next_that_evicts_anything(numbers, generated, least):
+    interval, window, step = numbers
+    budget = Budget(interval, window, step, least)
+    due = budget.next_due(budget.compressions_due(generated))
+    before, after = play(due - 1, interval, window, step, least), play(due, interval, window, step, least)
+    assert after.held <= before.held
+    for date in range(play(generated, interval, window, step).due, due, interval):  # those that are passed over
+        assert play(date, interval, window, step, least).held == date
 
 
 @given(budgets, st.integers(0, 30))
@@ -129,7 +138,7 @@ def test_at_a_higher_ratio_no_more_is_kept(numbers, done, data):
         (4131, 1, 4, 1024),
         (4132, 1, 4, 1025),
         (4132, 1, 16, 256),  # what an earlier compression kept is thinned out too
-        (20, 0, 4, -3),  # not yet a window: nothing to keep, and nothing to evict
+        (20, 0, 4, 0),  # not yet a window: nothing to keep, and nothing to evict
     ],
 )
 def test_an_early_budget_of_the_papers_example(generated, done, ratio, kept):

@@ -16,7 +16,8 @@ def play(plan: Plan) -> list[int]:
         moments.append(held)
         if generated >= due:
             compressions = (generated - plan.start - plan.window) // plan.interval
-            held = min(held, plan.start + compressions * plan.budget_step + plan.window)
+            kept = max(plan.min_kept, compressions * plan.budget_step)
+            held = min(held, plan.start + kept + plan.window)
             due = plan.start + (compressions + 1) * plan.interval + plan.window
         held += 1
     return moments
@@ -33,16 +34,17 @@ def draw_plan(rng: random.Random, on_schedule: bool | None = None) -> Plan:
     if on_schedule is None:
         on_schedule = rng.random() < 0.3
     done = max(0, (region - window) // interval)
+    least = rng.choice([0, 0, rng.randint(1, 60)])
     if on_schedule and done and (region - window) % interval == 0 and rng.random() < 0.5:
         done -= 1  # it is due at this very step
     if not on_schedule:
         done = rng.randint(0, done)
-    held = start + region - done * (interval - step)
+    held = start + region - done * interval + min(max(least, done * step), done * interval)
     due = start + (done + 1) * interval + window
     if not on_schedule:
         held = rng.randint(start + min(region, window), held)
         due += rng.choice([0, rng.randint(0, 40)])
-    return Plan(held, generated, remaining, ends, due, start, interval, window, step, prompt)
+    return Plan(held, generated, remaining, ends, due, start, interval, window, step, least, prompt)
 
 
 def draw_buckets(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,11 @@ MALFORMED = [
     ),
     # fields that do not exist, or not for a request
     *(
-        ({name: 1}, f"custom_params.rpc has no field {name!r}; its fields are enabled, interval, window, ratio, scope")
+        (
+            {name: 1},
+            f"custom_params.rpc has no field {name!r}; "
+            "its fields are enabled, interval, window, ratio, min_kept, scope",
+        )
         for name in (
             "Interval",
             "p",

@@ -8,7 +8,7 @@ from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers, TokenMarker
 
 START, END, WORD = 900, 901, 1
 MARKERS = ThinkMarkers(TokenMarker(START), TokenMarker(END))
-SETTINGS = {"interval": 64, "window": 8, "ratio": 4, "scope": "think"}
+SETTINGS = {"interval": 64, "window": 8, "ratio": 4, "min_kept": 0, "scope": "think"}
 
 
 def state(**given) -> RequestState:
