@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, is_latent, latent_attentions
-from sglang_rpc.contract.refusals.row import OFF, Row, refuse
+from sglang_rpc.contract.refusals.row import OFF, Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.versions import SUPPORTED
 from sglang_rpc.errors import IncompatibleSGLangError
@@ -165,132 +165,116 @@ def refuse_model_runner(facts: ServingFacts, rpc_config: RPCConfig) -> None:
     refuse(MODEL_ROWS, facts, rpc_config)
 
 
-def _if(test: Callable[[ServingFacts], Any], given: str) -> Callable[[ServingFacts, RPCConfig], str | None]:
-    """Predicate of a fact; `given` is filled in from the facts, `{model}` for one."""
-    return lambda facts, _config: given.format_map(vars(facts)) if test(facts) else None
+def _layers(count: Callable[[ServingFacts], int], what: str, why: str) -> Row[[ServingFacts, RPCConfig]]:
+    return Row(lambda f, _: count(f) and f"{f.model} has {count(f)} {what}, and that", why)
 
 
-MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = (
-    Row(
-        "not_generative",
-        _if(lambda f: not f.generates, "{model} is an embedding, reward or classification model and"),
+MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
+    not_generative=Row(
+        lambda f, _: not f.generates and f"{f.model} is an embedding, reward or classification model and",
         "it generates no tokens to compress",
     ),
-    Row(
-        "encoder_decoder",
-        _if(lambda f: f.encoder_decoder, "{model} is an encoder-decoder model and"),
+    encoder_decoder=Row(
+        lambda f, _: f.encoder_decoder and f"{f.model} is an encoder-decoder model and",
         "RPC scores decoder-only attention",
     ),
-    Row(
-        "recurrent_state",
-        _if(lambda f: f.recurrent_state, "{model} has recurrent layers (Mamba, linear attention), whose state"),
+    recurrent_state=Row(
+        lambda f, _: f.recurrent_state and f"{f.model} has recurrent layers (Mamba, linear attention), whose state",
         "it is tracked by KV length, which compression shortens",
     ),
-    Row(
-        "ngram_embedding",
-        _if(lambda f: f.ngram_embedding, "{model} uses n-gram embeddings, which"),
+    ngram_embedding=Row(
+        lambda f, _: f.ngram_embedding and f"{f.model} uses n-gram embeddings, which",
         "its table of past tokens is indexed by KV length, which compression shortens",
     ),
-    Row(
-        "mrope",
-        _if(lambda f: f.mrope, "{model} uses multimodal rope (mrope), which"),
+    mrope=Row(
+        lambda f, _: f.mrope and f"{f.model} uses multimodal rope (mrope), which",
         "SGLang computes its positions from the KV length, which compression shortens",
         "add --language-model-only where the model allows it",
     ),
-    Row(
-        "other_attention",
-        _if(lambda f: f.other_attention, "{model} has {other_attention} cross-attention or encoder layers, and that"),
-        "RPC scores decoder self-attention",
+    other_attention=_layers(
+        lambda f: f.other_attention, "cross-attention or encoder layers", "RPC scores decoder self-attention"
     ),
-    Row(
-        "window_attention",
-        _if(lambda f: f.window_layers, "{model} has {window_layers} sliding-window or chunked layers, and that"),
+    window_attention=_layers(
+        lambda f: f.window_layers,
+        "sliding-window or chunked layers",
         "a window over KV entries would reach further back than one over tokens once entries are gone",
     ),
-    Row(
-        "distance_attention",
-        _if(lambda f: f.distance_layers, "{model} has {distance_layers} layers that weigh keys by distance, and that"),
+    distance_attention=_layers(
+        lambda f: f.distance_layers,
+        "layers that weigh keys by distance",
         "distance is counted in KV entries, which compression shortens",
     ),
-    Row(
-        "logit_capping",
-        _if(lambda f: f.capped_oddly, "{model} has {capped_oddly} layers whose logit cap is not a tanh, and that"),
+    logit_capping=_layers(
+        lambda f: f.capped_oddly,
+        "layers whose logit cap is not a tanh",
         "RPC's scores would rank keys in another order than the model does",
     ),
-    Row(
-        "layers_not_found",
-        _if(
-            lambda f: f.decoder_layers != f.pool_layers,
-            "{model}, in which RPC finds {decoder_layers} attention layers for {pool_layers} layers of KV,",
+    layers_not_found=Row(
+        lambda f, _: (
+            f.decoder_layers != f.pool_layers
+            and f"{f.model}, in which RPC finds {f.decoder_layers} attention layers for {f.pool_layers} layers of KV,"
         ),
         "RPC cannot compress a layer whose queries it does not see",
         "use --model-impl sglang if SGLang has this model",
     ),
-    Row(
-        "shared_kv",
-        _if(lambda f: f.shared_kv, "{model} has {shared_kv} layers that use another layer's KV, and that"),
-        "each layer keeps tokens of its own choice",
+    shared_kv=_layers(
+        lambda f: f.shared_kv, "layers that use another layer's KV", "each layer keeps tokens of its own choice"
     ),
-    Row(
-        "head_shapes",
-        _if(lambda f: f.head_shapes > 1, "{model} has layers of {head_shapes} different head shapes, and that"),
+    head_shapes=Row(
+        lambda f, _: f.head_shapes > 1 and f"{f.model} has layers of {f.head_shapes} different head shapes, and that",
         "RPC records all layers' queries in one array",
     ),
-    Row(
-        "own_dispatch",
-        _if(lambda f: f.own_dispatch, "{model} has {own_dispatch} latent attention layers of its own kind, and that"),
+    own_dispatch=_layers(
+        lambda f: f.own_dispatch,
+        "latent attention layers of its own kind",
         "RPC knows only of DeepSeek's layers in which steps they read latents as they are stored",
     ),
-    Row(
-        "replicated_kv_heads",
+    replicated_kv_heads=Row(
         lambda f, config: (
-            f"--rpc-aggregation group with --tp-size {f.tp_size} and {f.total_kv_heads} KV heads"
-            if config.aggregation == "group" and f.tp_size > f.total_kv_heads and not f.latent_attention
-            else None
+            config.aggregation == "group"
+            and f.tp_size > f.total_kv_heads
+            and not f.latent_attention
+            and f"--rpc-aggregation group with --tp-size {f.tp_size} and {f.total_kv_heads} KV heads"
         ),
         "ranks that hold copies of one KV head each see some of its query heads, and would keep different tokens",
         "use --rpc-aggregation all",
     ),
-    Row(
-        "trace_of_split_heads",
+    trace_of_split_heads=Row(
         lambda f, config: (
-            f"--rpc-trace with --rpc-aggregation group and --tp-size {f.tp_size}"
-            if config.trace is not None and config.aggregation == "group" and f.tp_size > 1 and not f.latent_attention
-            else None
+            config.trace is not None
+            and config.aggregation == "group"
+            and f.tp_size > 1
+            and not f.latent_attention
+            and f"--rpc-trace with --rpc-aggregation group and --tp-size {f.tp_size}"
         ),
         "each rank knows only what its own heads keep",
         "use --rpc-aggregation all, leave --rpc-trace out",
     ),
-    Row(
-        "latent_on_rocm",
-        _if(lambda f: f.latent_attention and f.rocm, "{model} on ROCm"),
+    latent_on_rocm=Row(
+        lambda f, _: f.latent_attention and f.rocm and f"{f.model} on ROCm",
         "SGLang's latent attention runs other code there, against which RPC has not been checked",
     ),
-    Row(
-        "policy_on_latents",
+    policy_on_latents=Row(
         lambda f, config: (
-            f"--rpc-policy {config.policy} with {f.model}, which has latent attention (MLA),"
-            if f.latent_attention and accumulates(config.policy)
-            else None
+            f.latent_attention
+            and accumulates(config.policy)
+            and f"--rpc-policy {config.policy} with {f.model}, which has latent attention (MLA),"
         ),
         "prefills that expand the latents bypass the place where attention is added up",
         "use another --rpc-policy",
     ),
-    Row(
-        "policy_on_split_heads",
+    policy_on_split_heads=Row(
         lambda f, config: (
-            f"--rpc-policy {config.policy} with --tp-size {f.tp_size}"
-            if (policy := find_policy(config.policy)) is not None
+            f.tp_size > (1 if f.latent_attention else f.total_kv_heads)
+            and (policy := find_policy(config.policy)) is not None
             and policy.whole_groups
-            and f.tp_size > (1 if f.latent_attention else f.total_kv_heads)
-            else None
+            and f"--rpc-policy {config.policy} with --tp-size {f.tp_size}"
         ),
         "its scores need all query heads of a KV head on one rank, and here ranks share them",
         "use another --rpc-policy",
     ),
-    Row(
-        "attention_backend_in_use",
-        lambda f, _config: next(
+    attention_backend_in_use=Row(
+        lambda f, _: next(
             (
                 f"the attention backend {backend}, which SGLang chose,"
                 for backend in (f.decode_backend, f.prefill_backend)
@@ -301,51 +285,43 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = (
         f"RPC is built for {', '.join(ATTENTION_BACKENDS)}",
         f"use --attention-backend {ATTENTION_BACKENDS[-1]}",
     ),
-    Row(
-        "kv_quantization",
-        _if(lambda f: f.kv_quantization != "unquantized", "KV quantization {kv_quantization}"),
+    kv_quantization=Row(
+        lambda f, _: f.kv_quantization != "unquantized" and f"KV quantization {f.kv_quantization}",
         "its entries carry scales of their own, which RPC does not move",
         "use --kv-cache-dtype bfloat16",
     ),
-    Row(
-        "kv_dtype",
-        _if(lambda f: f.kv_dtype not in KV_DTYPES, "a KV cache of {kv_dtype}"),
+    kv_dtype=Row(
+        lambda f, _: f.kv_dtype not in KV_DTYPES and f"a KV cache of {f.kv_dtype}",
         f"RPC scores keys of {', '.join(KV_DTYPES)}",
         "use --kv-cache-dtype bfloat16",
     ),
-    Row(
-        "kv_layout",
-        _if(lambda f: f.kv_layout != "nhd", "the KV layout {kv_layout}"),
+    kv_layout=Row(
+        lambda f, _: f.kv_layout != "nhd" and f"the KV layout {f.kv_layout}",
         "RPC moves slots that lie in one piece (nhd)",
         "unset SGLANG_USE_HND_KVCACHE and SGLANG_AITER_KV_CACHE_LAYOUT",
     ),
-    Row(
-        "kv_pool",
-        _if(lambda f: f.kv_pool not in KV_POOLS, "the KV pool {kv_pool}, which SGLang built for {model},"),
+    kv_pool=Row(
+        lambda f, _: f.kv_pool not in KV_POOLS and f"the KV pool {f.kv_pool}, which SGLang built for {f.model},",
         f"RPC knows how K/V lie in {', '.join(KV_POOLS)} only",
     ),
-    Row(
-        "row_pool",
-        _if(
-            lambda f: f.row_pool not in ROW_POOLS or f.rows_own_more,
-            "the request table {row_pool}, which carries more than KV slots,",
+    row_pool=Row(
+        lambda f, _: (
+            (f.row_pool not in ROW_POOLS or f.rows_own_more)
+            and f"the request table {f.row_pool}, which carries more than KV slots,"
         ),
         "RPC would have to shorten what else it carries, and does not know how",
     ),
-    Row(
-        "allocator",
-        _if(lambda f: f.allocator not in ALLOCATORS, "the allocator {allocator}"),
+    allocator=Row(
+        lambda f, _: f.allocator not in ALLOCATORS and f"the allocator {f.allocator}",
         f"RPC frees the tails of requests through {' and '.join(ALLOCATORS)} only",
     ),
-    Row(
-        "tree",
-        _if(lambda f: f.tree is not None and f.tree not in TREES, "the prefix cache {tree}"),
+    tree=Row(
+        lambda f, _: f.tree is not None and f.tree not in TREES and f"the prefix cache {f.tree}",
         f"RPC keeps compressed KV out of {', '.join(TREES)} and knows no other",
         "remove the flag or plugin that selects it",
     ),
-    Row(
-        "second_tier",
-        _if(lambda f: f.second_tier, "a prefix cache with a second tier in host memory or an external store"),
+    second_tier=Row(
+        lambda f, _: f.second_tier and "a prefix cache with a second tier in host memory or an external store",
         "KV is copied outside the stream that moves entries, so a freed slot may still be written",
         "remove the flag that attaches it",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sglang_rpc.contract.refusals.row import Row
+from sglang_rpc.contract.refusals.row import Row, named
 from sglang_rpc.errors import ConfigError
 
 
@@ -23,12 +23,12 @@ def refuse_request(request: Any, asked: bool | None = None) -> str | None:
     if wishes == {False}:
         return None
     for row in REQUEST_ROWS:
-        given = row.predicate(request)
-        if given is None:
+        given = row.given(request)
+        if not given:
             continue
         if asked or (asked is None and True in wishes):
             raise ConfigError(
-                f"{given} does not work with RPC: {row.why}; remove {given.split('=')[0]} "
+                f"{given} does not work with RPC: {row.why}; remove {str(given).split('=')[0]} "
                 "or send custom_params.rpc.enabled false",
                 f"request.{row.name}",
             )
@@ -65,21 +65,14 @@ def _carries(field: str) -> Callable[[Any], str | None]:
     return lambda request: field if getattr(request, field, None) not in (None, False, []) else None
 
 
-REQUEST_ROWS: tuple[Row[[Any]], ...] = (
-    Row("beam_search", _beam, "beams share the entries of their common tokens, so none may move them"),
-    Row(
-        "input_embeds",
+_BY_SLOT = "SGLang reads them back by the slots of all tokens, and compression gives slots away"
+
+REQUEST_ROWS: tuple[Row[[Any]], ...] = named(
+    beam_search=Row(_beam, "beams share the entries of their common tokens, so none may move them"),
+    input_embeds=Row(
         _carries("input_embeds"),
         "SGLang starts such a request over when memory runs out, dropping the tokens RPC has counted",
     ),
-    Row(
-        "return_routed_experts",
-        _carries("return_routed_experts"),
-        "SGLang reads them back by the slots of all tokens, and compression gives slots away",
-    ),
-    Row(
-        "return_indexer_topk",
-        _carries("return_indexer_topk"),
-        "SGLang reads them back by the slots of all tokens, and compression gives slots away",
-    ),
+    return_routed_experts=Row(_carries("return_routed_experts"), _BY_SLOT),
+    return_indexer_topk=Row(_carries("return_indexer_topk"), _BY_SLOT),
 )

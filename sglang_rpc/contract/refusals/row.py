@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, ParamSpec
 
 from sglang_rpc.errors import UnsupportedError
@@ -16,17 +16,21 @@ OFF = "start with --disable-rpc"
 class Row(Generic[P]):
     """One thing that does not work with RPC."""
 
-    name: str  #: stable: what a program matches, as the last part of the error's code
-    predicate: Callable[P, str | None]  #: what was given, in the user's spelling; None: the row does not apply
+    given: Callable[P, object]  #: what was given, in the user's spelling; anything false: the row does not apply
     why: str
     way_out: str = ""  #: besides switching RPC off
     switches: str = ""  #: flags and variables it looks at, as a user knows them
+    name: str = ""  #: stable: what a program matches, as the last part of the error's code
+
+
+def named(**rows: Row[P]) -> tuple[Row[P], ...]:
+    """The rows in their order, each under its name."""
+    return tuple(replace(row, name=name) for name, row in rows.items())
 
 
 def refuse(rows: Iterable[Row[P]], *args: P.args, **kwargs: P.kwargs) -> None:
     """Raises UnsupportedError: the sentence of the first row that applies."""
     for row in rows:
-        given = row.predicate(*args, **kwargs)
-        if given is not None:
+        if given := row.given(*args, **kwargs):
             ways = f"{row.way_out}, or {OFF}" if row.way_out else OFF
             raise UnsupportedError(f"{given} does not work with RPC: {row.why}; {ways}", f"unsupported.{row.name}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from sglang_rpc.contract import versions
-from sglang_rpc.contract.refusals.row import OFF, Row, refuse
+from sglang_rpc.contract.refusals.row import OFF, Row, named, refuse
 from sglang_rpc.errors import IncompatibleSGLangError
 
 #: Attention backends whose kernels read K/V through a per-request list of slots, any slots, in any order.
@@ -56,57 +55,23 @@ def refuse_arguments(arguments: Any, absent: Mapping[str, Any] = MappingProxyTyp
     refuse(SERVER_ROWS, Arguments(arguments, absent))
 
 
-@dataclass(frozen=True)
-class _Switch:
-    """Flags or variables as a user knows them, and what of them was given; None: nothing that is in the way."""
-
-    names: tuple[str, ...]
-    given: Callable[[Arguments], str | None]
-
-    def __or__(self, other: _Switch) -> _Switch:
-        return _Switch(self.names + other.names, lambda args: self.given(args) or other.given(args))
+#: Values at which a variable, or a degree of parallelism, is off.
+_FALSE, _ONE = ("0", "false", "no", "n"), (0, 1)
 
 
 def _field(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
+    return "ep_join_mode" if flag == "--elastic-ep-join-mode" else flag.removeprefix("--").replace("-", "_")
 
 
-def _on(*flags: str) -> _Switch:
-    """One of these is on: `--enable-x` is the argument `enable_x`."""
-    return _Switch(flags, lambda args: next((flag for flag in flags if getattr(args, _field(flag))), None))
-
-
-def _above_one(flag: str) -> _Switch:
-    """A degree of parallelism, off at 1."""
-
-    def given(args: Arguments) -> str | None:
-        degree = getattr(args, _field(flag))
-        return f"{flag} {degree}" if degree > 1 else None
-
-    return _Switch((flag,), given)
-
-
-def _set(flag: str, *off: Any, field: str | None = None) -> _Switch:
-    """An option, off at None and at the values named."""
-
-    def given(args: Arguments) -> str | None:
-        value = getattr(args, field or _field(flag))
-        return None if value is None or value in off else f"{flag} {value}"
-
-    return _Switch((flag,), given)
-
-
-def _env(name: str, *off: str) -> _Switch:
-    """An environment variable; what is not clearly off counts as on."""
-
-    def given(_args: Arguments) -> str | None:
-        value = os.environ.get(name, "").strip()
-        return None if value.lower() in ("", *off) else f"{name}={value}"
-
-    return _Switch((name,), given)
-
-
-_FALSE = ("0", "false", "no", "n")
+def _given(args: Arguments, name: str, off: tuple[object, ...]) -> str | None:
+    """What a user gave of a flag or variable; None if it is off. What of a variable is not clearly off counts as on."""
+    if name.isupper():
+        text = os.environ.get(name, "").strip()
+        return None if text.lower() in ("", *off) else f"{name}={text}"
+    value = getattr(args, _field(name))
+    if value is None or value is False or value in off:
+        return None
+    return name if value is True else f"{name} {value}"
 
 
 def _device(args: Arguments) -> str | None:
@@ -133,204 +98,174 @@ def _mixed_chunk_in_a_graph(args: Arguments) -> str | None:
     return None if backend == "disabled" else f"--enable-mixed-chunk with --cuda-graph-backend-prefill {backend}"
 
 
-def _row(name: str, switch: _Switch, why: str, way_out: str = "") -> Row[[Arguments]]:
-    """The way out is to leave the switch out, unless there is another."""
-    first, *others = switch.names
+def _row(
+    switches: str | Mapping[str, tuple[object, ...]],
+    why: str,
+    way_out: str = "",
+    given: Callable[[Arguments], str | None] | None = None,
+) -> Row[[Arguments]]:
+    """The way out is to leave the switch out, unless there is another.
+
+    Args:
+        switches: names of flags and variables; as a mapping, with the values at which each is off.
+        given: what of them was given, where it is not the first that is on.
+    """
+    names = dict.fromkeys(switches.split(), ()) if isinstance(switches, str) else switches
+    first, *others = names
     leave_out = f"unset {first}" if first.isupper() else f"remove {'the flag' if others else first}"
-    return Row(name, switch.given, why, way_out or leave_out, ", ".join(switch.names))
+
+    def first_on(args: Arguments) -> str | None:
+        return next(filter(None, (_given(args, *switch) for switch in names.items())), None)
+
+    return Row(given or first_on, why, way_out or leave_out, ", ".join(names))
 
 
-SERVER_ROWS: tuple[Row[[Arguments]], ...] = (
-    _row(
-        "speculative_decoding",
-        _set("--speculative-algorithm") | _set("--decoupled-spec-role", "null"),
+SERVER_ROWS = named(
+    speculative_decoding=_row(
+        {"--speculative-algorithm": (), "--decoupled-spec-role": ("null",)},
         "draft tokens are allocated and rolled back by lengths that compression changes under them",
     ),
-    _row(
-        "pd_disaggregation",
-        _set("--disaggregation-mode", "null") | _on("--enable-pd-role-switch"),
+    pd_disaggregation=_row(
+        {"--disaggregation-mode": ("null",), "--enable-pd-role-switch": ()},
         "KV is handed between servers by token position, and transfers run outside the stream that moves entries",
     ),
-    _row("encoder_only", _on("--encoder-only"), "an encoder generates no tokens to compress"),
-    _row(
-        "embedding_model",
-        _on("--is-embedding", "--prefill-only-disable-kv-cache"),
+    encoder_only=_row("--encoder-only", "an encoder generates no tokens to compress"),
+    embedding_model=_row(
+        "--is-embedding --prefill-only-disable-kv-cache",
         "an embedding or prefill-only server generates no tokens to compress",
     ),
-    _row(
-        "diffusion_llm",
-        _set("--dllm-algorithm"),
-        "a diffusion model rewrites blocks of tokens and has no last R queries to score with",
+    diffusion_llm=_row(
+        "--dllm-algorithm", "a diffusion model rewrites blocks of tokens and has no last R queries to score with"
     ),
-    _row(
-        "pipeline_parallel",
-        _above_one("--pp-size"),
+    pipeline_parallel=_row(
+        {"--pp-size": _ONE},
         "a pipeline keeps several micro-batches in flight, and RPC orders its work after one",
         "remove --pp-size (use --tp-size instead)",
     ),
-    _row(
-        "context_parallel",
-        _above_one("--attn-cp-size") | _on("--enable-prefill-cp") | _above_one("--dcp-size"),
+    context_parallel=_row(
+        {"--attn-cp-size": _ONE, "--enable-prefill-cp": (), "--dcp-size": _ONE},
         "a request's KV is spread over ranks by token position, so no rank can score or move all of it",
         "remove the flag (use --tp-size instead)",
     ),
-    _row(
-        "kv_sharding",
-        _on("--enable-kv-cache-sharding", "--enable-dsa-cache-layer-split"),
+    kv_sharding=_row(
+        "--enable-kv-cache-sharding --enable-dsa-cache-layer-split",
         "a rank holds only some pages or layers of a request's KV, so no rank can move all of it",
     ),
-    _row(
-        "dp_attention",
-        # --dwdp-size and the old --dp-size N --enable-dp-attention both resolve to attn_dp_size.
-        _above_one("--dwdp-size") | _above_one("--attn-dp-size") | _on("--enable-dp-attention"),
+    # --dwdp-size and the old --dp-size N --enable-dp-attention both resolve to attn_dp_size.
+    dp_attention=_row(
+        {"--dwdp-size": _ONE, "--attn-dp-size": _ONE, "--enable-dp-attention": ()},
         "its ranks turn decode steps into prefill steps to keep pace with each other, and RPC records queries in "
         "decode steps",
         "remove the flag (--tp-size and --dp-size replicas work)",
     ),
-    _row(
-        "elastic_ep",
-        _set("--elastic-ep-backend", "none") | _set("--elastic-ep-join-mode", field="ep_join_mode"),
+    elastic_ep=_row(
+        {"--elastic-ep-backend": ("none",), "--elastic-ep-join-mode": ()},
         "ranks may join and leave, and a compression needs every rank to take part",
     ),
-    _row(
-        "hierarchical_cache",
-        _on("--enable-hierarchical-cache"),
+    hierarchical_cache=_row(
+        "--enable-hierarchical-cache",
         "KV is copied between GPU and host outside the stream that moves entries, so a freed slot may still be written",
         "remove --enable-hierarchical-cache (--enable-hicache)",
     ),
-    _row(
-        "lmcache",
-        _on("--enable-lmcache"),
-        "LMCache stores KV under token ids that a compressed request's slots no longer match",
+    lmcache=_row(
+        "--enable-lmcache", "LMCache stores KV under token ids that a compressed request's slots no longer match"
     ),
-    _row(
-        "flexkv",
-        _on("--enable-flexkv"),
-        "FlexKV stores KV under token ids that a compressed request's slots no longer match",
+    flexkv=_row(
+        "--enable-flexkv", "FlexKV stores KV under token ids that a compressed request's slots no longer match"
     ),
-    _row(
-        "external_linker",
-        _on("--enable-unified-cache-external-linker"),
+    external_linker=_row(
+        "--enable-unified-cache-external-linker",
         "the linker moves KV to and from an external store outside the stream that moves entries",
     ),
-    _row(
-        "radix_cache_backend",
-        _set("--radix-cache-backend"),
+    radix_cache_backend=_row(
+        "--radix-cache-backend",
         "RPC keeps compressed KV out of SGLang's own prefix tree (UnifiedRadixCache) and knows no other",
     ),
-    _row(
-        "streaming_session",
-        _on("--enable-streaming-session"),
+    streaming_session=_row(
+        "--enable-streaming-session",
         "a streaming session hands a finished turn's row to the next turn and takes its KV length for a token count",
     ),
-    _row(
-        "session_radix_cache",
-        _on("--enable-session-radix-cache"),
+    session_radix_cache=_row(
+        "--enable-session-radix-cache",
         "a session holds on to the KV of its finished turns, and a compressed turn leaves only its prompt in the tree",
     ),
-    _row(
-        "hisparse",
-        _on("--enable-hisparse"),
-        "hierarchical sparse attention keeps its own map from token position to GPU or host memory",
+    hisparse=_row(
+        "--enable-hisparse", "hierarchical sparse attention keeps its own map from token position to GPU or host memory"
     ),
-    _row(
-        "unified_memory",
-        _on("--enable-unified-memory"),
-        "its slot numbers are virtual, and its pools move entries on their own",
+    unified_memory=_row(
+        "--enable-unified-memory", "its slot numbers are virtual, and its pools move entries on their own"
     ),
-    _row(
-        "page_major_layout",
-        _on("--enable-page-major-kv-layout"),
+    page_major_layout=_row(
+        "--enable-page-major-kv-layout",
         "all layers of a page lie in one buffer, and RPC keeps different tokens in each layer's own",
     ),
-    _row(
-        "hnd_layout",
-        _env("SGLANG_USE_HND_KVCACHE", *_FALSE),
-        "K/V of a slot lie in pieces, head by head, and RPC moves whole slots",
+    hnd_layout=_row(
+        {"SGLANG_USE_HND_KVCACHE": _FALSE}, "K/V of a slot lie in pieces, head by head, and RPC moves whole slots"
     ),
-    _row(
-        "vectorized_layout",
-        # SGLang heeds it on ROCm with AITER only, and there the pool is laid out in 5-D tiles.
-        _env("SGLANG_AITER_KV_CACHE_LAYOUT", "nhd"),
+    # SGLang heeds it on ROCm with AITER only, and there the pool is laid out in 5-D tiles.
+    vectorized_layout=_row(
+        {"SGLANG_AITER_KV_CACHE_LAYOUT": ("nhd",)},
         "K/V of a slot lie in tiles shared with other slots, and RPC moves whole slots",
     ),
-    _row(
-        "kv_cache_dtype",
-        _set("--kv-cache-dtype", "auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2"),
+    kv_cache_dtype=_row(
+        {"--kv-cache-dtype": ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")},
         "its entries carry block scales in buffers of their own, which RPC does not move",
         "remove it, use --kv-cache-dtype fp8_e4m3",
     ),
-    _row(
-        "attention_backend",
-        _Switch(
-            ("--attention-backend", "--decode-attention-backend", "--prefill-attention-backend"), _attention_backend
-        ),
+    attention_backend=_row(
+        "--attention-backend --decode-attention-backend --prefill-attention-backend",
         f"RPC is built for {', '.join(ATTENTION_BACKENDS)}, which read any list of slots and leave the queries "
         "roped where RPC records them",
         f"use one of them, say --attention-backend {ATTENTION_BACKENDS[-1]}",
+        given=_attention_backend,
     ),
-    _row(
-        "device",
-        _Switch(("--device",), _device),
+    device=_row(
+        "--device",
         "RPC's streams, kernels and layouts are written for cuda and cpu",
         "use --device cuda or --device cpu",
+        given=_device,
     ),
-    _row("mlx", _env("SGLANG_USE_MLX", *_FALSE), "MLX has a scheduler loop and a KV pool of its own"),
-    _row(
-        "model_impl",
-        _set("--model-impl", "auto", "sglang"),
+    mlx=_row({"SGLANG_USE_MLX": _FALSE}, "MLX has a scheduler loop and a KV pool of its own"),
+    model_impl=_row(
+        {"--model-impl": ("auto", "sglang")},
         "only SGLang's own model code lets RPC see each attention layer's queries",
         "use --model-impl sglang",
     ),
-    _row(
-        "fused_decode_kernel",
-        _on("--enable-nvidia-megakernel", "--enable-amd-monokernel"),
+    fused_decode_kernel=_row(
+        "--enable-nvidia-megakernel --enable-amd-monokernel",
         "one kernel runs the whole decode step, so no layer's queries can be recorded",
     ),
-    _row(
-        "torch_compile",
-        _on("--enable-torch-compile"),
-        "the compiler would trace, or drop, the hook that records queries",
+    torch_compile=_row("--enable-torch-compile", "the compiler would trace, or drop, the hook that records queries"),
+    two_batch_overlap=_row(
+        "--enable-two-batch-overlap", "a step runs as two halves at once, and RPC records queries of whole steps"
     ),
-    _row(
-        "two_batch_overlap",
-        _on("--enable-two-batch-overlap"),
-        "a step runs as two halves at once, and RPC records queries of whole steps",
+    pd_multiplexing=_row(
+        "--enable-pdmux", "prefill and decode run at once on streams of their own, and RPC orders its work after one"
     ),
-    _row(
-        "pd_multiplexing",
-        _on("--enable-pdmux"),
-        "prefill and decode run at once on streams of their own, and RPC orders its work after one",
-    ),
-    _row(
-        "mixed_chunk_in_a_graph",
-        _Switch(("--enable-mixed-chunk", "--cuda-graph-backend-prefill"), _mixed_chunk_in_a_graph),
+    mixed_chunk_in_a_graph=_row(
+        "--enable-mixed-chunk --cuda-graph-backend-prefill",
         "decode rows of a mixed step would run inside a prefill CUDA graph, where their queries cannot be recorded",
         "remove --enable-mixed-chunk, add --cuda-graph-backend-prefill disabled",
+        given=_mixed_chunk_in_a_graph,
     ),
-    _row(
-        "kv_canary",
-        _set("--kv-canary", "none"),
+    kv_canary=_row(
+        {"--kv-canary": ("none",)},
         "the canary checks that each slot still holds the token it was written for, and RPC moves entries",
     ),
-    _row(
-        "ray",
-        _on("--use-ray"),
+    ray=_row(
+        "--use-ray",
         "Ray's scheduler actors load no SGLang plugins, so nothing would be compressed and nothing would say so",
     ),
-    _row(
-        "rust_server",
-        _env("SGLANG_RUST_SERVER", *_FALSE),
+    rust_server=_row(
+        {"SGLANG_RUST_SERVER": _FALSE},
         "the Rust frontend passes no extra fields on, so responses could not say what was compressed",
     ),
-    _row(
-        "post_capture_sizing",
-        _env("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", *_FALSE),
+    post_capture_sizing=_row(
+        {"SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": _FALSE},
         "the KV pool gets its size after the graphs are captured, and the query ring needs it before",
     ),
-    _row(
-        "tokenizer_workers",
-        _above_one("--tokenizer-worker-num"),
+    tokenizer_workers=_row(
+        {"--tokenizer-worker-num": _ONE},
         "extra HTTP workers load no SGLang plugins, so they would neither check a request's options nor add its "
         "receipt",
     ),

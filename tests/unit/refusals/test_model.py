@@ -93,7 +93,7 @@ def test_facts_see_one_odd_layer(change, row, model_runner):
     for name, value in change.items():
         setattr(model_runner.model[1], name, value)
     applies = {r.name: r for r in MODEL_ROWS}[row]
-    assert applies.predicate(refusals.gather_facts(model_runner), CONFIG) is not None
+    assert applies.given(refusals.gather_facts(model_runner), CONFIG)
 
 
 def test_a_tanh_cap_is_no_obstacle(model_runner):
