@@ -28,7 +28,7 @@ from eval.compare.arms import FULL, Arm, arms
 from eval.compare.plots import plot
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy.table import POLICIES
+from sglang_rpc.policy.resolve import POLICIES
 
 MODULE = "sglang_rpc.launch_server"
 

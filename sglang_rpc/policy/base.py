@@ -46,9 +46,9 @@ class Policy:
     """
 
     name: str
-    paper: str
-    differs: str
     scores: Scores
+    paper: str = ""
+    differs: str = ""
     pooling: str | None = None  #: of neighbouring scores: avg, max, config (what --rpc-pooling says) or None, none
     whole_groups: bool = False  #: its scores of some of a KV head's query heads do not add up to those of all
     accumulates: bool = False  #: needs the attention of every decode step
@@ -71,6 +71,7 @@ def policy(
     whole_groups: bool = False,
     accumulates: bool = False,
     seeded: bool = False,
+    as_rpc: Callable[[RPCConfig], RPCConfig] | None = None,
 ) -> Callable[[Scores], Policy]:
     """Decorate a function of layer and configuration with what `Policy` says of it; the result is the `Policy`.
 
@@ -79,6 +80,6 @@ def policy(
 
     def record(scores: Scores) -> Policy:
         name = getattr(scores, "__name__", "policy")
-        return Policy(name, paper, differs, scores, pooling, whole_groups, accumulates, seeded)
+        return Policy(name, scores, paper, differs, pooling, whole_groups, accumulates, seeded, as_rpc)
 
     return record

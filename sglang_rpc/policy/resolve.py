@@ -12,9 +12,16 @@ from importlib import metadata
 from typing import cast
 
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy import lightthinker
+from sglang_rpc.policy import h2o, lightthinker, random, rkv, rpc, snapkv, streaming, tova
 from sglang_rpc.policy.base import CODE, Policy, Scores
-from sglang_rpc.policy.table import NAMES, POLICIES
+
+#: The built-in policies that score candidates.
+POLICIES: dict[str, Policy] = {
+    found.name: found
+    for found in (rpc.rpc, random.random, streaming.streaming, tova.tova, h2o.h2o, snapkv.snapkv, rkv.rkv)
+}
+#: Every built-in name: those, and the one that reads the token stream.
+NAMES = (*POLICIES, lightthinker.NAME)
 
 #: Entry point group in which a package registers its policies: `name = "package.module:function"`.
 GROUP = "sglang_rpc.policies"
@@ -87,7 +94,7 @@ def as_policy(found: object, name: str) -> Policy:
             f"got {found!r:.80}",
             CODE,
         )
-    return Policy(name, "", "", cast(Scores, found))
+    return Policy(name, cast(Scores, found))
 
 
 def _load(name: str, point: metadata.EntryPoint) -> object:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.policy.base import Layer
+from sglang_rpc.policy.base import Layer, policy
 
 LAMBDA = 0.1  #: the paper's; its code has 0.07
 ALIKE = 0.5
@@ -22,7 +22,13 @@ KERNEL = 7
 MAX_SIMILARITIES = 2**24
 
 
-def scores(layer: Layer, config: RPCConfig) -> torch.Tensor:
+@policy(
+    paper="R-KV, arXiv 2505.24133",
+    differs="the prompt is kept; the budget grows as RPC's does, where the paper's is constant; one set a layer, of "
+    "the heads' summed scores, unless --rpc-aggregation group",
+    whole_groups=True,
+)
+def rkv(layer: Layer, config: RPCConfig) -> torch.Tensor:
     keys = layer.keys.float().transpose(0, 1)  # [kv_heads, N, dim]
     queries = layer.queries.float().transpose(0, 1).unflatten(0, (keys.shape[0], -1))  # [kv_heads, group, R, dim]
     logits = (queries @ keys.unsqueeze(1).transpose(2, 3)) * layer.scaling

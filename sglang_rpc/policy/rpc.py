@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.policy.base import Layer
+from sglang_rpc.policy.base import Layer, policy
 
 
 def selector_queries(queries: torch.Tensor, selector: str) -> torch.Tensor:
@@ -22,5 +22,11 @@ def selector_queries(queries: torch.Tensor, selector: str) -> torch.Tensor:
     return torch.cat([queries[1:], queries[-1:]])
 
 
-def scores(layer: Layer, config: RPCConfig) -> torch.Tensor:
+@policy(
+    paper="Reasoning Path Compression, arXiv 2505.13866",
+    differs="nothing: selections equal the authors' code",
+    pooling="config",
+    as_rpc=lambda config: config,
+)
+def rpc(layer: Layer, config: RPCConfig) -> torch.Tensor:
     return layer.attention(selector_queries(layer.queries, config.selector))

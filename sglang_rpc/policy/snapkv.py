@@ -3,11 +3,20 @@ neighbours, so that what stands around an important token stays with it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.policy.base import Layer
+from sglang_rpc.policy.base import Layer, policy
 
 
-def scores(layer: Layer, config: RPCConfig) -> torch.Tensor:
+@policy(
+    paper="SnapKV, arXiv 2404.14469",
+    differs="of the thoughts, every P tokens, where the paper compresses a prompt once; attention is over the "
+    "candidates alone, as RPC's; one set a layer unless --rpc-aggregation group",
+    pooling="max",
+    as_rpc=lambda config: replace(config, selector="paper", pooling="max"),
+)
+def snapkv(layer: Layer, config: RPCConfig) -> torch.Tensor:
     return layer.attention(layer.queries)

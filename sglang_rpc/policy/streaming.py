@@ -6,13 +6,18 @@ from __future__ import annotations
 import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.policy.base import Layer
+from sglang_rpc.policy.base import Layer, policy
 
 #: Tokens at the beginning of a sequence that are always kept (the paper's figure 1).
 SINKS = 4
 
 
-def scores(layer: Layer, config: RPCConfig) -> torch.Tensor:
+@policy(
+    paper="StreamingLLM, arXiv 2309.17453",
+    differs="the whole prompt is kept, not only its first 4 tokens; keys keep the position of their token; the budget "
+    "grows as RPC's does, where the paper's is constant",
+)
+def streaming(layer: Layer, config: RPCConfig) -> torch.Tensor:
     count = layer.keys.shape[0]
     newer = torch.arange(count, dtype=torch.float32, device=layer.keys.device)
     newer[: max(0, SINKS - layer.before)] = count

@@ -10,7 +10,7 @@ from sglang_rpc.config import SETTINGS, RPCConfig, flag
 from sglang_rpc.contract.settings import attach
 from sglang_rpc.contract.targets import AFTER, AROUND, COMMAND_LINE, hook
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy.table import NAMES
+from sglang_rpc.policy.resolve import NAMES
 
 #: The flags that are no field of RPCConfig, with their help.
 CONFIG_HELP = "all of them at once, as a JSON object or a file that holds one; the single flags override it"

@@ -179,7 +179,7 @@ def test_an_allowed_import_passes(module, source):
         ("sglang_rpc", ("torch", "sglang")),
         ("sglang_rpc.config", ("torch", "sglang")),
         ("sglang_rpc.policy.budget", ("torch", "sglang")),
-        ("sglang_rpc.policy.table", ("sglang", "triton")),
+        ("sglang_rpc.policy.resolve", ("sglang", "triton")),
         ("sglang_rpc.runtime.compressor", ("sglang",)),
     ],
 )

@@ -15,7 +15,7 @@ from sglang_rpc.contract import settings
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.policy import rkv
-from sglang_rpc.policy.table import NAMES, POLICIES
+from sglang_rpc.policy.resolve import NAMES, POLICIES
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
 from tests.conftest import ROOT

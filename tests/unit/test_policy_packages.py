@@ -15,7 +15,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.policy import resolve
 from sglang_rpc.policy.base import Policy, policy
-from sglang_rpc.policy.table import NAMES, POLICIES
+from sglang_rpc.policy.resolve import NAMES, POLICIES
 from sglang_rpc.testing import check_policy, keeps, made_up_layer, policy_failures
 from sglang_rpc.types import KVLayer
 from tests.loops.decode_loop import Loop
@@ -129,7 +129,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", [name for name in BROKEN if name != "mixed dtypes"])
 def test_scores_that_cannot_be_used_are_refused_before_anything_is_served(name, monkeypatch):
     scores, sentence = BROKEN[name]
-    monkeypatch.setitem(POLICIES, "bad", Policy("bad", "", "", scores))
+    monkeypatch.setitem(POLICIES, "bad", Policy("bad", scores))
     with pytest.raises(ConfigError, match=f"policy 'bad' cannot score a layer of this model: .*{sentence}") as refused:
         Loop(RPCConfig(interval=16, window=4, ratio=4, scope="all", policy="bad"), check=False)
     assert "\n" not in str(refused.value)
@@ -225,7 +225,7 @@ BREAKS = {
 def test_a_broken_policy_fails_with_a_sentence(name):
     scores, said, sentence = BREAKS[name]
     with pytest.raises(AssertionError, match=sentence) as failed:
-        check_policy(Policy("bad", "", "", scores, **said))
+        check_policy(Policy("bad", scores, **said))
     assert all(line.startswith("policy 'bad': ") for line in str(failed.value).splitlines())
 
 

@@ -17,7 +17,7 @@ import pytest
 import sglang_rpc
 from sglang_rpc.config import CONFIG_ENV, SETTINGS, RequestOptions, RPCConfig
 from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS, add_server_info
-from sglang_rpc.policy.table import NAMES
+from sglang_rpc.policy.resolve import NAMES
 from sglang_rpc.runtime.receipt import RECEIPT_FIELDS, make_receipt
 from sglang_rpc.runtime.totals import Counters, Totals
 

@@ -246,7 +246,7 @@ def test_only_the_stock_server_touches_the_package():
         ("stock_server.py", "sglang_rpc.startup.cpu"),
         ("__main__.py", "sglang_rpc.config"),
         ("__main__.py", "sglang_rpc.errors"),
-        ("__main__.py", "sglang_rpc.policy.table"),
+        ("__main__.py", "sglang_rpc.policy.resolve"),
     }
 
 
