@@ -41,7 +41,7 @@ def every_hook() -> tuple[Hook, ...]:
 def needs(version: str) -> tuple[Need, ...]:
     """All that RPC needs of this version of SGLang."""
     hooks = map(versions.of(version).here, every_hook())
-    return (*hooks, *assumptions(SERVING, version), *assumptions(LATENT, version))
+    return (*hooks, *assumptions(SERVING), *assumptions(LATENT))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,5 +90,5 @@ TOKENS = Kind(
     many=True,
 )
 FOLDER = Kind("the path of a folder", lambda v: isinstance(v, str) and v != "" and "\0" not in v)
-#: Which names there are is resolve.py to say, where the name is resolved.
+#: Which names there are, policy/resolve.py knows.
 POLICY = Kind("the name of a policy", lambda v: isinstance(v, str) and v != "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sglang_rpc.contract import versions
 from sglang_rpc.contract.sglang import batches, endpoints, memory, model, requests, scheduler, server
 from sglang_rpc.contract.targets import LATENT, SERVING, Assumption, assumptions_in
 
@@ -190,11 +189,6 @@ _ALL: tuple[Assumption, ...] = (
 )
 
 
-def assumptions(when: str, version: str) -> tuple[Assumption, ...]:
-    """What is compared when hooks of this kind are put on. Those of LATENT come on top of those of SERVING.
-
-    Args:
-        version: of SGLang.
-    """
-    every = (*_ALL, *versions.of(version).assumptions)
-    return tuple(assumption for assumption in every if assumption.when == when)
+def assumptions(when: str) -> tuple[Assumption, ...]:
+    """What is compared when hooks of this kind are put on. Those of LATENT come on top of those of SERVING."""
+    return tuple(assumption for assumption in _ALL if assumption.when == when)

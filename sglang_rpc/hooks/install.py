@@ -77,7 +77,7 @@ def _check(new: list[Hook]) -> None:
             f"SGLang {sglang.__version__} is installed, and RPC is proven on {versions.SUPPORTED}; "
             f"install one of these, set {ALLOW_VERSION_ENV}=1 to try it all the same, or start with --disable-rpc"
         )
-    assumed = (assumption for when in occasions for assumption in assumptions(when, sglang.__version__))
+    assumed = (assumption for when in occasions for assumption in assumptions(when))
     needs: list[Need] = [*new, *assumed]
     findings = pinned.compare(pins, needs)
     for finding in findings:

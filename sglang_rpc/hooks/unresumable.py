@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sglang_rpc.contract import versions
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks import backups, limits
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
@@ -116,9 +115,10 @@ def end_if_unresumable(runtime: SchedulerRPC, req: Req) -> bool:
 
     scheduler, message = runtime.scheduler, state.hooks.ended
     reason = {"type": "abort", "status_code": 503, "message": message}
-    # What SGLang itself does with a request that is aborted while it waits; this one is not in the queue.
+    # What SGLang itself does with a request that is aborted while it waits; this one is not in the queue,
+    # and RPC refuses the Rust server.
     scheduler._release_aborted_request(req)
     scheduler.beam_coordinator.retire_group(req)
-    versions.current().answer_waiting(scheduler, _make_abort_req(req, finished_reason=reason), req)
+    scheduler.ipc_channels.send_to_tokenizer.send_output(_make_abort_req(req, finished_reason=reason), req)
     logger.warning("RPC %s: %s", req.rid, message)
     return True

@@ -25,8 +25,23 @@ class BeamCoordinator:
 
 
 @dataclass(eq=False)
+class Sender:
+    """`sent` has the answers, each with the request that it is to."""
+
+    sent: list[tuple[object, Req]] = field(default_factory=list)
+
+    def send_output(self, output: object, recv_obj: Req) -> None:
+        self.sent.append((output, recv_obj))
+
+
+@dataclass(eq=False)
+class IpcChannels:
+    send_to_tokenizer: Sender = field(default_factory=Sender)
+
+
+@dataclass(eq=False)
 class Scheduler:
-    """`answered` has the requests that it ended while they waited; `rpc` is the runtime, as on SGLang's."""
+    """`rpc` is the runtime, as on SGLang's."""
 
     page_size: int = 1
     max_total_num_tokens: int = 1024
@@ -47,11 +62,8 @@ class Scheduler:
     beam_coordinator: BeamCoordinator = field(default_factory=BeamCoordinator)
     metrics_collector: Any = None
     tokenizer: Any = None
-    answered: list[Req] = field(default_factory=list)
+    ipc_channels: IpcChannels = field(default_factory=IpcChannels)
     rpc: Any = None
 
     def _release_aborted_request(self, req: Req) -> None:
         req.last_node = None
-
-    def send_abort_output(self, abort_req: Any, req: Req) -> None:
-        self.answered.append(req)

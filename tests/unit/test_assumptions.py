@@ -35,8 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sglang_rpc"
 DECLARATIONS = PACKAGE / "contract" / "sglang"
 MODULES = [importlib.import_module(f"{sglang.__name__}.{m.name}") for m in pkgutil.iter_modules(sglang.__path__)]
-#: Of every supported version of SGLang.
-ALL = tuple(dict.fromkeys(a for version in VERSIONS for when in (SERVING, LATENT) for a in assumptions(when, version)))
+ALL = (*assumptions(SERVING), *assumptions(LATENT))
 #: The code that meets SGLang's objects, without the declarations, what reads SGLang's source, and the machine's facts.
 MEETS_SGLANG = [
     path

@@ -26,7 +26,8 @@ OWN = {
     models.ModelRunner: {"rpc"},
     requests.Req: {"rpc"},
     scheduler.BeamCoordinator: {"retired"},
-    scheduler.Scheduler: {"answered", "rpc", "send_abort_output"},  # the last one is declared by its version
+    scheduler.Scheduler: {"rpc"},
+    scheduler.Sender: {"sent"},
 }
 PAIRS = [
     (getattr(declared, name), fake)

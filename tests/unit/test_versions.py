@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tomllib
+from array import array
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from sglang_rpc import doctor
+from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.contract import pins, versions
 from sglang_rpc.contract.refusals.server import SERVER_ROWS, Arguments
 from sglang_rpc.errors import IncompatibleSGLangError
+from sglang_rpc.hooks import unresumable
+from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.startup import cpu
+from tests.fakes.requests import Req
+from tests.fakes.scheduler import Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 NEWEST = list(versions.VERSIONS)[-1]
@@ -96,13 +103,17 @@ def test_it_lacks_the_arguments_that_it_is_said_to_lack(here):
     assert not [name for name in here.absent_arguments if hasattr(arguments, name)]
 
 
-def test_a_waiting_request_is_answered_to_its_tokenizer(here):
-    from sglang.srt.managers.scheduler import Scheduler
+def test_a_request_that_ends_while_it_waits_is_answered_where_sglang_answers_it(here, monkeypatch):
+    from sglang.srt.managers import scheduler as module
 
-    sent = []
-    channel = SimpleNamespace(send_output=lambda *given: sent.append(given))
-    scheduler = SimpleNamespace(rust_server=None, ipc_channels=SimpleNamespace(send_to_tokenizer=channel))
-    if hasattr(Scheduler, "send_abort_output"):
-        scheduler.send_abort_output = Scheduler.send_abort_output.__get__(scheduler)
-    here.answer_waiting(scheduler, "the answer", "the request")
-    assert sent == [("the answer", "the request")]
+    sglangs = getattr(module.Scheduler, "send_abort_output", module.Scheduler._abort_on_queued_limit)
+    assert "self.ipc_channels.send_to_tokenizer.send_output(" in inspect.getsource(sglangs)
+    monkeypatch.setattr(module, "_make_abort_req", lambda req, finished_reason: (req.rid, finished_reason))
+    state = RequestState(RequestOptions.from_custom_params(None, RPCConfig()))
+    state.hooks.ended = "why"
+    req = Req(rpc=state, is_retracted=True, output_ids=array("q", [1]))
+    scheduler = Scheduler()
+    assert unresumable.end_if_unresumable(SimpleNamespace(scheduler=scheduler), req)
+    answer = {"type": "abort", "status_code": 503, "message": "why"}
+    assert scheduler.ipc_channels.send_to_tokenizer.sent == [(("rid", answer), req)]
+    assert scheduler.beam_coordinator.retired == [req]

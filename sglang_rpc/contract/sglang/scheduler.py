@@ -41,6 +41,17 @@ class BeamCoordinator(Protocol):
         """forgets the beams of a request that ends while it waits; of one without beams, nothing"""
 
 
+@assumed(f"{_MANAGERS}.scheduler_components.output_sender.SenderWrapper", "sends to a process")
+class Sender(Protocol):
+    def send_output(self, output: object, recv_obj: Req) -> None:
+        """answers a request that waits"""
+
+
+@assumed(f"{_MANAGERS}.scheduler_components.ipc_channels.SchedulerIpcChannels", "the way to the tokenizer's process")
+class IpcChannels(Protocol):
+    send_to_tokenizer: Sender
+
+
 @assumed(
     "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector", "labels and classes of SGLang's own metrics"
 )
@@ -59,6 +70,7 @@ class Scheduler(Protocol):
     device: str
     forward_ct: int  #: forward passes so far
     forward_stream: torch.cuda.Stream
+    ipc_channels: IpcChannels
     max_new_tokens_limit: int | None
     max_req_input_len: int  #: tokens
     max_total_num_tokens: int  #: slots of the pool

@@ -44,7 +44,7 @@ def engine(write, monkeypatch):
     monkeypatch.setenv(installer._WARNED_ENV, "")
     put_on = []
     monkeypatch.setattr(installer, "_put_on", put_on.append)
-    monkeypatch.setattr(installer, "assumptions", lambda when, version: here.assumed if when == "serving" else ())
+    monkeypatch.setattr(installer, "assumptions", lambda when: here.assumed if when == "serving" else ())
     monkeypatch.setattr(pins, "load", lambda version: here.pins)
     here = SimpleNamespace(write=write, put_on=put_on, pins=pins.take("1.0", needs()), assumed=())
     return here
