@@ -26,44 +26,36 @@ CODE = "config.scoring"
 
 
 def make_backend(
-    config: RPCConfig,
-    layers: Sequence[KVLayer],
-    ring: QueryRing,
-    req_to_token: torch.Tensor,
-    reduce: Reduce | None,
+    config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, req_to_token: torch.Tensor, reduce: Reduce | None
 ) -> Backend:
     """`config.scoring`, or with `auto` Triton where it can run.
 
     Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape; or
     if the policy's scores of a made-up layer cannot be used.
     """
+    given = (layers, ring, req_to_token, reduce)
     policy = find_policy(config.policy)
     if (policy is None or policy.as_rpc is None) and config.scoring not in ("auto", "reference"):
         sentence = f"scoring '{config.scoring}' is not available under policy '{config.policy}'; use 'auto'"
         raise ConfigError(sentence, CODE)
     if policy is not None and policy.as_rpc is None:
         try_policy(policy, config, layers[0], ring.buffer[0])
-        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+        return ReferenceBackend(config, *given)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
-        return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+        return ReferenceBackend(config, *given)
     as_rpc = config if policy is None or policy.as_rpc is None else replace(policy.as_rpc(config), policy="rpc")
-    kernels, reason = _kernels(as_rpc, wanted, layers, ring, req_to_token, reduce)
+    kernels, reason = _kernels(as_rpc, wanted, given)
     if kernels is not None:
         return kernels
     if config.scoring == wanted:
         raise ConfigError(f"scoring '{wanted}' cannot serve this model: {reason}; use --rpc-scoring reference", CODE)
     logger.warning("RPC: Triton kernels are unavailable (%s); using the slower PyTorch implementation", reason)
-    return ReferenceBackend(config, layers, ring, req_to_token, reduce)
+    return ReferenceBackend(config, *given)
 
 
 def _kernels(
-    config: RPCConfig,
-    wanted: str,
-    layers: Sequence[KVLayer],
-    ring: QueryRing,
-    req_to_token: torch.Tensor,
-    reduce: Reduce | None,
+    config: RPCConfig, wanted: str, given: tuple[Sequence[KVLayer], QueryRing, torch.Tensor, Reduce | None]
 ) -> tuple[Backend | None, str]:
     """The kernels if they pass their trial here; else None, and the reason as a part of a sentence.
 
@@ -76,14 +68,14 @@ def _kernels(
     from sglang_rpc.backends.triton_backend import TritonBackend
     from sglang_rpc.scoring import key_table
 
-    if not key_table.runs_on(req_to_token.device):
-        raise ConfigError(
-            f"scoring '{wanted}' needs a GPU, and the KV cache is on {req_to_token.device}; use 'auto'", CODE
-        )
+    layers, ring, req_to_token, _reduce = given
+    device = req_to_token.device
+    if not key_table.runs_on(device):
+        raise ConfigError(f"scoring '{wanted}' needs a GPU, and the KV cache is on {device}; use 'auto'", CODE)
     try:
         reason = self_check.failure(config, layers, ring, expected=ReferenceBackend, actual=TritonBackend)
         if reason is None:
-            return TritonBackend(config, layers, ring, req_to_token, reduce), ""
+            return TritonBackend(config, *given), ""
     except ValueError as error:
         reason = str(error)
     except Exception as error:  # whatever keeps kernels from being compiled here need not keep the server from starting

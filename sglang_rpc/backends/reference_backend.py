@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,27 +18,17 @@ from sglang_rpc.scoring import reference
 from sglang_rpc.types import Compression, KVLayer, Observer
 
 
+@dataclass
 class ReferenceBackend:
-    """The backend in PyTorch."""
+    """The backend in PyTorch. Fields: see runtime.compressor.Compressor."""
 
+    config: RPCConfig
+    layers: Sequence[KVLayer]
+    ring: QueryRing
+    req_to_token: torch.Tensor
+    reduce: Reduce | None
+    observer: Observer | None = None
     name = "reference"
-
-    def __init__(
-        self,
-        config: RPCConfig,
-        layers: Sequence[KVLayer],
-        ring: QueryRing,
-        req_to_token: torch.Tensor,
-        reduce: Reduce | None,
-    ):
-        """Arguments: see runtime.compressor.Compressor."""
-        self._config = config
-        self._policy = find_policy(config.policy)
-        self._layers = layers
-        self._ring = ring
-        self._req_to_token = req_to_token
-        self._reduce = reduce
-        self.observer: Observer | None = None
 
     def compress(self, compressions: Sequence[Compression]) -> None:
         """Score, select and move, on the current stream."""
@@ -49,24 +40,25 @@ class ReferenceBackend:
             torch.set_float32_matmul_precision(precision)
 
     def _compress(self, compressions: Sequence[Compression]) -> None:
-        slots = [self._req_to_token[c.row, c.begin : c.end].long() for c in compressions]
+        slots = [self.req_to_token[c.row, c.begin : c.end].long() for c in compressions]
         for c, own, kept in zip(compressions, slots, self._kept(compressions, slots), strict=True):
             if self.observer is not None:
                 self.observer([c], kept[:, None])
-            for layer, layer_kept in zip(self._layers, kept, strict=True):
+            for layer, layer_kept in zip(self.layers, kept, strict=True):
                 move_kept(layer.buffers, own, layer_kept, c.candidates)
 
     def _kept(self, compressions: Sequence[Compression], slots: list[torch.Tensor]) -> list[torch.Tensor]:
         """The candidates that stay, ascending: int64 [layers, 1 or kv_heads, keep] of each compression."""
-        if self._policy is None:  # lightthinker keeps nothing of a thought
-            return [own.new_zeros(len(self._layers), 1, 0) for own in slots]
-        scores = [self._score(self._policy, c, own) for c, own in zip(compressions, slots, strict=True)]
-        if self._reduce is not None:
+        policy = find_policy(self.config.policy)
+        if policy is None:  # lightthinker keeps nothing of a thought
+            return [own.new_zeros(len(self.layers), 1, 0) for own in slots]
+        scores = [self._score(policy, c, own) for c, own in zip(compressions, slots, strict=True)]
+        if self.reduce is not None:
             # One collective for all layers and requests; every rank then selects from equal scores.
-            flat = self._reduce(torch.cat([s.flatten() for s in scores]))
+            flat = self.reduce(torch.cat([s.flatten() for s in scores]))
             pieces = flat.split([s.numel() for s in scores])
             scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
-        pooling = pooling_of(self._policy, self._config)
+        pooling = pooling_of(policy, self.config)
         return [
             reference.select(s.flatten(0, 1), c.keep, *pooling).view(*s.shape[:2], c.keep)
             for c, s in zip(compressions, scores, strict=True)
@@ -74,10 +66,10 @@ class ReferenceBackend:
 
     def _score(self, policy: Policy, c: Compression, slots: torch.Tensor) -> torch.Tensor:
         """float32 [layers, 1 or kv_heads, candidates], summed over heads: their order is that of the means."""
-        queries = self._ring.last(c.slot, c.prompt_length + c.generated, c.window)
-        group = self._config.aggregation == "group"
+        queries = self.ring.last(c.slot, c.prompt_length + c.generated, c.window)
+        group = self.config.aggregation == "group"
         rows = []
-        for index, (layer, q) in enumerate(zip(self._layers, queries, strict=True)):
+        for index, (layer, q) in enumerate(zip(self.layers, queries, strict=True)):
             seen = policy_layer(layer, q, slots, index=index, before=c.begin, seed=c.seed, group=group)
-            rows.append(summed(policy.scores(seen, self._config), layer.keys.shape[1], group))
+            rows.append(summed(policy.scores(seen, self.config), layer.keys.shape[1], group))
         return torch.stack(rows)
