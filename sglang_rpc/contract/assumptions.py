@@ -7,10 +7,10 @@ still do what the reason says: that is a warning, and a person reads the change.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from sglang_rpc.contract.sglang import batches, endpoints, memory, model, requests, scheduler, server
-from sglang_rpc.contract.targets import LATENT, SERVING, Assumption, assumptions_in
+from sglang_rpc.contract.targets import LATENT, Assumption, assumptions_in
 
 #: module or class -> name in it -> what RPC needs of it
 _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
@@ -140,15 +140,9 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "sglang.srt.distributed.parallel_state": {"get_attn_tp_group": "the group whose ranks share the heads"},
 }
 
-_LATENT_FUNCTIONS: Mapping[str, Mapping[str, str]] = {
-    "sglang.srt.models.deepseek_common.attention_forward_methods.forward_mla.DeepseekMLAForwardMixin": {
-        "forward_absorb_core": "calls attn_mqa with absorbed queries and roped ones, apart (q_rope) or as one tensor, "
-        "in this order",
-    },
-}
-
-#: classes of which single names are read, but no objects that hooks hold
-_NAMES: tuple[Assumption, ...] = (
+_DEEPSEEK = "sglang.srt.models.deepseek_common.attention_forward_methods"
+#: Classes of which single names are read, but no objects that hooks hold; and what only latent attention needs.
+_OTHERS: tuple[Assumption, ...] = (
     Assumption(
         "sglang.srt.plugins.hook_registry.HookType", "the kinds of hooks, by value", ("AFTER", "AROUND", "BEFORE")
     ),
@@ -167,7 +161,12 @@ _NAMES: tuple[Assumption, ...] = (
         ("request_selectable_think_end_tokens",),
     ),
     Assumption(
-        "sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods.AttnForwardMethod",
+        f"{_DEEPSEEK}.forward_mla.DeepseekMLAForwardMixin.forward_absorb_core",
+        "calls attn_mqa with absorbed queries and roped ones, apart (q_rope) or as one tensor, in this order",
+        when=LATENT,
+    ),
+    Assumption(
+        f"{_DEEPSEEK}.forward_methods.AttnForwardMethod",
         "the absorbed way, and those that expand",
         ("MHA", "MHA_CHUNKED_KV", "MHA_ONE_SHOT", "MLA"),
         LATENT,
@@ -175,17 +174,10 @@ _NAMES: tuple[Assumption, ...] = (
 )
 
 
-def _functions(table: Mapping[str, Mapping[str, str]], when: str) -> Iterable[Assumption]:
-    for owner, functions in table.items():
-        for name, reason in functions.items():
-            yield Assumption(f"{owner}.{name}", reason, when=when)
-
-
 _ALL: tuple[Assumption, ...] = (
     *assumptions_in(requests, batches, scheduler, memory, model, server, endpoints),
-    *_functions(_FUNCTIONS, SERVING),
-    *_functions(_LATENT_FUNCTIONS, LATENT),
-    *_NAMES,
+    *(Assumption(f"{owner}.{name}", reason) for owner, names in _FUNCTIONS.items() for name, reason in names.items()),
+    *_OTHERS,
 )
 
 
