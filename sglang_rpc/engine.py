@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.errors import UnsupportedError
 from sglang_rpc.startup import cpu
 
@@ -13,9 +14,6 @@ from sglang_rpc.startup import cpu
 _ON_CPU = cpu.prepare()
 
 from sglang.srt.entrypoints.engine import Engine as SGLangEngine  # noqa: E402
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.server import ServerArgs
 
 _DEFAULT = RPCConfig()
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from sglang_rpc.config import CONFIG_ENV
+from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.errors import RPCError
 from sglang_rpc.startup.cpu import command_line
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.server import ServerArgs
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.pressure import slots_freed
 from sglang_rpc.types import Compression
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ScheduleBatch
-    from sglang_rpc.contract.sglang.requests import Req
 
 logger = logging.getLogger(__name__)
 

@@ -10,24 +10,22 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from starlette.requests import HTTPConnection, Request
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.sglang.endpoints import (
+    AnthropicServing,
+    OllamaServing,
+    OpenAIServing,
+    ResponsesResponse,
+)
+from sglang_rpc.contract.sglang.requests import GenerateReqInput
+from sglang_rpc.contract.sglang.server import TokenizerManager
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.reporting import KEY, Json
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.endpoints import (
-        AnthropicServing,
-        OllamaServing,
-        OpenAIServing,
-        ResponsesResponse,
-    )
-    from sglang_rpc.contract.sglang.requests import GenerateReqInput
-    from sglang_rpc.contract.sglang.server import TokenizerManager
 
 #: SGLang's handler of an endpoint: serving, its parsed request, the HTTP request -> the response.
 Handler: TypeAlias = Callable[..., Awaitable[object]]

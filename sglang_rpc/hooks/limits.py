@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.runtime.admission import Forecast, Plan, largest, longest, refuse_unfit
 from sglang_rpc.runtime.request_state import RequestState
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.requests import Req
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 def capacity_after(scheduler: Scheduler, entries: int) -> int:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.sglang.scheduler import Scheduler, Tokenizer
+from sglang_rpc.contract.sglang.server import ReasoningDetector, ServingArgs
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.segment import Marker, TextMarker, ThinkMarkers, TokenMarker
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.scheduler import Scheduler, Tokenizer
-    from sglang_rpc.contract.sglang.server import ReasoningDetector, ServingArgs
 
 logger = logging.getLogger(__name__)
 

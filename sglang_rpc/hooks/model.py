@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from sglang_rpc.contract.sglang.model import ModelRunner
 from sglang_rpc.hooks.query_slots import QuerySlots
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.types import KVLayer
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.model import ModelRunner
 
 
 @dataclass(frozen=True)

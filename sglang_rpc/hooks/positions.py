@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
+from sglang_rpc.contract.sglang.batches import ForwardBatch, ScheduleBatch
+from sglang_rpc.contract.sglang.model import ModelRunner
+from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.model import model_rpc
 from sglang_rpc.hooks.resume import restore_ids
 from sglang_rpc.hooks.step import SingleRows, carrying, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ForwardBatch, ScheduleBatch
-    from sglang_rpc.contract.sglang.model import ModelRunner
-    from sglang_rpc.contract.sglang.requests import Req
 
 
 @hook(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract import refusals
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.sglang.requests import GenerateReqInput, Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
+from sglang_rpc.contract.sglang.server import TokenizerManager
 from sglang_rpc.contract.targets import AROUND, BEFORE, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks.limits import fit_to_pool, refuse_prompt
 from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.runtime.request_state import RequestState
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.requests import GenerateReqInput, Req
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
-    from sglang_rpc.contract.sglang.server import TokenizerManager
 
 
 @hook(

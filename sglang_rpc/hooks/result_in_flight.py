@@ -19,15 +19,12 @@ Such a retraction is put off by one step, in which nothing is launched:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AROUND, hook
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ScheduleBatch
-    from sglang_rpc.contract.sglang.requests import Req
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 class ResultInFlight(Exception):

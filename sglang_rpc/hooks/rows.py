@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.runtime.request_state import RequestState
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ScheduleBatch
-    from sglang_rpc.contract.sglang.requests import Req
 
 
 def decode_batches(running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> list[ScheduleBatch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +12,10 @@ from sglang_rpc.contract import refusals
 from sglang_rpc.contract.layers import is_latent
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.sglang.memory import ReqToTokenPool
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import PrefillAdder, Scheduler
+from sglang_rpc.contract.sglang.server import GroupCoordinator
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks import backup_memory
@@ -23,12 +26,6 @@ from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.trace.tracer import Tracer
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.memory import ReqToTokenPool
-    from sglang_rpc.contract.sglang.requests import Req
-    from sglang_rpc.contract.sglang.scheduler import PrefillAdder, Scheduler
-    from sglang_rpc.contract.sglang.server import GroupCoordinator
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from sglang_rpc.contract.sglang.memory import Tree
+from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.runtime import state_of
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.memory import Tree
-    from sglang_rpc.contract.sglang.requests import Req
 
 
 @hook(

@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks import backups, limits
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.admission import Plan
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ScheduleBatch
-    from sglang_rpc.contract.sglang.requests import Req
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 

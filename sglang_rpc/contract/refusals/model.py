@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 
@@ -12,15 +12,13 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, is_latent, latent_attentions
 from sglang_rpc.contract.refusals.row import OFF, Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
+from sglang_rpc.contract.sglang.memory import KVPool
+from sglang_rpc.contract.sglang.model import LatentAttention, ModelRunner
+from sglang_rpc.contract.sglang.scheduler import Scheduler
+from sglang_rpc.contract.sglang.server import ParallelArgs
 from sglang_rpc.contract.versions import SUPPORTED
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.policy.resolve import accumulates, find_policy
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.memory import KVPool
-    from sglang_rpc.contract.sglang.model import LatentAttention, ModelRunner
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
-    from sglang_rpc.contract.sglang.server import ParallelArgs
 
 #: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
 KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
