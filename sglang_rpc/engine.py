@@ -1,7 +1,5 @@
 """`sglang_rpc.Engine`: `sglang.Engine` with Reasoning Path Compression, for offline use."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -10,8 +10,6 @@ A message is one sentence (what was given, what is allowed, what to do) and then
 sentences may change.
 """
 
-from __future__ import annotations
-
 from typing import Self
 
 

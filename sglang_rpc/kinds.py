@@ -1,7 +1,5 @@
 """What values a setting takes: one Kind per sort of value, for validation, the command line and the reference page."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`python -m sglang_rpc.launch_server --model-path ...`: SGLang's server with Reasoning Path Compression on."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """What a backend is, and the memory that one may take."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Which implementation scores, selects and moves."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A policy's scores of one layer, as selection takes them, and the check of a policy before anything is served."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

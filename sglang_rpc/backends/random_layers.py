@@ -1,7 +1,5 @@
 """Random layers of a model's shape, for trials before a server serves, and what two trials left differently."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

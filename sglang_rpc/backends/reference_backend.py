@@ -1,7 +1,5 @@
 """Compression in plain PyTorch: on every device and under every policy, one request and layer at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

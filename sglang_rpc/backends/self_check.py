@@ -1,8 +1,6 @@
 """Before the kernels touch anybody's KV they compress random KV of the model's own shape, on the device they will run
 on, and must leave what PyTorch leaves, byte for byte."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ still do what the reason says: that is a warning, and a person reads the change.
 `contract/sglang/`; here are functions, enumerations, and what a method is taken to do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from sglang_rpc.contract.sglang import batches, endpoints, memory, model, requests, scheduler, server

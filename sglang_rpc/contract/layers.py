@@ -1,7 +1,5 @@
 """The attention layers of SGLang's models, and where their KV lies."""
 
-from __future__ import annotations
-
 from typing import TypeGuard, cast
 
 import torch

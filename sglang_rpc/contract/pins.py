@@ -3,8 +3,6 @@
 Pins are one file a version, `patches/sglang-<version>.json`; the versions that have one are those RPC is proven on.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

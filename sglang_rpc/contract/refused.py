@@ -1,7 +1,5 @@
 """A refusal inside a scheduler process ends it with a sentence, and its parent learns that from the exit code."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

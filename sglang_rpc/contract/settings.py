@@ -1,7 +1,5 @@
 """The RPC configuration on SGLang's server arguments. It travels with them into every process."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sglang_rpc.config import RPCConfig, flag

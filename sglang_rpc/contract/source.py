@@ -3,8 +3,6 @@
 Hooks, ours included, are looked through: they leave the original in `__wrapped__`.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

@@ -4,8 +4,6 @@ A hook is attached to its target; of an assumption, RPC calls it, reads it, or t
 `patches/` say what each looked like when RPC was proven; `docs/hooks.md` shows the hooks together.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

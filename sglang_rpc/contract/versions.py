@@ -4,8 +4,6 @@ The rest of RPC asks `current()` for what differs, and nowhere compares versions
 version is added.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Applies compressions to a batch of SGLang's: moves, frees, and corrects every length."""
 
-from __future__ import annotations
-
 import logging
 
 import torch

@@ -4,8 +4,6 @@ These endpoints drop what their models don't know. The options are read from the
 on the HTTP request, and are laid into the sampling parameters where the request enters the tokenizer manager.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing

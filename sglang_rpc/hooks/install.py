@@ -5,8 +5,6 @@ Before the first hook is put on, everything RPC needs is compared with `patches/
 arguments stops the process; what only works differently inside is a warning.
 """
 
-from __future__ import annotations
-
 import inspect
 import logging
 import os

@@ -1,7 +1,5 @@
 """How many tokens a request may generate: never more than the pool, empty but for it, has room for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from sglang_rpc.contract.sglang.requests import Req

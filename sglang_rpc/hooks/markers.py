@@ -1,7 +1,5 @@
 """A model's think markers: from the flags, else from SGLang's reasoning parser."""
 
-from __future__ import annotations
-
 import logging
 
 from sglang_rpc.config import RPCConfig

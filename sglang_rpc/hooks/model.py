@@ -1,7 +1,5 @@
 """RPC in one model runner: its query ring and where its KV lies."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,8 +1,6 @@
 """Positions are logical. `orig_seq_lens` already is: SGLang advances it by one a step and carries it through filter
 and merge, and compaction leaves it alone. So no table of evicted counts is needed, and none can be stale."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

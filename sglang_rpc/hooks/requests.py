@@ -1,7 +1,5 @@
 """One request's options: checked at the door, attached where the scheduler takes it in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from sglang_rpc.config import RequestOptions

@@ -16,8 +16,6 @@ Such a retraction is put off by one step, in which nothing is launched:
 * Nothing was launched, so no slot is written and no length advances; what was compressed stays compressed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch

@@ -1,7 +1,5 @@
 """Which rows of SGLang's batches RPC may touch between two steps."""
 
-from __future__ import annotations
-
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.runtime.request_state import RequestState

@@ -1,7 +1,5 @@
 """RPC in one scheduler: built when the scheduler is whole, found by every hook through `runtime_of`."""
 
-from __future__ import annotations
-
 import logging
 
 import torch

@@ -5,8 +5,6 @@
   compacted in place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from sglang_rpc.contract.sglang.memory import Tree

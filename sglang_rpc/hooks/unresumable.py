@@ -1,8 +1,6 @@
 """Retracted requests that the pool can never take back: they end with HTTP 503 and a sentence, instead of blocking the
 queue."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

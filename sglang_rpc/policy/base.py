@@ -1,7 +1,5 @@
 """What a policy is: it scores candidates. The budget says how many are kept, and when; it is the same for all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

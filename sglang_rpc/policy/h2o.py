@@ -1,8 +1,6 @@
 """H2O (Zhang et al. 2023, arXiv 2306.14048): heavy hitters, by the attention that each entry has got from every token
 since it was there."""
 
-from __future__ import annotations
-
 import torch
 
 from sglang_rpc.config import RPCConfig

@@ -7,8 +7,6 @@ look at it again.
 No scores: what is evicted, and when, stands in the token stream. All layers and heads evict the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,8 +1,6 @@
 """Any of them, with equal chances: the baseline that a score has to beat. The prompt is kept, as under every policy,
 and with it alone chance is said to do as well as scores (arXiv 2609.03430)."""
 
-from __future__ import annotations
-
 import torch
 
 from sglang_rpc.config import RPCConfig

@@ -3,8 +3,6 @@
 Every process resolves the name by itself, so a policy's package must be importable in all of them.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from functools import cache

@@ -7,8 +7,6 @@ D = softmax_j(mean_i S)                                    redundancy
 score = LAMBDA * I - (1 - LAMBDA) * D
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,8 +1,6 @@
 """Reasoning Path Compression (Song et al. 2025, arXiv 2505.13866, section 3.2): the attention of the last R tokens,
 pooled over neighbours."""
 
-from __future__ import annotations
-
 import torch
 
 from sglang_rpc.config import RPCConfig

@@ -1,8 +1,6 @@
 """SnapKV (Li et al. 2024, arXiv 2404.14469): the attention of a window of the newest tokens, max-pooled over
 neighbours, so that what stands around an important token stays with it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

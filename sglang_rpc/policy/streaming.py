@@ -1,8 +1,6 @@
 """StreamingLLM (Xiao et al. 2024, arXiv 2309.17453): the first tokens of the sequence, attention's sinks, and the
 newest."""
 
-from __future__ import annotations
-
 import torch
 
 from sglang_rpc.config import RPCConfig

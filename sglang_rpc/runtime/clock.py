@@ -1,7 +1,5 @@
 """Lengths and dates of one request's row: the one place that converts between logical and physical lengths."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sglang_rpc.types import NEVER

@@ -1,7 +1,5 @@
 """Whole pages of the KV pool, counted in slots."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Memory pressure: the watermarks between which it holds, and the order of early compressions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from sglang_rpc.runtime.pages import ceil_align

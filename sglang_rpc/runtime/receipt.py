@@ -1,7 +1,5 @@
 """The receipt: what a response says of its request's compressions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sglang_rpc.config import RequestOptions

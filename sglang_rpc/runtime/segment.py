@@ -8,8 +8,6 @@ A marker that the tokenizer knows as one token is matched by id. Any other is ma
 how its letters fall into tokens depends on the letters around them.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What has been compressed so far: over one request's life, and over a server's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sglang_rpc.types import Compression

@@ -1,7 +1,5 @@
 """Attention that KV entries have got so far, added up decode step by decode step (H2O's score)."""
 
-from __future__ import annotations
-
 import torch
 
 from sglang_rpc.types import KVLayer

@@ -4,8 +4,6 @@ FlashInfer takes one layer a launch and also weighs values, which nobody wants h
 plan is made on the host from lengths that are known there; nothing waits for the device.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

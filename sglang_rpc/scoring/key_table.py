@@ -1,7 +1,5 @@
 """Where the keys of every layer are, for kernels that take all layers at once, and where such kernels run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

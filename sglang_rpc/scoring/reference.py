@@ -9,8 +9,6 @@ reference that faster kernels are held to.
 softmax's denominator.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,7 +1,5 @@
 """The --rpc-* flags, in one parser with SGLang's own. What each one is, the fields of RPCConfig say."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any

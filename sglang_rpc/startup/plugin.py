@@ -1,7 +1,5 @@
 """SGLang's plugin entry point (group `sglang.srt.plugins`). It does nothing unless `SGLANG_RPC_CONFIG` is set."""
 
-from __future__ import annotations
-
 import os
 
 from sglang_rpc.config import CONFIG_ENV, RPCConfig

@@ -1,7 +1,5 @@
 """Switches RPC on in a process, and carries it into the scheduler processes."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import sys

@@ -1,7 +1,5 @@
 """What must hold of every policy, each rule a function that returns a sentence where it does not."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

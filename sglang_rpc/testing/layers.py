@@ -1,7 +1,5 @@
 """Made-up layers, whole and as tensor-parallel ranks share them."""
 
-from __future__ import annotations
-
 import torch
 
 from sglang_rpc.backends.policy_scores import policy_layer

@@ -12,8 +12,6 @@ think markers are known. `kept`: base64 of zlib of one bit per candidate, least 
 heads sets beginning a byte; null: left out.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

@@ -5,8 +5,6 @@ writer's thread waits for the copies, packs and writes. It may lag: beyond PENDI
 out, and the file says so. It may fail, on a full disk: then tracing stops, the log says so once, and serving goes on.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import logging

@@ -1,7 +1,5 @@
 """Models and memory pools that RPC cannot compress: what is known once they are built, then the table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast

@@ -1,7 +1,5 @@
 """Single requests that RPC cannot compress: refused with HTTP 400, or served uncompressed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One record for every refusal, whatever it looks at: the server's arguments, the model and pools, or one request."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Generic, ParamSpec

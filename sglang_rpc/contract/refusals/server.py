@@ -1,7 +1,5 @@
 """Server arguments and environment variables that RPC cannot work with: predicates, then the table."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """The endpoints that RPC carries a request's options through, and their responses."""
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 from sglang_rpc.contract.sglang.server import TokenizerManager

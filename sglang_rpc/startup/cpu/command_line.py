@@ -1,7 +1,5 @@
 """Completes a server's command line for a machine that has only a CPU."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any, NoReturn
 
