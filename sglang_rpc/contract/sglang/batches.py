@@ -1,16 +1,13 @@
 """Batches: of the scheduler, and of a forward step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import torch
 
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import assumed
-
-if TYPE_CHECKING:
-    import torch
 
 
 @assumed("sglang.srt.model_executor.forward_batch_info.ForwardMode", "what a step does with its rows")

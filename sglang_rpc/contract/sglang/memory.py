@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import torch
 
 from sglang_rpc.contract.sglang.requests import Req, ReqKvInfo
 from sglang_rpc.contract.targets import assumed
-
-if TYPE_CHECKING:
-    import torch
 
 _CACHE = "sglang.srt.mem_cache"
 

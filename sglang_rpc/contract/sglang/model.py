@@ -1,17 +1,14 @@
 """The model, its attention layers, and what runs it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
 
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import LATENT, assumed
-
-if TYPE_CHECKING:
-    import torch
 
 
 @assumed("sglang.srt.configs.model_config.ModelConfig", "what the model is, for the refusals, and how long it reads")

@@ -1,14 +1,11 @@
 """The server's arguments, the processes around the scheduler, and groups of ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import torch
 
 from sglang_rpc.contract.targets import assumed
-
-if TYPE_CHECKING:
-    import torch
 
 _FIELDS = "sglang.srt.arg_groups.fields"
 
