@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from sglang_rpc.contract.source import Found, Sources, find
+from sglang_rpc.contract.source import Sources, find
 from sglang_rpc.contract.targets import Hook, Need
 from sglang_rpc.errors import IncompatibleSGLangError
 
@@ -91,7 +91,7 @@ def compare(pins: Pins, needs: Iterable[Need]) -> list[Finding]:
 
 def _compare(pins: Pins, need: Need, sources: Sources) -> tuple[State, str]:
     try:
-        now = _find(need)
+        now = find(need.target, need.attributes)
         pin = pins.of(need.target)
         if pin is None:
             return State.UNPINNED, "run `python -m sglang_rpc.doctor --pin`"
@@ -116,17 +116,13 @@ def take(version: str, needs: Iterable[Need]) -> Pins:
     sources, pins = Sources(), []
     for need in needs:
         try:
-            now = _find(need)
+            now = find(need.target, need.attributes)
             how = now.kind, now.signature, sources.fingerprint(now), now.modules
         except LookupError as error:
             raise IncompatibleSGLangError(f"{need.target} can't be pinned ({need.reason}): {error}", CODE) from error
         pins.append(Pin(need.target, use_of(need), *how, need.reason))
     modules = sorted({module for pin in pins for module in pin.modules})
     return Pins(version, {module: sources.digest(module) for module in modules}, tuple(pins))
-
-
-def _find(need: Need) -> Found:
-    return find(need.target, () if isinstance(need, Hook) else need.attributes)
 
 
 # ---- reading and writing ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 BEFORE, AFTER, AROUND = "before", "after", "around"
 
@@ -33,6 +33,7 @@ class Hook:
     reason: str
     function: Callable[..., Any]
     when: str = SERVING
+    attributes: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the keys of every layer are, for kernels that take all layers at once, and where such kernels run."""
+"""What kernels that take all layers at once are told of the layers, and where such kernels run."""
 
 from collections.abc import Sequence
 

@@ -74,7 +74,9 @@ def policy_failures(policy: str | Policy | Scores, config: RPCConfig | None = No
 def keeps(policy: str | Policy | Scores, layer: Layer, count: int, config: RPCConfig | None = None) -> list[list[int]]:
     """Which `count` candidates of a layer stay, ascending: one list, or one per KV head where these are kept apart."""
     found, config = _resolve(policy), config or RPCConfig()
-    return _selected(found, _scores(found, layer, config), count, config)
+    scores = _scores(found, layer, config)
+    kept: list[list[int]] = reference.select(scores, count, *pooling_of(found, config)).tolist()
+    return kept
 
 
 def _resolve(policy: str | Policy | Scores) -> Policy:
@@ -82,9 +84,7 @@ def _resolve(policy: str | Policy | Scores) -> Policy:
         return as_policy(policy, policy.name if isinstance(policy, Policy) else getattr(policy, "__name__", "policy"))
     found = find_policy(policy)
     if found is None:
-        raise AssertionError(
-            f"policy '{policy}' reads the token stream and scores nothing, so there is nothing to check"
-        )
+        raise AssertionError(f"policy '{policy}' reads the token stream and scores nothing: there is nothing to check")
     return found
 
 
@@ -95,11 +95,6 @@ def _layer(policy: Policy, device: str, **shape: Any) -> Layer:
 def _scores(policy: Policy, layer: Layer, config: RPCConfig) -> torch.Tensor:
     group = config.aggregation == "group"
     return summed(policy.scores(layer, config), layer.keys.shape[1], group)
-
-
-def _selected(policy: Policy, scores: torch.Tensor, count: int, config: RPCConfig) -> list[list[int]]:
-    kept: list[list[int]] = reference.select(scores, count, *pooling_of(policy, config)).tolist()
-    return kept
 
 
 def _shape_failures(policy: Policy, config: RPCConfig, device: str) -> Iterator[str]:

@@ -47,9 +47,7 @@ def cpu_kernels_available() -> bool:
 
 def wanted(device: str | None = None) -> bool:
     """Whether the server is to run on the CPU: `--device cpu` was given, or no device was and no accelerator exists."""
-    if device is not None:
-        return device == "cpu"
-    return not accelerator_available()
+    return not accelerator_available() if device is None else device == "cpu"
 
 
 def prepare(device: str | None = None, ranks: int = 1) -> bool:
@@ -74,7 +72,9 @@ def prepare(device: str | None = None, ranks: int = 1) -> bool:
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     if cpu_kernels_available():
         return True
-    os.environ.setdefault("OMP_NUM_THREADS", str(_threads_per_rank(ranks)))
+    # Half of the cores: the tokenizer, detokenizer and HTTP processes share them, and two threads on two shared
+    # cores decode slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(_usable_cores()) // 2 // ranks)))
     # SGLang compiles a few small functions with torch.compile; without a GPU that needs a C++ compiler and tens of
     # seconds at the first request, and gains nothing here.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -116,12 +116,6 @@ def _check_not_too_late() -> None:
 
 def _usable_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def _threads_per_rank(ranks: int) -> int:
-    # Half of the cores: the tokenizer, detokenizer and HTTP processes share them, and two threads on two shared
-    # cores decode slower than one.
-    return max(1, len(_usable_cores()) // 2 // ranks)
 
 
 def _cores_per_rank(ranks: int) -> str:

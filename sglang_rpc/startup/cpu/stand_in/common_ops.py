@@ -13,8 +13,9 @@ This file imports torch alone: it runs while `sgl_kernel` is only half imported.
 
 import torch
 
-# Operators behind the functions that SGLang 0.5.23 imports from sgl_kernel at module level when it runs on a CPU.
-IMPORTED_BY_NAME = (
+#: Operators that are looked up where SGLang 0.5.23 is imported, but that a CPU's plain decoding does not call.
+NEEDED_AT_IMPORT = (
+    # Those behind the functions that it imports from sgl_kernel at module level when it runs on a CPU.
     "build_draft_decode_metadata_cpu",
     "assign_draft_cache_locs_contiguous_cpu",
     "assign_extend_cache_locs_cpu",
@@ -27,9 +28,7 @@ IMPORTED_BY_NAME = (
     "fill_bonus_tokens_cpu",
     "rotate_input_ids_cpu",
     "verify_tree_greedy_cpu",
-)
-# Operators that model and attention files bind to a module-level name: without them the file cannot be imported.
-BOUND_AT_IMPORT = (
+    # Those that model and attention files bind to a module-level name.
     "fused_dual_residual_rmsnorm_cpu",
     "fused_gdn_gating_cpu",
     "fused_moe_router_cpu",
@@ -80,7 +79,7 @@ def supply(namespace) -> None:
     """Set every operator above on `namespace` (`torch.ops.sgl_kernel`) unless it has one of that name already."""
     if not hasattr(namespace, "assign_req_to_token_pool_cpu"):
         namespace.assign_req_to_token_pool_cpu = assign_req_to_token_pool_cpu
-    for name in IMPORTED_BY_NAME + BOUND_AT_IMPORT:
+    for name in NEEDED_AT_IMPORT:
         if not hasattr(namespace, name):
             setattr(namespace, name, _unavailable(name))
 
