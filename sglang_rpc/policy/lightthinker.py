@@ -40,11 +40,10 @@ class Thoughts:
 
     def __init__(self, gists: Gists):
         self._gists = gists
-        self._fallback = _fallback(gists.ids)
         self._begin = -1  # of the thought that is being written
         self._after = -1  # of the last gists, where a `resume` may stand
         self._seen = 0
-        self._matched = 0  # gists that the tokens seen end in
+        self._matched: tuple[int, ...] = ()  # the longest beginning of the gists that the tokens seen end in
         self.done: list[Thought] = []
 
     def advance(self, output_ids: Sequence[int], upto: int, start: int = 0) -> None:
@@ -58,30 +57,18 @@ class Thoughts:
     @property
     def next_check(self) -> int:
         """The fewest generated tokens at which one more thought can have its gists."""
-        return self._seen + len(self._gists.ids) - self._matched
+        return self._seen + len(self._gists.ids) - len(self._matched)
 
     def _read(self, position: int, token: int) -> None:
         ids = self._gists.ids
         if position == self._after and token == self._gists.resume:
             self._begin = position + 1
-        while self._matched and ids[self._matched] != token:
-            self._matched = self._fallback[self._matched - 1]
-        self._matched += ids[self._matched] == token
-        if self._matched == len(ids):
+        self._matched = (*self._matched, token)
+        while self._matched != ids[: len(self._matched)]:
+            self._matched = self._matched[1:]
+        if self._matched == ids:
             complete = position + 1
             if self._begin < complete - len(ids):
                 self.done.append(Thought(self._begin, complete - len(ids), complete))
             self._begin = self._after = complete
-            self._matched = 0
-
-
-def _fallback(ids: Sequence[int]) -> list[int]:
-    """Of each beginning of `ids`, the longest shorter beginning that it ends in (Knuth, Morris, Pratt): 1 1 2 is found
-    in 1 1 1 2."""
-    table = [0] * len(ids)
-    for last in range(1, len(ids)):
-        length = table[last - 1]
-        while length and ids[length] != ids[last]:
-            length = table[length - 1]
-        table[last] = length + (ids[length] == ids[last])
-    return table
+            self._matched = ()
