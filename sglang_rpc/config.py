@@ -48,8 +48,7 @@ def _setting(
 class RPCConfig:
     """What a server does to the KV cache of the tokens it generates.
 
-    Raises:
-        ConfigError: a value is of the wrong type or out of range; the sentence names the field.
+    Raises ConfigError, which names the field, if a value is of the wrong type or out of range.
     """
 
     interval: int = _setting(4096, integer(2), "generated tokens between two compressions", "P")

@@ -108,11 +108,7 @@ def _compare(pins: Pins, need: Need, sources: Sources) -> tuple[State, str]:
 
 
 def take(version: str, needs: Iterable[Need]) -> Pins:
-    """Pins of what is installed here.
-
-    Raises:
-        IncompatibleSGLangError: a target, or an attribute of one, does not exist.
-    """
+    """Pins of what is installed here. Raises IncompatibleSGLangError if a target, or its attribute, does not exist."""
     sources, pins = Sources(), []
     for need in needs:
         try:
@@ -148,8 +144,7 @@ def public(version: str) -> str:
 def load(version: str, folder: Path | None = None) -> Pins:
     """The pins of this version, else those of the newest one pinned: see `Pins.version`.
 
-    Raises:
-        IncompatibleSGLangError: there are none, or the file can't be read.
+    Raises IncompatibleSGLangError if there are none, or the file can't be read.
     """
     folder = directory() if folder is None else folder
     path = path_of(version, folder)

@@ -59,11 +59,7 @@ class Found:
 
 
 def find(target: str, names: tuple[str, ...] = ()) -> Found:
-    """The target. Imports its module.
-
-    Raises:
-        LookupError: it is not there; the message says what is missing.
-    """
+    """The target. Imports its module. Raises LookupError, which says what is missing, if it is not there."""
     owner_path, _, name = target.rpartition(".")
     try:
         owner = pkgutil.resolve_name(owner_path)
@@ -101,9 +97,7 @@ class Sources:
         """sha256 of its source lines, decorators included, without their common indentation; None if it has none.
 
         Of a class: of the statements that make the names read of its objects. Of a value: of its assignment.
-
-        Raises:
-            LookupError: nothing makes one of the names.
+        Raises LookupError if nothing makes one of the names.
         """
         makes = [
             (module, name, node)

@@ -50,34 +50,37 @@ Need = Hook | Assumption
 
 
 def hook(kind: str, target: str, reason: str, when: str = SERVING) -> Callable[[F], F]:
-    """Decorate a function that is attached to `target`. The function itself stays as it is."""
+    """Decorate a function that is attached to `target`, and to others if stacked. The function stays as it is."""
 
     def declare(function: F) -> F:
-        setattr(function, "rpc_hook", Hook(target, kind, reason, function, when))  # noqa: B010
+        others = vars(function).get("rpc_hooks", ())
+        setattr(function, "rpc_hooks", (Hook(target, kind, reason, function, when), *others))  # noqa: B010
         return function
 
     return declare
 
 
 def hook_of(function: Callable[..., Any]) -> Hook:
-    """The hook that was declared above this function."""
-    declared: Hook = vars(function)["rpc_hook"]
+    """The hook that was declared above this function, which has no other."""
+    declared: Hook
+    (declared,) = vars(function)["rpc_hooks"]
     return declared
 
 
 def hooks_in(*modules: ModuleType) -> tuple[Hook, ...]:
     """The hooks declared in these modules, in the order in which they are written."""
     return tuple(
-        hook_of(value)
+        declared
         for module in modules
         for value in vars(module).values()
         # A function that is imported from elsewhere is declared there.
-        if isinstance(value, FunctionType) and "rpc_hook" in vars(value) and value.__module__ == module.__name__
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__
+        for declared in vars(value).get("rpc_hooks", ())
     )
 
 
 def assumed(target: str, reason: str, when: str = SERVING) -> Callable[[T], T]:
-    """Decorate a Protocol that declares what RPC reads, calls and writes of objects of SGLang's class `target`.
+    """Decorate a Protocol that declares what RPC reads, calls and writes of objects of SGLang's class `target`, or classes.
 
     Its annotated names are the class's attributes, but for those that RPC puts there itself. Each method is an
     assumption of its own, whose docstring is the reason; it may be inherited, and is then looked up through the class.
@@ -92,7 +95,8 @@ def assumed(target: str, reason: str, when: str = SERVING) -> Callable[[T], T]:
         annotated = inspect.get_annotations(protocol)  # type: ignore[arg-type]
         attributes = tuple(sorted(name for name in annotated if not name.startswith(OURS)))
         whole = [Assumption(target, reason, attributes, when)] if attributes else []
-        setattr(protocol, "rpc_assumed", (*whole, *methods))  # noqa: B010
+        others = vars(protocol).get("rpc_assumed", ())
+        setattr(protocol, "rpc_assumed", (*whole, *methods, *others))  # noqa: B010
         return protocol
 
     return declare

@@ -14,12 +14,7 @@ from starlette.requests import HTTPConnection, Request
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.endpoints import (
-    AnthropicServing,
-    OllamaServing,
-    OpenAIServing,
-    ResponsesResponse,
-)
+from sglang_rpc.contract.sglang.endpoints import AnthropicServing, ResponsesResponse, Serving
 from sglang_rpc.contract.sglang.requests import GenerateReqInput
 from sglang_rpc.contract.sglang.server import TokenizerManager
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
@@ -39,10 +34,12 @@ _WHY = "the endpoint's request model drops custom_params; the HTTP request has t
 
 
 @hook(AROUND, "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses.create_responses", _WHY)
-async def take_from_responses(
-    original: Handler, serving: OpenAIServing, request: object, raw_request: Request | None = None
+@hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_chat", _WHY)
+@hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_generate", _WHY)
+async def take_options(
+    original: Handler, serving: Serving, request: object, raw_request: Request | None = None
 ) -> object:
-    """AROUND the handler of /v1/responses. Raises HTTPException, 400."""
+    """AROUND the handlers of /v1/responses, /api/chat and /api/generate. Raises HTTPException, 400."""
     return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
 
 
@@ -52,22 +49,6 @@ async def take_from_messages(
 ) -> object:
     """AROUND the handler of /v1/messages. Raises HTTPException, 400."""
     return await _take(original, serving, request, raw_request, serving.openai_serving_chat.tokenizer_manager)
-
-
-@hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_chat", _WHY)
-async def take_from_ollama_chat(
-    original: Handler, serving: OllamaServing, request: object, raw_request: Request
-) -> object:
-    """AROUND the handler of /api/chat. Raises HTTPException, 400."""
-    return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
-
-
-@hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_generate", _WHY)
-async def take_from_ollama_generate(
-    original: Handler, serving: OllamaServing, request: object, raw_request: Request
-) -> object:
-    """AROUND the handler of /api/generate. Raises HTTPException, 400."""
-    return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
 
 
 @hook(

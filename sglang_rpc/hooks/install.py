@@ -53,11 +53,7 @@ def installed() -> frozenset[Hook]:
 
 
 def allowed_version(version: str, pins: Pins) -> bool:
-    """Whether RPC may run in this version of SGLang.
-
-    Raises:
-        ConfigError: SGLANG_RPC_ALLOW_VERSION is neither 0 nor 1.
-    """
+    """Whether RPC may run in this SGLang. Raises ConfigError if SGLANG_RPC_ALLOW_VERSION is neither 0 nor 1."""
     allow = os.environ.get(ALLOW_VERSION_ENV, "").strip()
     if allow not in ("", "0", "1"):
         raise ConfigError(f"{ALLOW_VERSION_ENV} must be 0 or 1, got {allow!r}")

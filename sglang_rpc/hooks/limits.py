@@ -29,11 +29,7 @@ def refuse_prompt(scheduler: Scheduler, req: Req) -> None:
 
 
 def fit_to_pool(scheduler: Scheduler, req: Req, state: RequestState, asked: int | None, at_least: int) -> None:
-    """Set the most tokens that a new `req`, of `state`, may generate.
-
-    Raises:
-        ConfigError: it asked for more than can ever fit.
-    """
+    """Set the most tokens that a new `req`, of `state`, may generate. Raises ConfigError if it asked for too many."""
     state.hooks.fitted_for = None if state.start is None else (state.start, True)
     prompt = len(req.origin_input_ids)
     if prompt >= scheduler.max_req_input_len or req.to_finish is not None:

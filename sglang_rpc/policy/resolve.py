@@ -30,10 +30,8 @@ _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 def find_policy(name: str) -> Policy | None:
     """The policy that scores under this name; None for `lightthinker`, which scores nothing.
 
-    Imports the package of a policy that is not built in, once per process.
-
-    Raises:
-        ConfigError: no policy has this name, two have it, or it cannot be loaded.
+    Imports the package of a policy that is not built in, once per process. Raises ConfigError if no policy has this
+    name, two have it, or it cannot be loaded.
     """
     if name == lightthinker.NAME:
         return None

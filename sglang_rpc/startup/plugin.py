@@ -9,8 +9,7 @@ from sglang_rpc.errors import RPCError
 def load() -> None:
     """Called by SGLang in every process.
 
-    Raises:
-        SystemExit: RPC was asked for and cannot be installed. (SGLang swallows every other exception here.)
+    Raises SystemExit if RPC was asked for and cannot be installed: SGLang swallows every other exception here.
     """
     # In child processes too: a program may run its whole server in one.
     if not os.environ.get(CONFIG_ENV, "").strip():

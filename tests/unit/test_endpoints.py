@@ -42,7 +42,7 @@ def handle(body, config: RPCConfig | None = RPCConfig(), original=None):  # noqa
         return raw_request.scope.get(SCOPE_KEY)
 
     serving = SimpleNamespace(tokenizer_manager=manager(config))
-    return asyncio.run(endpoints.take_from_responses(original or handler, serving, "model", request))
+    return asyncio.run(endpoints.take_options(original or handler, serving, "model", request))
 
 
 @pytest.mark.parametrize(

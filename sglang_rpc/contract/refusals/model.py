@@ -73,8 +73,7 @@ class ServingFacts:
 def gather_facts(owner: Scheduler | ModelRunner) -> ServingFacts:
     """The facts of a live Scheduler, or of a ModelRunner with its pools (the tree's are then unknown).
 
-    Raises:
-        IncompatibleSGLangError: this SGLang keeps one of them elsewhere.
+    Raises IncompatibleSGLangError if this SGLang keeps one of them elsewhere.
     """
     try:
         return _gather(owner)

@@ -9,18 +9,14 @@ _ENTRYPOINTS = "sglang.srt.entrypoints"
 
 
 @assumed(f"{_ENTRYPOINTS}.openai.serving_base.OpenAIServingBase", "what an endpoint sends its requests to")
-class OpenAIServing(Protocol):
+@assumed(f"{_ENTRYPOINTS}.ollama.serving.OllamaServing", "what an endpoint sends its requests to")
+class Serving(Protocol):
     tokenizer_manager: TokenizerManager
 
 
 @assumed(f"{_ENTRYPOINTS}.anthropic.serving.AnthropicServing", "stands on the chat endpoint")
 class AnthropicServing(Protocol):
-    openai_serving_chat: OpenAIServing
-
-
-@assumed(f"{_ENTRYPOINTS}.ollama.serving.OllamaServing", "what an endpoint sends its requests to")
-class OllamaServing(Protocol):
-    tokenizer_manager: TokenizerManager
+    openai_serving_chat: Serving
 
 
 @assumed(f"{_ENTRYPOINTS}.openai.protocol.ResponsesResponse", "has a place for the receipt")
