@@ -3,7 +3,7 @@
 from typing import Any
 
 from sglang_rpc.config import RPCConfig, flag
-from sglang_rpc.contract import refusals
+from sglang_rpc.contract.refusals.server import refuse_server_args
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError, UnsupportedError
@@ -37,7 +37,7 @@ def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
         attach(server_args, RPCConfig.from_env())
     config = config_of(server_args)
     if config is not None:
-        refusals.refuse_server_args(server_args)
+        refuse_server_args(server_args)
         _refuse_text_without_tokenizer(server_args, config)
         _refuse_policy(server_args, config)
         if config.trace is not None:

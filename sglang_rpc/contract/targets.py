@@ -80,7 +80,7 @@ def hooks_in(*modules: ModuleType) -> tuple[Hook, ...]:
 
 
 def assumed(target: str, reason: str, when: str = SERVING) -> Callable[[T], T]:
-    """Decorate a Protocol that declares what RPC reads, calls and writes of objects of SGLang's class `target`, or classes.
+    """Decorate a Protocol that declares what RPC reads, calls and writes of objects of SGLang's class `target`.
 
     Its annotated names are the class's attributes, but for those that RPC puts there itself. Each method is an
     assumption of its own, whose docstring is the reason; it may be inherited, and is then looked up through the class.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_rpc.contract import refusals
 from sglang_rpc.contract.layers import decoder_layers, kv_layer, latent_attentions, pool_bytes
+from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.targets import AFTER, AROUND, LATENT, hook, hook_of

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from sglang_rpc.config import RequestOptions
-from sglang_rpc.contract import refusals
+from sglang_rpc.contract.refusals.request import refuse_request
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.requests import GenerateReqInput, Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
@@ -31,7 +31,7 @@ def validate(tokenizer_manager: TokenizerManager, obj: GenerateReqInput, *_args:
         return
     # Whether think tokens are known is the scheduler's to say; it refuses there what passes here.
     RequestOptions.from_custom_params(sampling_params.get("custom_params"), config)
-    refusals.refuse_request(obj)
+    refuse_request(obj)
 
 
 @hook(
@@ -55,7 +55,7 @@ def attach_state(original: Callable[..., None], scheduler: Scheduler, req: Req) 
         options = RequestOptions.from_custom_params(
             req.sampling_params.custom_params, runtime.config, knows_markers=runtime.compressor.markers is not None
         )
-        state = RequestState(options, refused=refusals.refuse_request(req, options.asked and options.enabled))
+        state = RequestState(options, refused=refuse_request(req, options.asked and options.enabled))
         runtime.compressor.begin(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
             fit_to_pool(scheduler, req, state, asked, at_least)

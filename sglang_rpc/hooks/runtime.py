@@ -6,8 +6,8 @@ import torch
 
 import sglang_rpc
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract import refusals
 from sglang_rpc.contract.layers import is_latent
+from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.memory import ReqToTokenPool

@@ -109,7 +109,7 @@ def _attention(capability: int, rocm: bool) -> Fact:
 
 def gpu_backends(capability: int, rocm: bool) -> list[str]:
     """Of the backends RPC is built for, those this GPU can run: `capability` is 90 for Hopper's 9.0."""
-    from sglang_rpc.contract.refusals import ATTENTION_BACKENDS
+    from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 
     usable: dict[str, Callable[[], bool]] = {
         # SGLang's FlashAttention 3 kernels: Ampere to Hopper. FlashInfer: Turing and later.

@@ -10,9 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.refusals import (
-    SERVER_ROWS,
-)
+from sglang_rpc.contract.refusals.server import SERVER_ROWS
 from sglang_rpc.errors import UnsupportedError
 
 ROOT = Path(__file__).parents[3]

@@ -7,12 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract import refusals
-from sglang_rpc.contract.refusals import (
-    MODEL_ROWS,
-    ServingFacts,
-    refuse_model_runner,
-)
+from sglang_rpc.contract.refusals import model as refusals
+from sglang_rpc.contract.refusals.model import MODEL_ROWS, ServingFacts, refuse_model_runner
 from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 from tests.unit.refusals.examples import (
     CONFIG,

@@ -6,10 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract.refusals import (
-    REQUEST_ROWS,
-    refuse_request,
-)
+from sglang_rpc.contract.refusals.request import REQUEST_ROWS, refuse_request
 from sglang_rpc.errors import ConfigError
 from tests.unit.refusals.examples import (
     REQUEST_EXAMPLES,

@@ -6,10 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract.refusals import (
-    ATTENTION_BACKENDS,
-    refuse_arguments,
-)
+from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, refuse_arguments
 from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 from tests.unit.refusals.examples import (
     MIXED,

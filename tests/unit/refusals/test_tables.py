@@ -6,11 +6,9 @@ import runpy
 
 import pytest
 
-from sglang_rpc.contract.refusals import (
-    MODEL_ROWS,
-    REQUEST_ROWS,
-    SERVER_ROWS,
-)
+from sglang_rpc.contract.refusals.model import MODEL_ROWS
+from sglang_rpc.contract.refusals.request import REQUEST_ROWS
+from sglang_rpc.contract.refusals.server import SERVER_ROWS
 from tests.unit.refusals.examples import (
     MODEL_EXAMPLES,
     REQUEST_EXAMPLES,
