@@ -74,6 +74,9 @@ class Compression:
 class CompressionBatch:
     """Compressions that are applied together, as kernels read them: int32 [B or more] each, on the device."""
 
+    size: int  #: B
+    most_candidates: int
+    most_kept: int
     rows: torch.Tensor
     slots: torch.Tensor  #: query slots
     begins: torch.Tensor  #: row position of the first candidate
@@ -81,14 +84,11 @@ class CompressionBatch:
     keeps: torch.Tensor  #: candidates that survive
     windows: torch.Tensor
     lengths: torch.Tensor  #: logical, prompt included: one more than the newest query's position
-    size: int  #: B
-    most_candidates: int
-    most_kept: int
 
     @staticmethod
     def of(compressions: Sequence[Compression], device: torch.device) -> CompressionBatch:
         """One small copy to the device, which the host does not wait for."""
-        each = [
+        each = [  # in the order of the fields
             (c.row, c.slot, c.begin, c.candidates, c.keep, c.window, c.prompt_length + c.generated)
             for c in compressions
         ]
@@ -96,18 +96,11 @@ class CompressionBatch:
         padded = [*each, *[(0,) * len(each[0])] * (-len(each) % 4)]
         columns = list(zip(*padded, strict=True))
         numbers = torch.tensor(columns, dtype=torch.int32, pin_memory=device.type == "cuda")
-        rows, slots, begins, candidates, keeps, windows, lengths = numbers.to(device, non_blocking=True).unbind(0)
         return CompressionBatch(
-            rows,
-            slots,
-            begins,
-            candidates,
-            keeps,
-            windows,
-            lengths,
-            size=len(compressions),
-            most_candidates=max(c.candidates for c in compressions),
-            most_kept=max(c.keep for c in compressions),
+            len(compressions),
+            max(c.candidates for c in compressions),
+            max(c.keep for c in compressions),
+            *numbers.to(device, non_blocking=True).unbind(0),
         )
 
 
