@@ -38,15 +38,10 @@ Scores = Callable[[Layer, RPCConfig], torch.Tensor]
 
 @dataclass(frozen=True)
 class Policy:
-    """One policy. `differs`: what the engine, or this budget, makes different from the `paper`.
-
-    Raises ConfigError if `pooling` is not one of those below.
-    """
+    """One policy. Raises ConfigError if `pooling` is not one of those below."""
 
     name: str
     scores: Scores
-    paper: str = ""
-    differs: str = ""
     pooling: str | None = None  #: of neighbouring scores: avg, max, config (what --rpc-pooling says) or None, none
     whole_groups: bool = False  #: its scores of some of a KV head's query heads do not add up to those of all
     accumulates: bool = False  #: needs the attention of every decode step
@@ -63,8 +58,6 @@ class Policy:
 
 def policy(
     *,
-    paper: str = "",
-    differs: str = "",
     pooling: str | None = None,
     whole_groups: bool = False,
     accumulates: bool = False,
@@ -78,6 +71,6 @@ def policy(
 
     def record(scores: Scores) -> Policy:
         name = getattr(scores, "__name__", "policy")
-        return Policy(name, scores, paper, differs, pooling, whole_groups, accumulates, seeded, as_rpc)
+        return Policy(name, scores, pooling, whole_groups, accumulates, seeded, as_rpc)
 
     return record

@@ -7,11 +7,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.policy.base import Layer, policy
 
 
-@policy(
-    paper="chance, with the prompt kept (compare arXiv 2609.03430)",
-    differs="per layer; the newest R tokens are kept besides",
-    seeded=True,
-)
+@policy(seeded=True)
 def random(layer: Layer, config: RPCConfig) -> torch.Tensor:
     # Drawn on the host: every tensor-parallel rank, whatever its device, draws the same.
     generator = torch.Generator().manual_seed(layer.seed * 1009 + layer.index)

@@ -20,12 +20,7 @@ KERNEL = 7
 MAX_SIMILARITIES = 2**24
 
 
-@policy(
-    paper="R-KV, arXiv 2505.24133",
-    differs="the prompt is kept; the budget grows as RPC's does, where the paper's is constant; one set a layer, of "
-    "the heads' summed scores, unless --rpc-aggregation group",
-    whole_groups=True,
-)
+@policy(whole_groups=True)
 def rkv(layer: Layer, config: RPCConfig) -> torch.Tensor:
     keys = layer.keys.float().transpose(0, 1)  # [kv_heads, N, dim]
     queries = layer.queries.float().transpose(0, 1).unflatten(0, (keys.shape[0], -1))  # [kv_heads, group, R, dim]

@@ -20,11 +20,6 @@ def selector_queries(queries: torch.Tensor, selector: str) -> torch.Tensor:
     return torch.cat([queries[1:], queries[-1:]])
 
 
-@policy(
-    paper="Reasoning Path Compression, arXiv 2505.13866",
-    differs="nothing: selections equal the authors' code",
-    pooling="config",
-    as_rpc=lambda config: config,
-)
+@policy(pooling="config", as_rpc=lambda config: config)
 def rpc(layer: Layer, config: RPCConfig) -> torch.Tensor:
     return layer.attention(selector_queries(layer.queries, config.selector))

@@ -9,12 +9,6 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.policy.base import Layer, policy
 
 
-@policy(
-    paper="SnapKV, arXiv 2404.14469",
-    differs="of the thoughts, every P tokens, where the paper compresses a prompt once; attention is over the "
-    "candidates alone, as RPC's; one set a layer unless --rpc-aggregation group",
-    pooling="max",
-    as_rpc=lambda config: replace(config, selector="paper", pooling="max"),
-)
+@policy(pooling="max", as_rpc=lambda config: replace(config, selector="paper", pooling="max"))
 def snapkv(layer: Layer, config: RPCConfig) -> torch.Tensor:
     return layer.attention(layer.queries)

@@ -10,11 +10,7 @@ from sglang_rpc.policy.base import Layer, policy
 SINKS = 4
 
 
-@policy(
-    paper="StreamingLLM, arXiv 2309.17453",
-    differs="the whole prompt is kept, not only its first 4 tokens; keys keep the position of their token; the budget "
-    "grows as RPC's does, where the paper's is constant",
-)
+@policy()
 def streaming(layer: Layer, config: RPCConfig) -> torch.Tensor:
     count = layer.keys.shape[0]
     newer = torch.arange(count, dtype=torch.float32, device=layer.keys.device)
