@@ -48,13 +48,10 @@ class ServingFacts:
     distance_layers: int = 0  #: attention that depends on the distance to a key (xAI temperature, ALiBi)
     capped_oddly: int = 0  #: attention logits capped by another function than tanh, which the scorer applies itself
     shared_kv: int = 0  #: layers that use another layer's KV
-    own_dispatch: int = (
-        0  #: layers of latent attention that decide when to expand latents in another way than DeepSeek's
-    )
+    own_dispatch: int = 0  #: latent attention that decides in another way than DeepSeek's when to expand latents
     head_shapes: int = 1  #: distinct (query heads, KV heads, head size) among the decoder layers
     total_kv_heads: int = 1  #: of the model, not of this rank
     tp_size: int = 1  #: ranks that share the attention heads
-    page_size: int = 1  #: slots
     decode_backend: str = "torch_native"
     prefill_backend: str = "torch_native"
     rocm: bool = False
@@ -107,7 +104,6 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         **_layer_facts(runner.model, pool),
         total_kv_heads=model_config.get_total_num_kv_heads(),
         tp_size=parallel.attn_tp_size,
-        page_size=runner.token_to_kv_pool_allocator.page_size,
         decode_backend=runner.decode_attention_backend_str,
         prefill_backend=runner.prefill_attention_backend_str,
         rocm=torch.version.hip is not None,

@@ -20,7 +20,7 @@ from tests.unit.refusals.examples import (
 @pytest.mark.parametrize("aggregation", ["all", "group"])
 def test_plain_facts_pass(aggregation):
     refuse_model_runner(ServingFacts(), replace(CONFIG, aggregation=aggregation))
-    refuse_model_runner(ServingFacts(tree="UnifiedRadixCache", page_size=64), replace(CONFIG, aggregation=aggregation))
+    refuse_model_runner(ServingFacts(tree="UnifiedRadixCache"), replace(CONFIG, aggregation=aggregation))
 
 
 def test_replicated_kv_heads_are_fine_when_all_heads_keep_the_same():
