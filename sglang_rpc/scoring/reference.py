@@ -54,10 +54,8 @@ def _attention(queries: torch.Tensor, keys: torch.Tensor, scaling: float, logit_
 
 def pool(scores: torch.Tensor, kernel_size: int, pooling: str) -> torch.Tensor:
     """Neighbouring scores pooled, same length: [rows, N] -> [rows, N]. Padding counts in the average (as zeros)."""
-    pad = kernel_size // 2
-    if pooling == "avg":
-        return F.avg_pool1d(scores.unsqueeze(1), kernel_size, stride=1, padding=pad).squeeze(1)
-    return F.max_pool1d(scores.unsqueeze(1), kernel_size, stride=1, padding=pad).squeeze(1)
+    pooled = F.avg_pool1d if pooling == "avg" else F.max_pool1d
+    return pooled(scores.unsqueeze(1), kernel_size, stride=1, padding=kernel_size // 2).squeeze(1)
 
 
 def select(scores: torch.Tensor, keep: int, kernel_size: int, pooling: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -13,22 +14,19 @@ from sglang_rpc.errors import IncompatibleSGLangError
 ATTENTION_BACKENDS = ("fa3", "flashinfer", "torch_native", "triton")
 
 
+@dataclass(frozen=True)
 class Arguments:
-    """The resolved server arguments by name. Raises IncompatibleSGLangError for a name that SGLang lacks.
+    """The resolved server arguments by name. Raises IncompatibleSGLangError for a name that SGLang lacks."""
 
-    `absent`: the names that this version of SGLang is known to lack, with the values of a server that uses none.
-    """
-
-    def __init__(self, source: Any, absent: Mapping[str, Any]):
-        self._source = source
-        self._absent = absent
+    source: Any
+    absent: Mapping[str, Any]  #: names that this version of SGLang lacks, with the values of a server that uses none
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return getattr(self._source, name)
+            return getattr(self.source, name)
         except AttributeError:
-            if name in self._absent:
-                return self._absent[name]
+            if name in self.absent:
+                return self.absent[name]
             raise IncompatibleSGLangError(
                 f"this SGLang's ServerArgs has no {name}, which RPC must check before it starts; "
                 f"install SGLang {versions.SUPPORTED}, or {OFF}",
