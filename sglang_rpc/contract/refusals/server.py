@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from sglang_rpc.contract import versions
@@ -43,12 +42,7 @@ def refuse_server_args(server_args: Any) -> None:
     """
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    refuse_arguments(resolving_view(server_args), versions.current().absent_arguments)
-
-
-def refuse_arguments(arguments: Any, absent: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """As `refuse_server_args`, on an object whose attributes are the final values. Needs no SGLang."""
-    refuse(SERVER_ROWS, Arguments(arguments, absent))
+    refuse(SERVER_ROWS, Arguments(resolving_view(server_args), versions.current().absent_arguments))
 
 
 #: Values at which a variable, or a degree of parallelism, is off.

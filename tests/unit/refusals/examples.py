@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.refusals.server import SERVER_ROWS
+from sglang_rpc.contract.refusals.row import refuse
+from sglang_rpc.contract.refusals.server import SERVER_ROWS, Arguments
 from sglang_rpc.errors import UnsupportedError
 
 ROOT = Path(__file__).parents[3]
@@ -194,6 +195,11 @@ REQUEST_EXAMPLES: dict[str, tuple[dict, str]] = {
     "return_routed_experts": (dict(return_routed_experts=True), "return_routed_experts"),
     "return_indexer_topk": (dict(return_indexer_topk=True), "return_indexer_topk"),
 }
+
+
+def refuse_arguments(arguments: SimpleNamespace) -> None:
+    """As `refuse_server_args`, of arguments that are final."""
+    refuse(SERVER_ROWS, Arguments(arguments, {}))
 
 
 def split_environment(monkeypatch, given: dict) -> dict:

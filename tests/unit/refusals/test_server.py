@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, refuse_arguments
+from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 from tests.unit.refusals.examples import (
     MIXED,
@@ -14,6 +14,7 @@ from tests.unit.refusals.examples import (
     SERVER_CASES,
     assert_refused,
     graphs,
+    refuse_arguments,
     split_environment,
 )
 

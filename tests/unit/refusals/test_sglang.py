@@ -10,11 +10,12 @@ import pytest
 
 from sglang_rpc.contract import versions
 from sglang_rpc.contract.refusals.model import ALLOCATORS, KV_POOLS, MODEL_ROWS, ROW_POOLS, TREES
-from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS, refuse_arguments, refuse_server_args
+from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS, refuse_server_args
 from sglang_rpc.errors import UnsupportedError
 from tests.unit.refusals.examples import (
     PLAIN,
     SERVER_CASES,
+    refuse_arguments,
     split_environment,
 )
 
