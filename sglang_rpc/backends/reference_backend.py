@@ -16,7 +16,7 @@ from sglang_rpc.scoring import reference
 from sglang_rpc.types import Compression, KVLayer, Observer
 
 
-@dataclass
+@dataclass(eq=False)
 class ReferenceBackend:
     """The backend in PyTorch. Fields: see runtime.compressor.Compressor."""
 
