@@ -83,4 +83,4 @@ def _marker(value: str | int, tokenizer: Tokenizer | None) -> Marker:
         return TokenMarker(value)
     assert tokenizer is not None  # else the server's arguments were refused
     ids = tokenizer.encode(value, add_special_tokens=False)
-    return TokenMarker(ids[0]) if len(ids) == 1 else TextMarker(value, tokenizer)
+    return TokenMarker(ids[0]) if len(ids) == 1 else TextMarker(value, tokenizer.decode)

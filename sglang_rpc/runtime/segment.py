@@ -9,16 +9,9 @@ how its letters fall into tokens depends on the letters around them.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer."""
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of these ids."""
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class TextMarker:
     """A marker spelled by several tokens, or by pieces of them."""
 
     text: str
-    tokenizer: Tokenizer
+    decode: Callable[[list[int]], str]  #: a tokenizer's: the text of these ids
 
     @property
     def reach(self) -> int:
@@ -66,7 +59,7 @@ class TextMarker:
         tail = list(ids[begin:])
 
         def text(count: int) -> str:
-            return before + self.tokenizer.decode(tail[:count])
+            return before + self.decode(tail[:count])
 
         if self.text not in text(len(tail)):
             return None
@@ -79,10 +72,10 @@ class TextMarker:
         size = 64
         while True:
             tail = list(ids[-size:])
-            at = self.tokenizer.decode(tail).rfind(self.text)
+            at = self.decode(tail).rfind(self.text)
             if at >= 0:
                 end = at + len(self.text)
-                count = bisect_left(range(len(tail)), end, key=lambda k: len(self.tokenizer.decode(tail[:k])))
+                count = bisect_left(range(len(tail)), end, key=lambda k: len(self.decode(tail[:k])))
                 return Found(len(ids) - len(tail) + count)
             if size >= len(ids):
                 return None

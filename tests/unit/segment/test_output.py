@@ -71,7 +71,7 @@ def test_a_marker_cut_at_any_token_is_read(text):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 def test_a_marker_of_more_tokens_than_characters_is_read_in_pieces(chunk):
-    markers = ThinkMarkers(TextMarker("◁▷", TOKENIZER), TextMarker("◁/▷", TOKENIZER))
+    markers = ThinkMarkers(TextMarker("◁▷", TOKENIZER.decode), TextMarker("◁/▷", TOKENIZER.decode))
     output = encode("ab◁▷ab◁/▷ab")
     tracker = SegmentTracker(markers, [])
     for upto in range(0, len(output) + chunk, chunk):

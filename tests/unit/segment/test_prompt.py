@@ -63,7 +63,7 @@ def test_a_prompt_with_one_marker_of_each_kind(text_is, is_open):
     tokenizer = MergingTokenizer()
     single = len(tokenizer.pieces)
     tokenizer.pieces.append(b"<!>")
-    text, token = TextMarker("</think>", tokenizer), TokenMarker(single)
+    text, token = TextMarker("</think>", tokenizer.decode), TokenMarker(single)
     markers = ThinkMarkers(text, token) if text_is == "start" else ThinkMarkers(token, text)
     marks = {"text": encode("</think>"), "token": [single]}
     first, last = ("text", "token") if (text_is == "start") != is_open else ("token", "text")

@@ -48,7 +48,7 @@ class MergingTokenizer:
 
 
 TOKENIZER = MergingTokenizer()
-TEXT = ThinkMarkers(TextMarker("<think>", TOKENIZER), TextMarker("</think>", TOKENIZER))
+TEXT = ThinkMarkers(TextMarker("<think>", TOKENIZER.decode), TextMarker("</think>", TOKENIZER.decode))
 START, END, WORD, OTHER = 900, 901, 5, 6
 TOKEN = ThinkMarkers(TokenMarker(START), TokenMarker(END))
 encode = TOKENIZER.encode
