@@ -1,9 +1,6 @@
 """Compression in Triton: six launches for all layers of all requests that are due."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -16,9 +13,6 @@ from sglang_rpc.scoring.key_table import KeyTable
 from sglang_rpc.scoring.triton_scores import candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
 from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Observer
-
-if TYPE_CHECKING:
-    from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
 
 
 class TritonBackend:
@@ -42,7 +36,7 @@ class TritonBackend:
         self._req_to_token = req_to_token
         self._reduce = reduce
         self._group = config.aggregation == "group"
-        self._lse: FlashInferLSE | None = None
+        self._lse: Callable[..., torch.Tensor] | None = None  # of FlashInfer
         self.observer: Observer | None = None
         self.name = "triton"
         if config.scoring == "flashinfer":
