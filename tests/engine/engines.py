@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sglang_rpc import RPCConfig
+from sglang_rpc.policy import lightthinker
 from tests.engine import forked, on_cuda, spy, starts
 
 GOLDENS = ("gqa_all_p64", "mha_all_p128", "gqa_group_p64", "gqa_max_p48", "gqa8x_p64")
@@ -83,7 +84,7 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
 def with_a_slot_each(rpc: RPCConfig | None, requests: int) -> RPCConfig | None:
     """`rpc` with a query slot for each request, where it names no number: a tenth of a test's small pool may be fewer,
     and late compressions would not be the recordings'."""
-    if rpc is None or rpc.query_slots is not None:
+    if rpc is None or rpc.query_slots is not None or rpc.policy == lightthinker.NAME:
         return rpc
     return replace(rpc, query_slots=requests)
 
