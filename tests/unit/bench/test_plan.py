@@ -294,3 +294,15 @@ def test_a_config_that_is_no_transformer_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 3}))
     with pytest.raises(BenchError, match="does not look like a transformer"):
         shapes.at_path(str(tmp_path), dummy=True)
+
+
+@pytest.mark.parametrize(("shape", "gpu_gb"), [("qwen-7b", 80), ("qwq-32b", 141)])
+def test_the_largest_pool_of_a_gpu_shape_fits_one_gpu_beside_the_weights(shape, gpu_gb):
+    model = shapes.SHAPES[shape]
+    layers, width, inner = model["num_hidden_layers"], model["hidden_size"], model["intermediate_size"]
+    kv_width = model["num_key_value_heads"] * model.get("head_dim", width // model["num_attention_heads"])
+    weights = 2 * (2 * model["vocab_size"] * width + layers * (2 * width * (width + kv_width) + 3 * width * inner))
+    preset = presets.preset("lengths", presets.SIZES[shape])
+    tokens = max(w.pool_tokens for grid in preset.grids for w in grid.workloads())
+    pool = tokens * 2 * 2 * layers * kv_width
+    assert weights + pool < 0.85e9 * gpu_gb, (weights, pool)
