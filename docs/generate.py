@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sglang_rpc import errors
 from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kinds
-from sglang_rpc.contract.refusals.model import MODEL_ROWS
+from sglang_rpc.contract.refusals.model import ATTENTION_BACKENDS, MODEL_ROWS
 from sglang_rpc.contract.refusals.request import REQUEST_ROWS
 from sglang_rpc.contract.refusals.server import SERVER_ROWS
 from sglang_rpc.hooks.metrics import METRICS
@@ -15,6 +15,7 @@ from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS
 from sglang_rpc.runtime.receipt import RECEIPT_FIELDS
 from sglang_rpc.startup.flags import CONFIG_HELP, DISABLE_HELP
 
+ONLY_OFF = "only `--disable-rpc`"
 NOTE = "This page is generated from the code: `python docs/generate.py`."
 
 LIMITS = f"""# Limits
@@ -23,6 +24,58 @@ What does not work with RPC. A server with one of these switched on stops at sta
 nothing is ever compressed wrongly, or silently not at all. `--disable-rpc` turns RPC off and lifts every one of them.
 The code stands in brackets at the end of the sentence. {NOTE}
 """
+
+#: Row of the model table -> what does not work, and what does. An example is one, not the list.
+MODELS = {
+    "not_generative": ("embedding, reward and classification models", "models that generate text"),
+    "encoder_decoder": ("encoder-decoder models, such as Whisper", "decoder-only models"),
+    "recurrent_state": ("Mamba, linear attention, and hybrids, such as Nemotron-H", "attention in every layer"),
+    "ngram_embedding": ("n-gram embeddings, as in some LongCat models", "embeddings of single tokens"),
+    "mrope": ("multimodal rope, as in Qwen-VL models, for text alone too", "rope with one position per token"),
+    "other_attention": ("cross-attention, encoder and bidirectional layers", "causal self-attention"),
+    "window_attention": (
+        "layers with a sliding window or chunks, be it one, as in Gemma 2 and 3, gpt-oss, Llama 4",
+        "full attention in every layer",
+    ),
+    "distance_attention": ("ALiBi, and temperatures by distance, as in Grok", "rope"),
+    "logit_capping": ("attention logits capped by another function than tanh", "a tanh cap, or none"),
+    "layers_not_found": (
+        "layers that keep KV without SGLang's attention layer, or out of RPC's sight",
+        "SGLang's own model code",
+    ),
+    "shared_kv": ("layers that read another layer's KV, as in Gemma 3n", "KV of its own in every layer"),
+    "head_shapes": ("layers that differ in number or size of their heads", "equal layers"),
+    "own_dispatch": (
+        "latent attention (MLA) that decides by code of its own when to expand latents",
+        "models that use DeepSeek V2's attention class as it is",
+    ),
+    "replicated_kv_heads": (
+        "`--rpc-aggregation group` on more tensor-parallel ranks than there are KV heads",
+        "as many ranks as KV heads, or fewer",
+    ),
+    "trace_of_split_heads": (
+        "`--rpc-trace` with `--rpc-aggregation group` on several tensor-parallel ranks",
+        "one rank; `--rpc-aggregation all`",
+    ),
+    "latent_on_rocm": ("latent attention (MLA) on AMD GPUs", "MLA on NVIDIA GPUs"),
+    "policy_on_latents": ("a policy that adds up attention (`h2o`) with latent attention (MLA)", "all other policies"),
+    "policy_on_split_heads": (
+        "a policy that compares the query heads of a KV head (`rkv`) on ranks that share one",
+        "as many ranks as KV heads, or fewer; with MLA, one",
+    ),
+    "attention_backend_in_use": ("an attention backend that SGLang chose for the model", ", ".join(ATTENTION_BACKENDS)),
+    "kv_quantization": ("a KV cache with scales of its own", "bfloat16, fp8_e4m3, fp8_e5m2"),
+    "kv_dtype": ("a KV cache of another type", "bfloat16, float16, float32, fp8_e4m3, fp8_e5m2"),
+    "kv_layout": ("a KV cache in which a slot lies in pieces", "SGLang's default layout"),
+    "kv_pool": (
+        "models with a pool of their own: windows, hybrids, sparse attention (DSA), 4-bit KV",
+        "the pools of full attention and of MLA",
+    ),
+    "row_pool": ("requests that own more than KV slots, such as a recurrent state", "KV slots alone"),
+    "allocator": ("another allocator of slots, which a model or a flag brings", "SGLang's ordinary two"),
+    "tree": ("another prefix cache", "SGLang's default; `--disable-radix-cache`"),
+    "second_tier": ("a prefix cache that keeps KV in host memory or a store as well", "one that keeps it in the pool"),
+}
 
 REFERENCE = f"""# Reference
 
@@ -86,15 +139,15 @@ sentences may change. For example `sglang-rpc: {example}`.
 def limits_page() -> str:
     """The text of docs/limits.md."""
     server = ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in SERVER_ROWS)
-    model = ((f"`unsupported.{r.name}`", r.why, r.way_out or "-") for r in MODEL_ROWS)
+    model = ((f"`unsupported.{r.name}`", *MODELS[r.name], r.why, r.way_out or ONLY_OFF) for r in MODEL_ROWS)
     return "\n".join(
         [
             LIMITS,
             "## Server flags and environment\n",
             *table(("code", "what", "why", "way out"), server),
             "\n## Models and memory pools\n",
-            "Known once the model is loaded; a dash means that only `--disable-rpc` helps.\n",
-            *table(("code", "why", "way out"), model),
+            "Checked once the model is loaded. With `--disable-rpc` SGLang serves such a model too, uncompressed.\n",
+            *table(("code", "does not work", "works", "why", "way out"), model),
             "\n## Single requests\n",
             "Such a request is served uncompressed and its receipt says why. If it asked for compression itself, with",
             '`custom_params: {"rpc": {...}}`, it gets HTTP 400 instead.\n',

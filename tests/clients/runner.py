@@ -13,6 +13,7 @@ import importlib
 import json
 import site
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,10 @@ def main(kit: str, url: str, model: str, out: str, *site_packages: str) -> None:
     target = Target(url, model)
     outcomes: dict[str, str | None] = {}
     for name, check in _checks(module, target).items():
+        begin = time.monotonic()
         outcomes[name] = _failure(check, target)
-        print(name, "passed" if outcomes[name] is None else outcomes[name], flush=True)
+        seconds = time.monotonic() - begin
+        print(f"{name}, {seconds:.1f} s:", "passed" if outcomes[name] is None else outcomes[name], flush=True)
     Path(out).write_text(json.dumps(outcomes), encoding="utf-8")
 
 

@@ -32,8 +32,12 @@ def test_the_page_has_every_row():
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
     for row in SERVER_ROWS:
         assert f"| `unsupported.{row.name}` | {row.switches} | {row.why} | {row.way_out} |" in page
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert generate["MODELS"].keys() == {row.name for row in MODEL_ROWS}
     for row in MODEL_ROWS:
-        assert f"| `unsupported.{row.name}` | {row.why} | {row.way_out or '-'} |" in page
+        not_works, works = generate["MODELS"][row.name]
+        way_out = row.way_out or generate["ONLY_OFF"]
+        assert f"| `unsupported.{row.name}` | {not_works} | {works} | {row.why} | {way_out} |" in page
     for row in REQUEST_ROWS:
         assert f"| `request.{row.name}` | {row.why} |" in page
 
