@@ -32,7 +32,7 @@ def main(kit: str, url: str, model: str, out: str, *site_packages: str) -> None:
         outcomes[name] = _failure(check, target)
         seconds = time.monotonic() - begin
         print(f"{name}, {seconds:.1f} s:", "passed" if outcomes[name] is None else outcomes[name], flush=True)
-    Path(out).write_text(json.dumps(outcomes), encoding="utf-8")
+        Path(out).write_text(json.dumps(outcomes), encoding="utf-8")  # each time: what is ended keeps what it knows
 
 
 def _checks(module, target: Target) -> dict[str, Callable[[Target], object]]:
