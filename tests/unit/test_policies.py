@@ -276,7 +276,7 @@ def test_the_guide_is_the_example(tmp_path, monkeypatch):
     example = ROOT / "examples" / "policy_package"
     policy, points, test = re.findall(r"```(?:python|toml)\n(.*?)```", PAGE, re.S)
     assert policy == (example / "long_keys.py").read_text()
-    assert points in (example / "pyproject.toml").read_text()
+    assert points == (example / "pyproject.toml").read_text()
     assert test == (example / "test_long_keys.py").read_text()
     monkeypatch.syspath_prepend(str(example))
     made = loop("long_keys:scores", kernel_size=1)
