@@ -13,7 +13,8 @@ die() {
     exit 1
 }
 
-# SGLang comes as wheels for CPython 3.11 to 3.13, Linux on x86_64, glibc 2.34 or newer.
+# SGLang comes as wheels for CPython 3.11 to 3.13, Linux on x86_64, glibc 2.34 or newer. On 3.13 one of its dependencies
+# (outlines-core) is compiled, by Rust: an older Python comes first.
 find_python() {
     local candidate
     for candidate in python3.11 python3.12 python3.13 python3; do
