@@ -25,7 +25,7 @@ nothing is ever compressed wrongly, or silently not at all. `--disable-rpc` turn
 The code stands in brackets at the end of the sentence. {NOTE}
 """
 
-#: Row of the model table -> what does not work, and what does. An example is one, not the list.
+#: Row of the model table -> what is not supported, and what is. An example is one, not the list.
 MODELS = {
     "not_generative": ("embedding, reward and classification models", "models that generate text"),
     "encoder_decoder": ("encoder-decoder models, such as Whisper", "decoder-only models"),
@@ -147,7 +147,7 @@ def limits_page() -> str:
             *table(("code", "what", "why", "way out"), server),
             "\n## Models and memory pools\n",
             "Checked once the model is loaded. With `--disable-rpc` SGLang serves such a model too, uncompressed.\n",
-            *table(("code", "does not work", "works", "why", "way out"), model),
+            *table(("code", "not supported", "supported", "why", "way out"), model),
             "\n## Single requests\n",
             "Such a request is served uncompressed and its receipt says why. If it asked for compression itself, with",
             '`custom_params: {"rpc": {...}}`, it gets HTTP 400 instead.\n',

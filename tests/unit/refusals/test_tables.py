@@ -35,9 +35,9 @@ def test_the_page_has_every_row():
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     assert generate["MODELS"].keys() == {row.name for row in MODEL_ROWS}
     for row in MODEL_ROWS:
-        not_works, works = generate["MODELS"][row.name]
+        not_supported, supported = generate["MODELS"][row.name]
         way_out = row.way_out or generate["ONLY_OFF"]
-        assert f"| `unsupported.{row.name}` | {not_works} | {works} | {row.why} | {way_out} |" in page
+        assert f"| `unsupported.{row.name}` | {not_supported} | {supported} | {row.why} | {way_out} |" in page
     for row in REQUEST_ROWS:
         assert f"| `request.{row.name}` | {row.why} |" in page
 
