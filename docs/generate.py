@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sglang_rpc import errors
 from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kinds
-from sglang_rpc.contract.refusals.model import ATTENTION_BACKENDS, MODEL_ROWS
+from sglang_rpc.contract.refusals.model import MODEL_ROWS
 from sglang_rpc.contract.refusals.request import REQUEST_ROWS
-from sglang_rpc.contract.refusals.server import SERVER_ROWS
+from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS
 from sglang_rpc.hooks.metrics import METRICS
 from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS
 from sglang_rpc.runtime.receipt import RECEIPT_FIELDS
