@@ -7,8 +7,54 @@ from dataclasses import dataclass
 
 import torch
 
+from sglang_rpc.errors import ConfigError
+
 #: A length that is never reached.
 NEVER = 2**62
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """How the attention of the newest queries becomes one score of each candidate.
+
+        score_j = sum over KV heads of |v_j|^value_power * over its query heads, of over the queries, of a_ij
+
+    with a_ij the softmax weight that query i gives candidate j. Every rule is a sum over KV heads, so that
+    tensor-parallel ranks can add theirs. Never negative.
+
+    Raises ConfigError if a field is none of its choices.
+    """
+
+    softmax: str = "candidates"  #: what a query's weights add up to 1 over: candidates, or all entries visible to it
+    over_queries: str = "sum"  #: sum, max, or squares: the sum of squared weights
+    over_heads: str = "sum"  #: of the query heads of one KV head: sum, max
+    value_power: int = 0  #: of the value's Euclidean norm: 0, 1, 2
+
+    def __post_init__(self) -> None:
+        for name, allowed in _RULE.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                sentence = f"{name} of a score rule must be one of {', '.join(map(str, allowed))}, got {value!r}"
+                raise ConfigError(sentence, "config.policy")
+
+    @property
+    def visible(self) -> bool:
+        """Whether the softmax is over all that a query sees: prompt, candidates and window, up to its own token."""
+        return self.softmax == "visible"
+
+    @property
+    def one_sum(self) -> bool:
+        """Whether weights are added up over queries and heads alike."""
+        return self.over_queries == self.over_heads == "sum"
+
+
+#: The choices of each field.
+_RULE: dict[str, tuple[str | int, ...]] = {
+    "softmax": ("candidates", "visible"),
+    "over_queries": ("sum", "max", "squares"),
+    "over_heads": ("sum", "max"),
+    "value_power": (0, 1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +123,7 @@ class CompressionBatch:
     size: int  #: B
     most_candidates: int
     most_kept: int
+    longest: int  #: physical length of the longest row
     rows: torch.Tensor
     slots: torch.Tensor  #: query slots
     begins: torch.Tensor  #: row position of the first candidate
@@ -100,6 +147,7 @@ class CompressionBatch:
             len(compressions),
             max(c.candidates for c in compressions),
             max(c.keep for c in compressions),
+            max(c.end for c in compressions),
             *numbers.to(device, non_blocking=True).unbind(0),
         )
 

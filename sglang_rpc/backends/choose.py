@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -14,6 +13,7 @@ from sglang_rpc.backends.reference_backend import ReferenceBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.policy.base import Policy
 from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.types import KVLayer
 
@@ -31,19 +31,18 @@ def make_backend(
     Raises ConfigError if what is asked for cannot: kernels need a GPU (or the interpreter), and layers of one shape; or
     if the policy's scores of a made-up layer cannot be used.
     """
-    given = (layers, ring, req_to_token, reduce)
     policy = find_policy(config.policy)
-    if (policy is None or policy.as_rpc is None) and config.scoring not in ("auto", "reference"):
+    given = (policy, layers, ring, req_to_token, reduce)
+    if (policy is None or policy.rule is None) and config.scoring not in ("auto", "reference"):
         sentence = f"scoring '{config.scoring}' is not available under policy '{config.policy}'; use 'auto'"
         raise ConfigError(sentence, CODE)
-    if policy is not None and policy.as_rpc is None:
+    if policy is not None and policy.rule is None:
         try_policy(policy, config, layers[0], ring.buffer[0])
         return ReferenceBackend(config, *given)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":
         return ReferenceBackend(config, *given)
-    as_rpc = config if policy is None or policy.as_rpc is None else replace(policy.as_rpc(config), policy="rpc")
-    kernels, reason = _kernels(as_rpc, wanted, given)
+    kernels, reason = _kernels(config, wanted, given)
     if kernels is not None:
         return kernels
     if config.scoring == wanted:
@@ -53,7 +52,9 @@ def make_backend(
 
 
 def _kernels(
-    config: RPCConfig, wanted: str, given: tuple[Sequence[KVLayer], QueryRing, torch.Tensor, Reduce | None]
+    config: RPCConfig,
+    wanted: str,
+    given: tuple[Policy | None, Sequence[KVLayer], QueryRing, torch.Tensor, Reduce | None],
 ) -> tuple[Backend | None, str]:
     """The kernels if they pass their trial here; else None, and the reason as a part of a sentence.
 
@@ -66,7 +67,7 @@ def _kernels(
     from sglang_rpc.backends.triton_backend import TritonBackend
     from sglang_rpc.scoring import key_table
 
-    layers, ring, req_to_token, _reduce = given
+    _policy, layers, ring, req_to_token, _reduce = given
     device = req_to_token.device
     if not key_table.runs_on(device):
         raise ConfigError(f"scoring '{wanted}' needs a GPU, and the KV cache is on {device}; use 'auto'", CODE)

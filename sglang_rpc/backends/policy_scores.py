@@ -9,11 +9,13 @@ from sglang_rpc.backends.random_layers import random_layer
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.policy.base import CODE, Layer, Policy
+from sglang_rpc.policy.rpc import selector_queries
 from sglang_rpc.scoring import reference
-from sglang_rpc.types import KVLayer
+from sglang_rpc.types import KVLayer, ScoreRule
 
 #: Candidates of the random layer: unlike any head count, so that a transposed result shows.
 CANDIDATES = 19
+BEFORE = 5  #: entries of it before the first candidate
 
 
 def policy_layer(
@@ -30,13 +32,21 @@ def policy_layer(
 
     Args:
         queries: [R, heads, head_dim], oldest first.
-        slots: int64 [N + R], pool slots in cache order: the candidates', then the newest tokens'.
+        slots: int64 [before + N + R], pool slots of the whole row in cache order: what stands before the candidates,
+            theirs, then the newest tokens'.
         group: whether KV heads are kept apart.
     """
-    candidates, newest = slots.split([len(slots) - len(queries), len(queries)])
-    keys = layer.keys[candidates].view(layer.dtype)
+    candidates, newest = slots[before:].split([len(slots) - before - len(queries), len(queries)])
+    keys, values = (buffer[candidates].view(layer.dtype) for buffer in (layer.keys, layer.values))
+    attention = partial(reference.head_scores, scaling=layer.scaling, logit_cap=layer.logit_cap, group=group)
+
+    def score(rule: ScoreRule, selector: str = "paper") -> torch.Tensor:
+        over = layer.keys[slots].view(layer.dtype) if rule.visible else keys
+        return attention(selector_queries(queries, selector), over, rule=rule, before=before, values=values)
+
     return Layer(
         keys=keys,
+        values=values,
         queries=queries,
         newest_keys=layer.keys[newest].view(layer.dtype),
         scaling=layer.scaling,
@@ -45,17 +55,9 @@ def policy_layer(
         before=before,
         seed=seed,
         accumulated=None if layer.accumulated is None else layer.accumulated[candidates].squeeze(2),
-        attention=partial(
-            reference.head_scores, keys=keys, scaling=layer.scaling, logit_cap=layer.logit_cap, group=group
-        ),
+        attention=partial(attention, keys=keys),
+        score=score,
     )
-
-
-def pooling_of(policy: Policy, config: RPCConfig) -> tuple[int, str]:
-    """Kernel size and kind of the pooling over neighbouring scores."""
-    if policy.pooling is None:
-        return 1, "max"  # of one score: none
-    return config.kernel_size, config.pooling if policy.pooling == "config" else policy.pooling
 
 
 def summed(score: torch.Tensor, kv_heads: int, group: bool) -> torch.Tensor:
@@ -89,13 +91,13 @@ def try_policy(policy: Policy, config: RPCConfig, like: KVLayer, queries: torch.
         ConfigError: it fails, or its scores cannot be used.
     """
     generator = torch.Generator().manual_seed(0)
-    slots = torch.arange(CANDIDATES + config.window, device=like.keys.device)
+    slots = torch.arange(BEFORE + CANDIDATES + config.window, device=like.keys.device)
     kv = random_layer(like, len(slots), generator)
     if policy.accumulates:
         accumulated = torch.rand(len(slots), kv.keys.shape[1], 1, generator=generator)
         kv = replace(kv, accumulated=accumulated.to(slots.device))
     query = torch.randn(config.window, *queries.shape[2:], generator=generator).to(queries.dtype).to(slots.device)
-    layer = policy_layer(kv, query, slots, index=0, before=5, seed=0, group=config.aggregation == "group")
+    layer = policy_layer(kv, query, slots, index=0, before=BEFORE, seed=0, group=config.aggregation == "group")
     try:
         reason = misshapen(policy.scores(layer, config), layer)
     except Exception as error:  # a package's own code runs here

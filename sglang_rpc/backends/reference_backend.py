@@ -6,21 +6,21 @@ from dataclasses import dataclass
 import torch
 
 from sglang_rpc.backends.base import Reduce
-from sglang_rpc.backends.policy_scores import policy_layer, pooling_of, summed
+from sglang_rpc.backends.policy_scores import policy_layer, summed
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.base import Policy
-from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.scoring import reference
 from sglang_rpc.types import Compression, KVLayer, Observer
 
 
 @dataclass(eq=False)
 class ReferenceBackend:
-    """The backend in PyTorch. Fields: see runtime.compressor.Compressor."""
+    """The backend in PyTorch. `policy` is None under lightthinker; other fields: see runtime.compressor.Compressor."""
 
     config: RPCConfig
+    policy: Policy | None
     layers: Sequence[KVLayer]
     ring: QueryRing
     req_to_token: torch.Tensor
@@ -47,23 +47,24 @@ class ReferenceBackend:
 
     def _kept(self, compressions: Sequence[Compression], slots: list[torch.Tensor]) -> list[torch.Tensor]:
         """The candidates that stay, ascending: int64 [layers, 1 or kv_heads, keep] of each compression."""
-        policy = find_policy(self.config.policy)
+        policy = self.policy
         if policy is None:  # lightthinker keeps nothing of a thought
             return [own.new_zeros(len(self.layers), 1, 0) for own in slots]
-        scores = [self._score(policy, c, own) for c, own in zip(compressions, slots, strict=True)]
+        scores = [self._score(policy, c) for c in compressions]
         if self.reduce is not None:
             # One collective for all layers and requests; every rank then selects from equal scores.
             flat = self.reduce(torch.cat([s.flatten() for s in scores]))
             pieces = flat.split([s.numel() for s in scores])
             scores = [piece.view_as(s) for piece, s in zip(pieces, scores, strict=True)]
-        pooling = pooling_of(policy, self.config)
+        pooling = policy.pooling_in(self.config)
         return [
             reference.select(s.flatten(0, 1), c.keep, *pooling).view(*s.shape[:2], c.keep)
             for c, s in zip(compressions, scores, strict=True)
         ]
 
-    def _score(self, policy: Policy, c: Compression, slots: torch.Tensor) -> torch.Tensor:
+    def _score(self, policy: Policy, c: Compression) -> torch.Tensor:
         """float32 [layers, 1 or kv_heads, candidates], summed over heads: their order is that of the means."""
+        slots = self.req_to_token[c.row, : c.end].long()
         queries = self.ring.last(c.slot, c.prompt_length + c.generated, c.window)
         group = self.config.aggregation == "group"
         rows = []

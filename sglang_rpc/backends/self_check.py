@@ -11,12 +11,14 @@ from sglang_rpc.backends.random_layers import copy, mismatch, random_layer
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
+from sglang_rpc.policy.base import Policy
+from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.types import Compression, KVLayer
 
 PROMPT, WHOLE = 5, 3
 
-#: Builds a backend from config, layers, ring, req_to_token and reduce.
-Make = Callable[[RPCConfig, Sequence[KVLayer], QueryRing, torch.Tensor, None], Backend]
+#: Builds a backend from config, policy, layers, ring, req_to_token and reduce.
+Make = Callable[[RPCConfig, Policy | None, Sequence[KVLayer], QueryRing, torch.Tensor, None], Backend]
 
 
 def failure(
@@ -28,13 +30,24 @@ def failure(
     Raises ValueError if no kernel takes these layers.
     """
     # Under max pooling neighbours tie, and PyTorch does not promise which of equals it keeps.
-    config = replace(config, pooling="avg")
+    policy = find_policy(config.policy)
+    if policy is not None and policy.pooling is not None:
+        policy = replace(policy, pooling="avg")
+
+    def trial(seed: int) -> str | None:
+        return _trial(config, policy, layers, ring, (expected, actual), seed)
+
     # Which of two candidates of almost one score stays is rounding's to say; two trials do not meet that by chance.
-    return _trial(config, layers, ring, (expected, actual), 0) and _trial(config, layers, ring, (expected, actual), 1)
+    return trial(0) and trial(1)
 
 
 def _trial(
-    config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, makers: tuple[Make, Make], seed: int
+    config: RPCConfig,
+    policy: Policy | None,
+    layers: Sequence[KVLayer],
+    ring: QueryRing,
+    makers: tuple[Make, Make],
+    seed: int,
 ) -> str | None:
     generator = torch.Generator().manual_seed(seed)
     compressions = _compressions(config, ring.window)
@@ -59,7 +72,7 @@ def _trial(
     results = []
     for make in makers:
         copies = [copy(layer) for layer in own_layers]
-        make(config, copies, own_ring, req_to_token.to(device), None).compress(compressions)
+        make(config, policy, copies, own_ring, req_to_token.to(device), None).compress(compressions)
         results.append(copies)
     expected, actual = results
     return mismatch(expected, actual, device)

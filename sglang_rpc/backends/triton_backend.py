@@ -8,7 +8,7 @@ from sglang_rpc.backends.base import SCRATCH_BYTES, Reduce
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
-from sglang_rpc.policy.resolve import find_policy
+from sglang_rpc.policy.base import Policy
 from sglang_rpc.scoring.key_table import KeyTable
 from sglang_rpc.scoring.triton_scores import candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
@@ -21,15 +21,17 @@ class TritonBackend:
     def __init__(
         self,
         config: RPCConfig,
+        policy: Policy | None,
         layers: Sequence[KVLayer],
         ring: QueryRing,
         req_to_token: torch.Tensor,
         reduce: Reduce | None,
     ):
-        """Arguments: see runtime.compressor.Compressor. Raises ValueError if no kernel takes these layers."""
+        """Arguments: see ReferenceBackend. Raises ValueError if no kernel takes these layers."""
         self._config = config
+        self._policy = policy
         #: None under lightthinker, which scores nothing.
-        self._keys = None if find_policy(config.policy) is None else KeyTable(layers)
+        self._keys = None if policy is None else KeyTable(layers)
         self._slices = SliceTable(layers)
         self._layer_count = len(layers)
         self._ring = ring
@@ -70,24 +72,25 @@ class TritonBackend:
 
     def _kept(self, compressions: Sequence[Compression], batch: CompressionBatch) -> torch.Tensor:
         """The candidates that stay, ascending: int32 [layers, B, 1 or kv_heads, most_kept]."""
-        if self._keys is None:  # nothing of a thought is kept, and a kernel's array is never empty
+        policy = self._policy
+        if policy is None or self._keys is None:  # nothing of a thought is kept, and a kernel's array is never empty
             return torch.zeros(self._layer_count, batch.size, 1, 1, dtype=torch.int32, device=batch.rows.device)
-        lse = None
+        selector, lse = policy.selector_in(self._config), None
         if self._lse is not None:
-            lse = self._lse(compressions, self._req_to_token, selector=self._config.selector)
+            lse = self._lse(compressions, self._req_to_token, selector=selector)
         scores = candidate_scores(
             self._keys,
             self._ring.buffer,
             self._req_to_token,
             batch,
-            selector=self._config.selector,
+            selector=selector,
             group=self._group,
             lse=lse,
         )
         if self._reduce is not None:
             # One collective; every rank then selects from equal scores.
             scores = self._reduce(scores.flatten()).view_as(scores)
-        return select(scores, batch, self._config.kernel_size, self._config.pooling)
+        return select(scores, batch, *policy.pooling_in(self._config))
 
     def _parts(self, compressions: Sequence[Compression]) -> Iterator[list[Compression]]:
         """Split into requests of like lengths, as many as the scratch memory holds: arrays are as wide as the longest.

@@ -3,8 +3,8 @@ pooled over neighbours."""
 
 import torch
 
-from sglang_rpc.config import RPCConfig
-from sglang_rpc.policy.base import Layer, policy
+from sglang_rpc.policy.base import attention_policy
+from sglang_rpc.types import ScoreRule
 
 
 def selector_queries(queries: torch.Tensor, selector: str) -> torch.Tensor:
@@ -20,6 +20,9 @@ def selector_queries(queries: torch.Tensor, selector: str) -> torch.Tensor:
     return torch.cat([queries[1:], queries[-1:]])
 
 
-@policy(pooling="config", as_rpc=lambda config: config)
-def rpc(layer: Layer, config: RPCConfig) -> torch.Tensor:
-    return layer.attention(selector_queries(layer.queries, config.selector))
+rpc = attention_policy(
+    "rpc",
+    ScoreRule(softmax="candidates", over_queries="sum", over_heads="sum", value_power=0),
+    selector="config",
+    pooling="config",
+)

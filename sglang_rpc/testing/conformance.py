@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sglang_rpc.backends.policy_scores import misshapen, pooling_of, summed
+from sglang_rpc.backends.policy_scores import misshapen, summed
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.policy.base import Layer, Policy, Scores
 from sglang_rpc.policy.resolve import as_policy, find_policy
 from sglang_rpc.scoring import reference
-from sglang_rpc.testing.layers import made_up_layer, shares
+from sglang_rpc.testing.layers import made_up, made_up_layer, shares
 
 #: Ways in which layers differ: what is tried is named in the sentence.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def keeps(policy: str | Policy | Scores, layer: Layer, count: int, config: RPCCo
     """Which `count` candidates of a layer stay, ascending: one list, or one per KV head where these are kept apart."""
     found, config = _resolve(policy), config or RPCConfig()
     scores = _scores(found, layer, config)
-    kept: list[list[int]] = reference.select(scores, count, *pooling_of(found, config)).tolist()
+    kept: list[list[int]] = reference.select(scores, count, *found.pooling_in(config)).tolist()
     return kept
 
 
@@ -171,13 +171,13 @@ def _remembers(policy: Policy, config: RPCConfig, device: str) -> str | None:
 def _adds_up(policy: Policy, config: RPCConfig, device: str) -> str | None:
     """Ranks add their scores. A constant factor changes no order: some scores, like a position's, are every rank's."""
     config = replace(config, aggregation="all")
-    cases = {"whole KV heads": (dict(heads=8, kv_heads=4), 2)}
+    cases: dict[str, tuple[dict[str, Any], int]] = {"whole KV heads": (dict(heads=8, kv_heads=4), 2)}
     if not policy.whole_groups:
         cases["query heads that share a KV head"] = (dict(heads=8, kv_heads=1), 2)
     for name, (shape, ranks) in cases.items():
-        layer = _layer(policy, device, **shape)
-        whole = _scores(policy, layer, config)
-        added = sum((_scores(policy, share, config) for share in shares(layer, ranks)), torch.zeros_like(whole))
+        made = made_up(accumulated=policy.accumulates, device=device, **shape)
+        whole = _scores(policy, made.seen(), config)
+        added = sum((_scores(policy, own.seen(), config) for own in shares(made, ranks)), torch.zeros_like(whole))
         bound = 1e-4 * float(whole.abs().max())
         if not any(torch.allclose(added, factor * whole, rtol=1e-4, atol=bound) for factor in (1, ranks)):
             hint = "use sums over heads, not means or maxima"

@@ -1,10 +1,10 @@
 """What each policy keeps: by formulas written another way, and by what must be true of it."""
 
-import inspect
 import math
 import re
 import sys
 from dataclasses import replace
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -236,7 +236,7 @@ def test_every_policy_keeps_to_the_budget_and_the_window(policy, aggregation):
             assert head[-11:] == list(range(64, 75))
 
 
-@pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.as_rpc is None])
+@pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.rule is None])
 @pytest.mark.parametrize("scoring", ["triton", "flashinfer"])
 def test_kernels_that_do_not_know_a_policy_are_refused(policy, scoring):
     with pytest.raises(ConfigError, match=f"scoring '{scoring}' is not available under policy '{policy}'; use 'auto'"):
@@ -260,12 +260,12 @@ def test_the_page_has_a_row_per_policy_in_the_order_of_the_table():
         assert len(row) == 4
         assert all(cell.strip("| ") for cell in row)
         if name in POLICIES:
-            numbers = re.findall(r"\d{4}\.\d{5}", inspect.getmodule(POLICIES[name].scores).__doc__)
+            numbers = re.findall(r"\d{4}\.\d{5}", import_module(f"sglang_rpc.policy.{name}").__doc__)
             assert re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/\1\)", row[2]) == numbers, name
 
 
 def test_the_page_says_which_policies_run_in_kernels_and_which_need_every_step():
-    kernels = [name for name, policy in POLICIES.items() if policy.as_rpc is not None]
+    kernels = [name for name, policy in POLICIES.items() if policy.rule is not None]
     assert " and ".join(f"`{name}`" for name in kernels) + " run in the Triton kernels" in PAGE
     (name,) = (name for name, policy in POLICIES.items() if policy.accumulates)
     assert f"`{name}` reads every decode step's attention" in " ".join(PAGE.split())

@@ -56,7 +56,7 @@ def install(tmp_path, monkeypatch):
 def test_a_plain_function_becomes_a_policy_under_the_name_it_is_registered_by(install):
     install("mine", "long = mine:longest\nwide = mine:decorated")
     found = resolve.find_policy("long")
-    assert (found.name, found.pooling, found.whole_groups, found.as_rpc) == ("long", None, False, None)
+    assert (found.name, found.pooling, found.whole_groups, found.rule) == ("long", None, False, None)
     wide = resolve.find_policy("wide")
     assert (wide.name, wide.pooling, wide.whole_groups) == ("wide", "max", True)
     assert resolve.find_policy("mine:decorated").name == "mine:decorated"
