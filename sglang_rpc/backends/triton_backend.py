@@ -9,7 +9,8 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.policy.base import Policy
-from sglang_rpc.scoring.key_table import KeyTable
+from sglang_rpc.scoring.key_table import KeyTable, ValueTable
+from sglang_rpc.scoring.reference import PLAIN
 from sglang_rpc.scoring.triton_scores import candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
 from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Observer
@@ -32,6 +33,8 @@ class TritonBackend:
         self._policy = policy
         #: None under lightthinker, which scores nothing.
         self._keys = None if policy is None else KeyTable(layers)
+        self._rule = PLAIN if policy is None or policy.rule is None else policy.rule
+        self._values = ValueTable.of(layers) if self._rule.value_power else None
         self._slices = SliceTable(layers)
         self._layer_count = len(layers)
         self._ring = ring
@@ -77,7 +80,7 @@ class TritonBackend:
             return torch.zeros(self._layer_count, batch.size, 1, 1, dtype=torch.int32, device=batch.rows.device)
         selector, lse = policy.selector_in(self._config), None
         if self._lse is not None:
-            lse = self._lse(compressions, self._req_to_token, selector=selector)
+            lse = self._lse(compressions, self._req_to_token, selector=selector, visible=self._rule.visible)
         scores = candidate_scores(
             self._keys,
             self._ring.buffer,
@@ -85,6 +88,8 @@ class TritonBackend:
             batch,
             selector=selector,
             group=self._group,
+            rule=self._rule,
+            values=self._values,
             lse=lse,
         )
         if self._reduce is not None:
@@ -99,17 +104,21 @@ class TritonBackend:
         """
         part: list[Compression] = []
         for c in sorted(compressions, key=lambda c: -c.candidates):
-            widest = part[0].candidates if part else c.candidates
-            if part and (len(part) + 1) * self._bytes(widest) > SCRATCH_BYTES:
+            widest, longest = (part or [c])[0].candidates, max(each.end for each in (*part, c))
+            if part and (len(part) + 1) * self._bytes(widest, longest) > SCRATCH_BYTES:
                 yield part
                 part = []
             part.append(c)
         yield part
 
-    def _bytes(self, candidates: int) -> int:
-        """Scores and log-sum-exps; pooled scores; kept indices, at most as many; the sums over ranks."""
+    def _bytes(self, candidates: int, end: int) -> int:
+        """Of a request of so many candidates in a row of length `end`.
+
+        Scores and log-sum-exps; pooled scores; kept indices, at most as many; the sums over ranks.
+        """
         if self._keys is None:
             return 0
         pooled = 4 * self._keys.count * candidates * (self._keys.kv_heads if self._group else 1)
         others = (2 if self._reduce is None else 3) * pooled
-        return scratch_bytes(self._keys, self._ring.buffer, candidates, self._group) + others
+        columns = end if self._rule.visible else candidates
+        return scratch_bytes(self._keys, self._ring.buffer, candidates, columns, self._group) + others

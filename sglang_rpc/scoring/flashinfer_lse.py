@@ -1,4 +1,5 @@
-"""The log-sum-exps of `triton_scores`, from FlashInfer: paged, grouped, non-causal attention of the window's queries.
+"""The log-sum-exps of `triton_scores`, from FlashInfer: paged, grouped attention of the window's queries, over the
+candidates, or over the whole row and causal.
 
 FlashInfer takes one layer a launch and also weighs values, which nobody wants here, so the keys stand in for them. Its
 plan is made on the host from lengths that are known there; nothing waits for the device.
@@ -37,24 +38,31 @@ class FlashInferLSE:
         self._wrappers: list[tuple[BatchPrefillWithPagedKVCacheWrapper, torch.cuda.Event]] = []
 
     def __call__(
-        self, compressions: Sequence[Compression], req_to_token: torch.Tensor, *, selector: str
+        self, compressions: Sequence[Compression], req_to_token: torch.Tensor, *, selector: str, visible: bool = False
     ) -> torch.Tensor:
         """`triton_scores.log_sum_exp` of `compressions`, in their order."""
+        # Its causal mask gives the last query the last key, the one before it the key before, and so on.
+        assert not (visible and selector == "official"), "a query counted twice would stand at another token"
         ring, device = self._ring, self._ring.device
         kv_heads, heads = self._layers[0].keys.shape[1], ring.shape[3]
         windows = [c.window for c in compressions]
-        pages = torch.cat([req_to_token[c.row, c.begin : c.begin + c.candidates] for c in compressions])
+        columns = [(0, c.end) if visible else (c.begin, c.begin + c.candidates) for c in compressions]
+        pages = torch.cat(
+            [req_to_token[c.row, first:last] for c, (first, last) in zip(compressions, columns, strict=True)]
+        )
         wrapper, planned = self._free_wrapper()
         wrapper.plan(
             torch.tensor([0, *windows], dtype=torch.int32).cumsum(0, dtype=torch.int32),
-            torch.tensor([0, *(c.candidates for c in compressions)], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+            torch.tensor([0, *(last - first for first, last in columns)], dtype=torch.int32).cumsum(
+                0, dtype=torch.int32
+            ),
             pages.int(),
             torch.ones(len(compressions), dtype=torch.int32),
             num_qo_heads=heads,
             num_kv_heads=kv_heads,
             head_dim_qk=ring.shape[4],
             page_size=1,
-            causal=False,
+            causal=visible,
             sm_scale=self._layers[0].scaling,
             logits_soft_cap=self._layers[0].logit_cap or None,
             q_data_type=ring.dtype,

@@ -1,6 +1,7 @@
-"""What kernels that take all layers at once are told of the layers, and where such kernels run."""
+"""What kernels that take all layers at once are told of the layers' keys and values, and where such kernels run."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -38,3 +39,26 @@ class KeyTable:
         self.scaling = torch.tensor([layer.scaling for layer in layers], dtype=torch.float32, device=device)
         self.caps = torch.tensor([layer.logit_cap for layer in layers], dtype=torch.float32, device=device)
         self.capped = layers[0].logit_cap > 0
+
+
+@dataclass(frozen=True)
+class ValueTable:
+    """Where the values of every layer are, for kernels that read them."""
+
+    example: torch.Tensor  #: tells kernels the dtype and strides
+    pointers: torch.Tensor  #: int64 [layers]
+    dim: int
+
+    @classmethod
+    def of(cls, layers: Sequence[KVLayer]) -> "ValueTable":
+        """Raises ValueError if layers' values differ in shape, stride or dtype, or kernels cannot read them."""
+        first = layers[0].values
+        if len({(layer.values.shape[1:], layer.values.stride(), layer.values.dtype) for layer in layers}) > 1:
+            raise ValueError("all layers must hold values of one shape, stride and dtype")
+        if first.shape[2] > 1 and first.stride(2) != 1:
+            raise ValueError("the numbers of one head's value must be neighbours in memory")
+        if any(layer.values.data_ptr() % 16 for layer in layers):
+            raise ValueError("every layer's values must begin on 16 bytes")
+        pointers = torch.tensor([layer.values.data_ptr() for layer in layers], dtype=torch.int64, device=first.device)
+        example = first.view(layers[0].dtype)
+        return cls(example, pointers, example.shape[2])

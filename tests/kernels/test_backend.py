@@ -69,7 +69,7 @@ def test_early_compressions():
 
 
 def test_more_than_the_scratch_memory_holds_is_cut(monkeypatch):
-    monkeypatch.setattr(triton_path.TritonBackend, "_bytes", lambda path, candidates: 10 * candidates)
+    monkeypatch.setattr(triton_path.TritonBackend, "_bytes", lambda path, candidates, end: 10 * candidates)
     monkeypatch.setattr(triton_path, "SCRATCH_BYTES", 2 * 10 * 16)  # two requests at the first compression
     sizes = []
     original = triton_path.TritonBackend._compress
