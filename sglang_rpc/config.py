@@ -71,7 +71,7 @@ class RPCConfig:
         "rpc",
         POLICY,
         "which candidates are kept: a built-in policy, the name that an installed package registers, or "
-        "package.module:function; all but rpc are for comparison",
+        "package.module:function; rpc is the paper's",
         "NAME",
     )
     policy_seed: int = _setting(0, integer(0, 2**31), "seed of policies that draw at random", "N")

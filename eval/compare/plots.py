@@ -13,6 +13,7 @@ STYLES = {
     FULL: ("black", "*"),
     "rpc": ("C3", "o"),
     "snapkv": ("C1", "s"),
+    "peak": ("C4", "h"),
     "rkv": ("C8", "D"),
     "h2o": ("C0", "^"),
     "tova": ("C9", "v"),

@@ -10,13 +10,13 @@ from importlib import metadata
 from typing import cast
 
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy import h2o, lightthinker, random, rkv, rpc, snapkv, streaming, tova
+from sglang_rpc.policy import h2o, lightthinker, peak, random, rkv, rpc, snapkv, streaming, tova
 from sglang_rpc.policy.base import CODE, Policy, Scores
 
 #: The built-in policies that score candidates.
 POLICIES: dict[str, Policy] = {
     found.name: found
-    for found in (rpc.rpc, random.random, streaming.streaming, tova.tova, h2o.h2o, snapkv.snapkv, rkv.rkv)
+    for found in (rpc.rpc, random.random, streaming.streaming, tova.tova, h2o.h2o, snapkv.snapkv, rkv.rkv, peak.peak)
 }
 #: Every built-in name: those, and the one that reads the token stream.
 NAMES = (*POLICIES, lightthinker.NAME)

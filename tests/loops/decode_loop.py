@@ -20,6 +20,7 @@ from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
 from sglang_rpc.types import Compression, KVLayer
 from tests.loops.oracle import Oracle
+from tests.loops.rule_oracle import RuleOracle
 
 torch.set_num_threads(1)  # more threads on these tiny tensors only wait for each other
 
@@ -64,6 +65,7 @@ class Loop:
         latent: bool = False,
         keys_as: torch.dtype = torch.float32,
         check: bool = True,
+        oracle: type[Oracle] | type[RuleOracle] = Oracle,
         device: str | torch.device = "cpu",
     ):
         """`latent`: values are a part of the keys, one KV head for all. `device` is where the pool, the rows and the
@@ -81,7 +83,7 @@ class Loop:
             queries[..., 0] = 0.0
         self.keys = keys[:, :, :, heads_of].to(keys_as).float()  # [row, layer, position, KV head, dim]
         self.queries = queries[:, :, :, heads_of].flatten(3, 4)
-        self.oracle = Oracle(config, self.keys, self.queries, self.scaling, logit_cap)
+        self.oracle = oracle(config, self.keys, self.queries, self.scaling, logit_cap)
         own = self.keys.shape[3]
         noise = torch.randn(LAYERS, POOL, own, DIM, generator=generator)
         self.layers = [self._layer(keys, latent, logit_cap) for keys in noise]

@@ -13,7 +13,9 @@ from triton.runtime.jit import JITFunction
 
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.memory.triton_ring import store
-from sglang_rpc.scoring.key_table import KeyTable
+from sglang_rpc.policy import peak
+from sglang_rpc.scoring.key_table import KeyTable, ValueTable
+from sglang_rpc.scoring.reference import PLAIN
 from sglang_rpc.scoring.triton_scores import candidate_scores
 from sglang_rpc.scoring.triton_select import select
 from sglang_rpc.types import Compression, CompressionBatch, KVLayer
@@ -45,7 +47,9 @@ def compiled(monkeypatch, tmp_path):
     return aim
 
 
-def compress(*, heads, kv_heads, head_dim, dtype, value_dim=None, group=False, cap=0.0, window=32, requests=1):
+def compress(
+    *, heads, kv_heads, head_dim, dtype, value_dim=None, group=False, cap=0.0, window=32, requests=1, rule=PLAIN
+):
     """All that a compression launches."""
     stored = torch.uint8 if dtype.itemsize == 1 else dtype
     held = torch.bfloat16 if dtype.itemsize == 1 else dtype
@@ -68,7 +72,11 @@ def compress(*, heads, kv_heads, head_dim, dtype, value_dim=None, group=False, c
         ],
         torch.device("cpu"),
     )
-    scores = candidate_scores(KeyTable(layers), ring, rows, batch, selector="official", group=group)
+    values = ValueTable.of(layers) if rule.value_power else None
+    selector = "paper" if rule.visible else "official"
+    scores = candidate_scores(
+        KeyTable(layers), ring, rows, batch, selector=selector, group=group, rule=rule, values=values
+    )
     move_kept(SliceTable(layers), rows, batch, select(scores, batch, 7, "avg"))
     where = torch.zeros(2, dtype=torch.int64)
     store(ring[0], where, where, torch.zeros(2, heads, head_dim, dtype=held))
@@ -86,6 +94,17 @@ SHAPES = {
 }
 
 
+LAUNCHED = {
+    "_lse_kernel",
+    "_combine_kernel",
+    "_scores_kernel",
+    "_pool_kernel",
+    "_select_kernel",
+    "_move_kernel",
+    "_store_kernel",
+}
+
+
 @pytest.mark.parametrize(
     ("shape", "capability"),
     [
@@ -96,17 +115,26 @@ SHAPES = {
 def test_every_kernel_compiles_and_fits(compiled, shape, capability):
     kernels = compiled(capability)
     compress(**SHAPES[shape])
-    names = {kernel.name for kernel in kernels}
-    assert names == {
-        "_lse_kernel",
-        "_combine_kernel",
-        "_scores_kernel",
-        "_pool_kernel",
-        "_select_kernel",
-        "_move_kernel",
-        "_store_kernel",
-    }
+    assert {kernel.name for kernel in kernels} == LAUNCHED
     assert max(kernel.metadata.shared for kernel in kernels) <= SHARED_BYTES[capability]
+
+
+@pytest.mark.parametrize("rule", [peak.peak.rule, peak.grouped.rule, peak.squares.rule], ids=str)
+@pytest.mark.parametrize("shape", ["qwen 7b, bf16", "group", "latent 576", "odd sizes", "fp8_e5m2"])
+def test_every_rule_compiles_and_fits(compiled, shape, rule):
+    kernels = compiled(HOPPER)
+    compress(**SHAPES[shape], rule=rule)
+    assert {kernel.name for kernel in kernels} == LAUNCHED
+    assert max(kernel.metadata.shared for kernel in kernels) <= SHARED_BYTES[HOPPER]
+
+
+def test_values_are_read_sixteen_bytes_at_a_time(compiled):
+    kernels = compiled(HOPPER)
+    shape = SHAPES["qwen 7b, bf16"]
+    compress(**shape)
+    compress(**shape, rule=peak.RULE)
+    without, reads = (kernel.asm["ptx"] for kernel in kernels if kernel.name == "_scores_kernel")
+    assert reads.count("ld.global.v4.b32") > without.count("ld.global.v4.b32")
 
 
 def test_fp8_e4m3_compiles_where_it_is_not_refused(compiled):

@@ -16,7 +16,7 @@ from sglang_rpc.contract import settings
 from sglang_rpc.errors import ConfigError, UnsupportedError
 from sglang_rpc.memory.compaction import move_kept
 from sglang_rpc.policy import rkv
-from sglang_rpc.policy.resolve import NAMES, POLICIES
+from sglang_rpc.policy.resolve import NAMES, POLICIES, find_policy
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
 from tests.conftest import ROOT
@@ -266,9 +266,25 @@ def test_the_page_has_a_row_per_policy_in_the_order_of_the_table():
 
 def test_the_page_says_which_policies_run_in_kernels_and_which_need_every_step():
     kernels = [name for name, policy in POLICIES.items() if policy.rule is not None]
-    assert " and ".join(f"`{name}`" for name in kernels) + " run in the Triton kernels" in PAGE
+    *others, last = (f"`{name}`" for name in kernels)
+    assert f"{', '.join(others)} and {last} run in the Triton kernels" in PAGE
     (name,) = (name for name, policy in POLICIES.items() if policy.accumulates)
     assert f"`{name}` reads every decode step's attention" in " ".join(PAGE.split())
+
+
+def test_the_page_has_the_table_of_rules():
+    table = PAGE.partition("| `--rpc-policy` | softmax over")[2].partition("\n\n")[0]
+    rows = [[cell.strip("` ") for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows if row[0] in POLICIES] == [
+        name for name, p in POLICIES.items() if p.rule is not None
+    ]
+    for name, *cells in rows:
+        policy = find_policy(name)
+        rule = policy.rule
+        selector = {"config": "--rpc-selector", "paper": "each once"}[policy.selector]
+        pooling = {"config": "--rpc-pooling", None: "-"}.get(policy.pooling, policy.pooling)
+        own = [rule.softmax, rule.over_queries, rule.over_heads, str(rule.value_power), selector, pooling]
+        assert cells == own, name
 
 
 def test_the_guide_is_the_example(tmp_path, monkeypatch):

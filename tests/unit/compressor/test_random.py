@@ -6,16 +6,20 @@ import pytest
 
 from sglang_rpc.memory.host_backup import HostBackup
 from tests.loops.decode_loop import END, MARKERS, START, WORD, Loop, config
+from tests.loops.oracle import Oracle
+from tests.loops.rule_oracle import RuleOracle
 from tests.unit.compressor.checks import assert_all_slots_are_back, set_pressure
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_whatever_happens_the_oracle_holds_and_every_slot_comes_back(seed):
+@pytest.mark.parametrize(("policy", "oracle"), [("rpc", Oracle), ("peak", RuleOracle)])
+def test_whatever_happens_the_oracle_holds_and_every_slot_comes_back(seed, policy, oracle):
     rng = random.Random(seed)
     interval, window, slots = rng.randint(2, 20), rng.randint(1, 10), rng.randint(1, 4)
     ratio, scope = rng.uniform(1.05, interval), rng.choice(["all", "think"])
-    settings = config(interval, window, ratio, scope, kernel_size=1, when=rng.choice(["always", "pressure"]))
-    loop = Loop(settings, slots=slots, markers=MARKERS)
+    when = rng.choice(["always", "pressure"])
+    settings = config(interval, window, ratio, scope, policy=policy, kernel_size=1, when=when)
+    loop = Loop(settings, slots=slots, markers=MARKERS, oracle=oracle)
     backups = HostBackup(loop.layers, 10**9)
     for row in (0, 1):
         tokens = rng.choices([WORD, START, END], [40, 1, 1], k=200)
