@@ -43,6 +43,24 @@ class HeavyOracle(Oracle):
         return closest
 
 
+class PeakOracle(Oracle):
+    """Policy peak: the most attention of the newest tokens, over all that each sees, times the value's norm."""
+
+    def _compress(self, rule, prompt, keep, cache, recent):
+        closest, repeat = float("inf"), self.heads // self.kv_heads
+        for layer, (keys, values) in enumerate(cache):
+            end = len(keys) - rule.window
+            logits = torch.einsum("rhd,nhd->hrn", recent[layer][-rule.window :], keys.repeat_interleave(repeat, 1))
+            later = torch.full(logits.shape[1:], float("-inf")).triu(1 + end)
+            peaks = (logits * self.dim**-0.5 + later).softmax(-1)[..., prompt:end].amax(1)
+            scores = (peaks * values[prompt:end].norm(dim=-1).T.repeat_interleave(repeat, 0)).sum(0)
+            ranked, order = scores.sort(descending=True)
+            closest = min(closest, float((ranked[keep - 1] - ranked[keep]) / ranked[keep - 1]))
+            stay = torch.cat([torch.arange(prompt), prompt + order[:keep].sort().values, torch.arange(end, len(keys))])
+            cache[layer] = keys[stay], values[stay]
+        return closest
+
+
 @pytest.fixture(scope="module")
 def golden(goldens) -> Golden:
     return Golden.load(goldens / "gqa_all_p64")
@@ -69,6 +87,28 @@ def test_h2o_sees_every_step(golden, tmp_path, shape):
             assert max(gaps) < LOGIT_TOLERANCE, (gaps.index(max(gaps)), max(gaps), closest, receipt)
             judged += 1
     assert judged == len(prompts)
+    assert max(Oracle(golden.path).gaps(prompts[0], results[0]["output_ids"], rule)[0]) > LOGIT_TOLERANCE
+
+
+def test_peak_sees_the_whole_row_and_its_values(golden, tmp_path):
+    """Also where a prompt comes out of the prefix cache, in pages and in chunks."""
+    oracle, rule = PeakOracle(golden.path), Rule(interval=24, window=6, ratio=3)
+    rpc = RPCConfig(interval=24, window=6, ratio=3, scope="all", policy="peak")
+    prompts = [golden.prompt, golden.prompt[:-3], golden.prompt[:20]]
+    judged = 0
+    with engine(golden.path, rpc, **MIXED) as running:
+        for _ in range(2):
+            results = running.generate(input_ids=prompts, sampling_params=greedy(150))
+            for prompt, result in zip(prompts, results, strict=True):
+                receipt = result["meta_info"]["rpc"]
+                assert receipt["compressions"] == (149 - 6) // 24
+                gaps, closest = oracle.gaps(prompt, result["output_ids"], rule)
+                if closest > SELECTION_TOLERANCE:
+                    assert max(gaps) < LOGIT_TOLERANCE, (gaps.index(max(gaps)), max(gaps), closest, receipt)
+                    judged += 1
+        assert results[0]["meta_info"]["cached_tokens"] > 0
+        assert_balanced(look_inside(running, tmp_path, [1]))
+    assert judged >= 4
     assert max(Oracle(golden.path).gaps(prompts[0], results[0]["output_ids"], rule)[0]) > LOGIT_TOLERANCE
 
 
