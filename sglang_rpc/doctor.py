@@ -4,8 +4,6 @@ Exit status: 0 if RPC can start, with or without warnings; 1 if it would refuse 
 written. `--hooks` prints docs/hooks.md, and asks SGLang nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

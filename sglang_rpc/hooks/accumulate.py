@@ -1,21 +1,17 @@
 """Adds up the attention of every decode step, for a policy that asks for it; it costs as much as attention again."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from sglang_rpc.contract.sglang.model import AttentionLayer, ModelRunner
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.hooks.step import attention_call, single_rows
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.model import AttentionLayer, ModelRunner
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 def accumulating(layer: KVLayer) -> KVLayer:

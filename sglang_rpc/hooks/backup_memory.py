@@ -1,22 +1,17 @@
 """The host memory that backups get, set aside at the start (memory/arena.py says why then)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.sglang.server import GroupCoordinator
 from sglang_rpc.memory.arena import CHUNK_BYTES
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.host_memory import may_pin
 from sglang_rpc.types import KVLayer
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.server import GroupCoordinator
 
 logger = logging.getLogger(__name__)
 

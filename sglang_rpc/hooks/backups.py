@@ -1,16 +1,11 @@
 """The KV of a retracted request, on the host while it waits to come back."""
 
-from __future__ import annotations
-
 import logging
-from typing import TYPE_CHECKING
 
+from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.memory.host_backup import Backup
 from sglang_rpc.runtime.request_state import RequestState
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.requests import Req
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,8 @@
 """Captures the queries of the requests that are about to be compressed, inside the forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import Any
 
 import torch
 
@@ -11,6 +10,14 @@ from sglang_rpc.contract.layers import decoder_layers, kv_layer, latent_attentio
 from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.sglang.batches import ForwardBatch
+from sglang_rpc.contract.sglang.model import (
+    AttentionLayer,
+    HookableLayer,
+    LatentAttention,
+    ModelRunner,
+    PrefillCudaGraphRunner,
+)
 from sglang_rpc.contract.targets import AFTER, AROUND, LATENT, hook, hook_of
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
@@ -19,18 +26,6 @@ from sglang_rpc.hooks.query_slots import count_slots, ring_shape
 from sglang_rpc.hooks.step import attention_call, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.resolve import accumulates
-
-if TYPE_CHECKING:
-    from enum import Enum
-
-    from sglang_rpc.contract.sglang.batches import ForwardBatch
-    from sglang_rpc.contract.sglang.model import (
-        AttentionLayer,
-        HookableLayer,
-        LatentAttention,
-        ModelRunner,
-        PrefillCudaGraphRunner,
-    )
 
 
 @hook(

@@ -1,12 +1,12 @@
 """Memory is short: record the windows of requests that could be compressed early, and compress them before any is
 retracted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks import result_in_flight, rows
 from sglang_rpc.hooks.compaction import apply_compressions
@@ -16,11 +16,6 @@ from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.pressure import by_slots_per_entry, factors, slots_freed
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.types import Compression
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ScheduleBatch
-    from sglang_rpc.contract.sglang.requests import Req
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 #: Steps of warning beyond the R that it takes to record a window.
 MARGIN = 4

@@ -1,9 +1,8 @@
 """How many query slots there are, and the memory that RPC takes out of the KV pool's."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,16 +10,12 @@ from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers
 from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
 from sglang_rpc.runtime.slot_waits import affordable_slots, due_together, longest_wait
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
 
 
 @dataclass(frozen=True)

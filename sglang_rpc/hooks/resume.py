@@ -5,24 +5,19 @@ without overlap it is not yet). Coming back, the saved entries get slots, beside
 prompt, and that one token is prefilled: SGLang's own way to get the next token out of a row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
+from sglang_rpc.contract.sglang.memory import ReqToTokenPool
+from sglang_rpc.contract.sglang.requests import PauseGenerationReqInput, Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AROUND, BEFORE, hook
 from sglang_rpc.hooks import backups, rows, unresumable
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.request_state import RequestState, Saved
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.memory import ReqToTokenPool
-    from sglang_rpc.contract.sglang.requests import PauseGenerationReqInput, Req
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 @hook(

@@ -1,9 +1,9 @@
 """Before a scheduler's next step is prepared: compress what is due."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.memory import ReqToTokenPool
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import BEFORE, hook
 from sglang_rpc.hooks import pressure, rows
 from sglang_rpc.hooks.compaction import apply_compressions
@@ -11,12 +11,6 @@ from sglang_rpc.hooks.limits import refit
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.types import Compression
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ScheduleBatch
-    from sglang_rpc.contract.sglang.memory import ReqToTokenPool
-    from sglang_rpc.contract.sglang.requests import Req
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 
 @hook(

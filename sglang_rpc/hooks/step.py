@@ -1,16 +1,13 @@
 """What one forward step carries for RPC, on SGLang's forward batch."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.batches import ForwardBatch
+from sglang_rpc.contract.sglang.batches import ForwardBatch
 
 
 @dataclass(frozen=True)

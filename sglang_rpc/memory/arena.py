@@ -17,8 +17,6 @@ device do, and every one of them is issued on the scheduler's stream, in the ord
 that was given back therefore starts after the last copy out of it. Without a GPU a copy is done when it returns.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass

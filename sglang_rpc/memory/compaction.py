@@ -6,8 +6,6 @@
 Keys keep the rotary phase of their original position. Moves are in the pool's storage dtype, so nothing is rounded.
 """
 
-from __future__ import annotations
-
 import torch
 
 

@@ -5,8 +5,6 @@ its tokens, and an uncompressed one is copied back sooner than computed. The pro
 that share it, in case the tree has dropped it by the time they come back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 

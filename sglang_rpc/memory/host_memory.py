@@ -1,7 +1,5 @@
 """How much host memory may be pinned. What is pinned cannot be swapped out, so to pin too much ends processes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 #: Of what is available, the share that all processes with a device may pin together.

@@ -7,8 +7,6 @@ and the write is one index_put on static buffers, which a CUDA graph can replay.
 Slot 0 is the dummy slot: every row that owns no slot writes there.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 

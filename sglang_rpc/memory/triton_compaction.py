@@ -6,8 +6,6 @@ over the block destroys nothing that a later block needs. Slices (a KV head of K
 and neither do requests. The reference is `compaction.move_kept`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

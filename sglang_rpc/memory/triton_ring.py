@@ -4,8 +4,6 @@ Rows that own no query slot, nearly all of them, end after reading one number. `
 reference.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

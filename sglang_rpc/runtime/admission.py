@@ -6,8 +6,6 @@ even added up over time, since they do not all stand at their peak at once. Wher
 slot, each is planned as the last in the queue. No sglang: counts in, counts out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

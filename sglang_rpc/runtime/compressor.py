@@ -4,8 +4,6 @@
 waits for the device, and neither knows SGLang: the hooks hand in lengths, tensors and one collective.
 """
 
-from __future__ import annotations
-
 import zlib
 from array import array
 from collections.abc import Callable, Sequence

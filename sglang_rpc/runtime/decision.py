@@ -6,8 +6,6 @@
 All lengths are logical: entries of the generated region, counted as generated.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from enum import Enum
 

@@ -1,7 +1,5 @@
 """Whose newest queries are recorded: query slots, taken R steps before a compression and given back after it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sglang_rpc.memory.query_ring import QueryRing

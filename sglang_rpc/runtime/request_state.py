@@ -1,7 +1,5 @@
 """RPC's state of one request, in parts with one writer each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol

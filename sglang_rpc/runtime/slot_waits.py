@@ -5,8 +5,6 @@ compressed in waves: a slot serves one request for R steps, and the next from th
 No sglang: counts in, counts out.
 """
 
-from __future__ import annotations
-
 #: The query ring takes at most this share of the KV pool's bytes, unless --rpc-query-slots says how many slots.
 RING_SHARE = 0.1
 

@@ -1,7 +1,5 @@
 """What decides whether RPC can run on this machine: versions, device, attention backends, and SGLang's plugins."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import importlib.util
