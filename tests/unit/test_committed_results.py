@@ -19,7 +19,7 @@ def test_a_committed_summary_is_what_its_rows_give(folder, tmp_path):
 
 
 def test_there_are_tables():
-    assert len(TABLES) == 10
+    assert len(TABLES) == 12
 
 
 def test_the_committed_trace_can_be_shown():
