@@ -15,7 +15,7 @@ from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.pressure import by_slots_per_entry, factors, slots_freed
 from sglang_rpc.runtime.request_state import RequestState
-from sglang_rpc.types import Compression
+from sglang_rpc.types import NEVER, Compression
 
 #: Steps of warning beyond the R that it takes to record a window.
 MARGIN = 4
@@ -36,6 +36,9 @@ def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
         return
     if free < sum(len(batch.reqs) for batch in batches) * (runtime.config.window + MARGIN):
         runtime.recording_ahead = [state for state in runtime.recording_ahead if state.recording.ahead]
+        if len(runtime.recording_ahead) == runtime.ring.slots and runtime.compressor.recorder.waiting:
+            # None is left for those that are due, who would wait until it is used, perhaps for an interval.
+            runtime.compressor.stop_recording_ahead(runtime.recording_ahead.pop())
         # Not whose prefill goes on, in chunks: their queries are recorded only once they decode.
         chunked = runtime.scheduler.chunked_req
         _record_ahead(runtime, [(req, state) for req, state in rows.decoding(batches) if req is not chunked])
@@ -66,7 +69,8 @@ def _record_ahead(runtime: SchedulerRPC, reqs: Sequence[tuple[Req, RequestState]
     for gain, req, state in sorted(gains, key=lambda each: each[0], reverse=True):
         if wanted <= 0 or gain <= 0:
             break
-        if state.recording.slot is None:
+        # Who waits for a slot gets it in turn, not in this order.
+        if state.recording.slot is None and state.recording.turn == NEVER:
             full = len(runtime.recording_ahead) >= spare
             if full or not runtime.compressor.record_ahead(state, rows.row_of(req), rows.generated(req, state)):
                 break
