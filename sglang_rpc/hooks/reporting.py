@@ -87,6 +87,8 @@ def _receipt(req: Req) -> list[Json]:
     if state is None or not req.finished() or not (state.options.asked or state.totals.compressions):
         return []
     output_ids = req.output_ids_through_stop
+    if state.segment is not None and not state.totals.compressions:
+        state.segment.advance(output_ids, len(output_ids))  # what it thought since the last poll, for the reason
     receipt = state.receipt(len(output_ids))
     if state.hooks.trace is not None:
         assert req.finished_reason is not None

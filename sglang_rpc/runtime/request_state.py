@@ -166,9 +166,10 @@ class RequestState:
         if self.thoughts is not None:
             return "no thought was followed by the gist tokens"
         first = self.due(0)
-        if self.segment is not None and self.segment.closed:
-            return f"the think segment ended before {first} generated tokens, where the first compression is due"
-        if generated > first:
+        end = None if self.segment is None else self.segment.end
+        if (generated if end is None else end) > first:
             waited_for = "the pool was not under memory pressure" if self.totals.deferred else "no query slot was free"
             return f"{waited_for} when a compression was due"
+        if end is not None:
+            return f"the think segment ended before {first} generated tokens, where the first compression is due"
         return f"finished before {first} generated tokens, where the first compression is due"

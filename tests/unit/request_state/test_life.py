@@ -128,3 +128,12 @@ def test_why_nothing_was_compressed(request_state, reason):
     assert request_state.receipt(40)["reason"] == reason
     request_state.refused = "cannot be compressed, because of this"
     assert request_state.receipt(40)["reason"] == "cannot be compressed, because of this"
+
+
+def test_the_reason_is_not_the_thoughts_end_where_that_came_after_the_due_date():
+    late = thinking([START], [*[WORD] * 90, END])
+    assert late.receipt(200)["reason"] == "no query slot was free when a compression was due"
+    late.totals.defer()
+    assert late.receipt(200)["reason"] == "the pool was not under memory pressure when a compression was due"
+    # What came after a short thought does not count.
+    assert thinking([START], [WORD, END]).receipt(200)["reason"].startswith("the think segment ended before 72 ")
