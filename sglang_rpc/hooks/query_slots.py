@@ -55,7 +55,7 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     )
     # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room.
     tokens = configurator.config_from_budget(available).max_total_num_tokens
-    rows = configurator.server_args.max_running_requests or tokens
+    rows = configurator.resolve_max_num_reqs(tokens)
     available -= (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if not str(configurator.device).startswith("cpu"):
         available -= SCRATCH_BYTES  # of the kernels

@@ -98,6 +98,9 @@ class KVCacheConfigurator:
     def config_from_budget(self, budget_bytes: int) -> MemoryPoolConfig:
         return MemoryPoolConfig(budget_bytes // self.token_bytes)
 
+    def resolve_max_num_reqs(self, token_capacity: int) -> int:
+        return min(self.server_args.max_running_requests or 4096, token_capacity // 2)
+
 
 @dataclass(eq=False)
 class PrefillCudaGraphRunner:

@@ -29,14 +29,18 @@ def configurator(config: RPCConfig | None, device="cuda", draft=False, requests=
     ("given", "slots"),
     [
         (configurator(RPCConfig()), 10**7 // 4096),
-        (configurator(RPCConfig(interval=512)), 10**7 // 512),
+        (configurator(RPCConfig(interval=512)), 4096),
+        (configurator(RPCConfig(query_slots=10**5)), 4096),
+        (configurator(RPCConfig(interval=512), requests=9000), 9000),
         (configurator(RPCConfig(interval=512), requests=300), 300),
         (configurator(RPCConfig(query_slots=7)), 7),
         (configurator(RPCConfig(query_slots=700), requests=300), 300),
     ],
     ids=[
         "every interval in the pool",
-        "shorter ones",
+        "no more than SGLang runs",
+        "nor if asked for",
+        "more where it runs more",
         "every request",
         "as many as asked for",
         "no more than requests",
@@ -54,7 +58,7 @@ def test_elsewhere_the_pool_is_as_large_as_sglangs(given):
 
 
 def test_a_ring_that_is_too_large_is_cut_to_a_tenth_of_the_pool():
-    given = configurator(RPCConfig(interval=2, ratio=1.5))
+    given = configurator(RPCConfig(interval=2, ratio=1.5), requests=10**6)
     left = query_slots.leave_room(AVAILABLE, given, 80) + SCRATCH_BYTES
     assert AVAILABLE * 0.9 <= left < AVAILABLE * 0.9 + SLOT
 
@@ -68,7 +72,7 @@ def test_the_ring_never_outgrows_the_room_that_was_left_for_it(token_bytes, inte
     given.token_bytes = token_bytes
     left = query_slots.leave_room(AVAILABLE, given, 80)
     tokens = left // token_bytes
-    ring = (count_slots(config, tokens, requests or tokens // 2, SLOT, left).slots + 1) * SLOT
+    ring = (count_slots(config, tokens, min(requests or 4096, tokens // 2), SLOT, left).slots + 1) * SLOT
     assert 0.9 * (AVAILABLE - left) - SLOT <= ring <= AVAILABLE - left
 
 

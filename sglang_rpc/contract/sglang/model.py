@@ -85,6 +85,9 @@ class KVCacheConfigurator(Protocol):
     def config_from_budget(self, budget_bytes: int) -> MemoryPoolConfig:
         """what so many bytes hold, within --max-total-tokens; changes nothing"""
 
+    def resolve_max_num_reqs(self, token_capacity: int) -> int:
+        """how many requests run at most, with a pool of so many tokens; changes nothing"""
+
 
 @assumed(
     "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner", "which model its graphs are of"

@@ -48,12 +48,7 @@ class ParallelArgs(Protocol):
     attn_tp_size: int
 
 
-@assumed(f"{_FIELDS}.schedule.Schedule", "how many requests can be due together")
-class ScheduleArgs(Protocol):
-    max_running_requests: int | None  #: of all data-parallel ranks
-
-
-class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, Protocol):
+class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, Protocol):
     """The server's arguments, which SGLang puts together from namespaces of fields.
 
     The refusals read others by the names of their flags, and refuse to start where one is missing.
