@@ -9,9 +9,11 @@ import torch
 from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers
+from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
 from sglang_rpc.contract.targets import AFTER, hook
+from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
@@ -42,10 +44,13 @@ class QuerySlots:
     "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
     "the query ring's memory comes out of the KV pool's, not on top of it",
 )
+@ends_if_refused
 def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object, **_kwargs: object) -> int | None:
     """AFTER KVCacheConfigurator._profile_available_bytes: bytes for the KV pool, less what RPC takes.
 
     Runs once per model runner, after the weights are loaded and before the pool is built.
+
+    Ends the process with a sentence if the query slots that were asked for leave less than half of it.
     """
     config = config_of(configurator.server_args)
     if config is None or configurator.is_draft_worker:
@@ -56,7 +61,14 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room.
     tokens = configurator.config_from_budget(available).max_total_num_tokens
     rows = configurator.resolve_max_num_reqs(tokens)
-    available -= (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
+    ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
+    if ring > available / 2:
+        raise ConfigError(
+            f"query_slots {config.query_slots} take {ring / 1e9:.1f} GB, more than half of the {available / 1e9:.1f} "
+            f"GB that there are for the KV pool; name at most {available // 2 // slot_bytes - 1}, or none",
+            "config.query_slots",
+        )
+    available -= ring
     if not str(configurator.device).startswith("cpu"):
         available -= SCRATCH_BYTES  # of the kernels
     if accumulates(config.policy):

@@ -102,7 +102,11 @@ def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) 
     assert matched <= len(req.origin_input_ids), "what it generated comes from its backup"
     entries, needed = backup.tokens, slots_needed(runtime, req, saved)
     pool, allocator = scheduler.req_to_token_pool, scheduler.token_to_kv_pool_allocator
-    if pool.available_size() == 0 or (backup.queries is not None and not runtime.ring.free):
+    if pool.available_size() == 0:
+        return False
+    if backup.queries is not None and not runtime.ring.free:
+        # Intervals below the window would hold every slot for good: the next that is compressed gives its own.
+        runtime.compressor.recorder.keeps_free = True
         return False
     allocator.evict_to_free_tokens(scheduler.tree_cache, needed)
     slots = allocator.alloc(needed)

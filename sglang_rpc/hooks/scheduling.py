@@ -50,6 +50,7 @@ def compress_due(scheduler: Scheduler, running_batch: ScheduleBatch, last_batch:
         ]:
             apply_compressions(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
+    runtime.compressor.recorder.keeps_free = False  # until a request is again kept from coming back
     runtime.report_slots()
 
 

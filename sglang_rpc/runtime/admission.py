@@ -97,8 +97,11 @@ class Forecast:
         """Steps that a compression of any of `plans` waits at most for a query slot."""
         if self._slots is None or len(plans) <= self._slots:
             return 0
-        windows = [plan.window for plan in plans if plan.compresses_at < NEVER]
-        return longest_wait(len(windows), self._slots, max(windows, default=0))
+        due = [plan for plan in plans if plan.compresses_at < NEVER]
+        if not due:
+            return 0
+        shortest = min(plan.interval for plan in due)
+        return longest_wait(len(due), self._slots, max(plan.window for plan in due), shortest)
 
     def _sum(self, plans: Sequence[Plan], wait: int) -> np.ndarray:
         """Slots above what is held now, of all `plans`: int64 [buckets]; negative where they hold less, or have

@@ -113,7 +113,7 @@ class Compressor:
         state.clock.pass_dates(c.event)
         state.totals.compressed(c, slots_freed)
         self.counters.compressed(c, slots_freed)
-        if self.recorder.waiting:
+        if self.recorder.waiting or self.recorder.keeps_free:
             self.release_slot(state)  # to those whose turn it is, even if its own next date is near
         self._wait(state, decision.next_date(state, c.generated, c.event), c.row, c.prompt_length, c.generated)
 

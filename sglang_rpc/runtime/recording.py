@@ -29,6 +29,8 @@ class Recorder:
     def __init__(self, ring: QueryRing):
         self.ring = ring
         self.waiting = 0  #: recordings that have asked for a slot and still wait for one
+        #: Nobody takes a slot until this is False again: a request that comes back with its queries needs the next.
+        self.keeps_free = False
         self._turns = 0  #: turns given out so far
 
     def record(self, recording: Recording, row: int, generated: int) -> bool:
@@ -77,7 +79,7 @@ class Recorder:
 
     def _acquire(self, recording: Recording, row: int, generated: int) -> bool:
         overtakes = recording.turn == NEVER and self.waiting >= self.ring.free
-        slot = None if overtakes else self.ring.acquire(row)
+        slot = None if overtakes or self.keeps_free else self.ring.acquire(row)
         if slot is None:
             return False
         recording.slot, recording.since = slot, generated

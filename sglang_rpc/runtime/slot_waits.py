@@ -5,6 +5,8 @@ compressed in waves: a slot serves one request for R steps, and the next from th
 No sglang: counts in, counts out.
 """
 
+from sglang_rpc.types import NEVER
+
 #: The query ring takes at most this share of the KV pool's bytes, unless --rpc-query-slots says how many slots.
 RING_SHARE = 0.1
 
@@ -25,9 +27,12 @@ def affordable_slots(needed: int, slot_bytes: int, pool_bytes: float) -> int:
     return max(1, min(needed, int(RING_SHARE * pool_bytes) // slot_bytes - 1))
 
 
-def longest_wait(requests: int, slots: int, window: int) -> int:
+def longest_wait(requests: int, slots: int, window: int, interval: int = NEVER) -> int:
     """Steps that a compression waits at most for a query slot while so many `requests` run.
 
-    Slots go to those that have waited longest, so that every other request is served once at most before it.
+    Slots go to those that have waited longest, so that every other request is served once at most before it. With an
+    `interval` below the window a request that gives its slot up asks for the next date only after that window began.
     """
-    return max(0, requests - 1) // slots * (window + 1)
+    if requests <= slots:
+        return 0
+    return (requests - 1) // slots * (window + 1) + max(0, window - interval + 1)

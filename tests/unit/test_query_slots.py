@@ -5,6 +5,7 @@ import torch
 
 from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks import query_slots
 from sglang_rpc.hooks.query_slots import QuerySlots, count_slots
 from tests.fakes.models import AttentionLayer, KVCacheConfigurator, server_args
@@ -107,3 +108,14 @@ def test_the_log_says_whether_there_are_enough():
 def test_slots_are_counted_in_the_queries_own_dtype():
     shape = query_slots.ring_shape(RPCConfig(), [AttentionLayer(tp_q_head_num=3, qk_head_dim=5)] * 2, torch.bfloat16)
     assert query_slots.QueryRing.slot_bytes(**shape) == SLOT
+
+
+def test_more_slots_than_there_is_memory_for_are_refused_with_the_most_that_fit():
+    most = 5 * 10**6 // SLOT - 1
+    given = configurator(RPCConfig(query_slots=most), device="cpu")
+    given.token_bytes = 100
+    assert query_slots.leave_room(10**7, given, 80) == 10**7 - (most + 1) * SLOT
+    given = configurator(RPCConfig(query_slots=most + 1), device="cpu")
+    given.token_bytes = 100
+    with pytest.raises(ConfigError, match=f"query_slots {most + 1} take .* name at most {most}, or none"):
+        query_slots.leave_room.__wrapped__(10**7, given, 80)

@@ -39,7 +39,7 @@ def test_a_wave_waits_for_those_before_it(requests, waves):
 def test_what_is_forecast_is_enough_however_few_slots_there_are(data):
     number = data.draw(st.integers(2, 7), "requests")
     slots = data.draw(st.integers(1, number), "slots")
-    interval, window = data.draw(st.integers(3, 30), "interval"), data.draw(st.integers(1, 8), "window")
+    interval, window = data.draw(st.integers(3, 30), "interval"), data.draw(st.integers(1, 12), "window")
     ratio = data.draw(st.sampled_from([1.5, 2, 4] if interval >= 4 else [1.5, 2]), "ratio")
     starts = sorted(data.draw(st.lists(st.integers(0, 12), min_size=number, max_size=number), "starts"))
     loop = Loop(config(interval, window, ratio, kernel_size=1), slots=slots, rows=number, check=False)
@@ -60,6 +60,12 @@ def test_what_is_forecast_is_enough_however_few_slots_there_are(data):
         for among, before, peak in forecasts:
             assert sum(r.length for r in among) - before <= peak, (step, peak)
         step += 1
+
+
+@pytest.mark.parametrize(("interval", "wait"), [(33, 33), (32, 34), (20, 46)])
+def test_intervals_below_the_window_wait_longer(interval, wait):
+    assert longest_wait(9, 8, 32, interval) == wait
+    assert longest_wait(8, 8, 32, interval) == 0
 
 
 def test_with_a_slot_for_each_the_forecast_knows_no_waits():

@@ -71,3 +71,18 @@ def test_nothing_is_recorded_ahead_while_a_due_date_waits():
     assert not loop.record_ahead(newcomer)
     loop.run(1)
     assert loop.requests[0].state.recording.slot is not None
+
+
+def test_a_request_that_comes_back_gets_the_next_slot_though_intervals_are_below_the_window():
+    loop = crowd(1, 1, interval=4, window=8, ratio=2)
+    loop.run(30)
+    assert loop.ring.free == 0  # the next date is always within the window
+    loop.compressor.recorder.keeps_free = True
+    while not loop.ring.free:
+        loop.run(1)
+        assert loop.requests[0].generated <= 34
+    loop.run(3)
+    assert loop.ring.free == 1  # nobody takes it, not even the first in turn
+    loop.compressor.recorder.keeps_free = False
+    loop.run(1)
+    assert loop.ring.free == 0

@@ -153,3 +153,18 @@ def test_a_full_arena_refuses_and_says_how_full_it_is(caplog):
     assert runtime.compressor.counters.backups_refused == 1
     assert (runtime.backups.used, runtime.backups.limit) == (0, 9 * CHUNK)
     assert "no room for its KV among the host backups" in caplog.text
+
+
+def test_what_finds_no_query_slot_free_has_the_next_one_kept_for_it():
+    runtime, req = a_runtime(pool()), a_request()
+    recorded(runtime, req)
+    saved = req.rpc.save(backups.save(runtime, req, req.rpc))
+    recorder = runtime.compressor.recorder
+    recorder.release(req.rpc.recording)
+    others = [a_request(), a_request()]
+    for row, other in enumerate(others):
+        assert recorder.record(other.rpc.recording, row, 5)
+    assert not resume.restore(runtime, req, req.rpc, saved)
+    recorder.release(others[0].rpc.recording)
+    assert not recorder.record(a_request().rpc.recording, 0, 5)
+    assert resume.restore(runtime, req, req.rpc, saved)
