@@ -21,7 +21,6 @@ class ServerArgs:
     reasoning_parser: str | None = None
     device: str | None = "cuda"
     cuda_graph_config: Any = None
-    max_running_requests: int | None = None
 
 
 def server_args(config: RPCConfig | None) -> ServerArgs:
@@ -94,12 +93,13 @@ class KVCacheConfigurator:
     model: Any = None
     model_dtype: torch.dtype = torch.bfloat16
     token_bytes: int = 1000
+    requests: int | None = None
 
     def config_from_budget(self, budget_bytes: int) -> MemoryPoolConfig:
         return MemoryPoolConfig(budget_bytes // self.token_bytes)
 
     def resolve_max_num_reqs(self, token_capacity: int) -> int:
-        return min(self.server_args.max_running_requests or 4096, token_capacity // 2)
+        return min(self.requests or 4096, token_capacity // 2)
 
 
 @dataclass(eq=False)

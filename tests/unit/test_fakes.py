@@ -21,7 +21,7 @@ OWN = {
     memory.Allocator: {"free", "kvcache"},
     memory.ReqToTokenPool: {"rpc"},
     memory.Tree: {"evictable"},
-    models.KVCacheConfigurator: {"token_bytes"},
+    models.KVCacheConfigurator: {"requests", "token_bytes"},
     models.ModelConfig: {"kv_heads"},
     models.ModelRunner: {"rpc"},
     requests.Req: {"rpc"},

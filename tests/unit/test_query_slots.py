@@ -21,9 +21,7 @@ def two_layers(monkeypatch):
 
 
 def configurator(config: RPCConfig | None, device="cuda", draft=False, requests=None) -> KVCacheConfigurator:
-    arguments = server_args(config)
-    arguments.max_running_requests = requests
-    return KVCacheConfigurator(arguments, device, draft)
+    return KVCacheConfigurator(server_args(config), device, draft, requests=requests)
 
 
 @pytest.mark.parametrize(
