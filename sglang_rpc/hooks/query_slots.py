@@ -62,7 +62,7 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     tokens = configurator.config_from_budget(available).max_total_num_tokens
     rows = configurator.resolve_max_num_reqs(tokens)
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
-    if ring > available / 2:
+    if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
             f"query_slots {config.query_slots} take {ring / 1e9:.1f} GB, more than half of the {available / 1e9:.1f} "
             f"GB that there are for the KV pool; name at most {available // 2 // slot_bytes - 1}, or none",

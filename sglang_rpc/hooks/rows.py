@@ -18,7 +18,7 @@ def decode_batches(running_batch: ScheduleBatch, last_batch: ScheduleBatch | Non
 def rows_to_check(batch: ScheduleBatch) -> list[tuple[int, Req, RequestState]]:
     """The rows, by index, whose length has reached the one at which to poll again.
 
-    Those that wait for a query slot come first, in turn: polled in the batch's order, the last would wait for ever.
+    Those that wait for a query slot come first, in turn: polled in the batch's order, the last would wait forever.
     """
     found = [
         (i, req, req.rpc)

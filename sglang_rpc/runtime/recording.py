@@ -64,7 +64,7 @@ class Recorder:
 
         The caller has seen that a slot is free.
         """
-        slot = self.ring.acquire(row)  # before those that wait: its queries are at hand
+        slot = self.ring.acquire(row)  # before those that wait: it brings its queries
         assert slot is not None, "no query slot is free"
         recording.slot, recording.since = slot, since
         return slot

@@ -1,4 +1,4 @@
-"""Too few query slots: who gets one, and that nobody waits for ever."""
+"""Too few query slots: who gets one, and that nobody waits forever."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def test_waves_follow_each_other_in_the_order_of_asking():
 
 
 def test_a_request_that_asks_again_at_once_lets_the_others_go_first():
-    # The next window begins one step after each date: without turns the first would keep the slot for ever.
+    # The next window begins one step after each date: without turns the first would keep the slot forever.
     loop = crowd(1, 3, interval=5, window=4, ratio=2)
     loop.run(90)
     times = [len(request.done) for request in loop.requests]

@@ -71,7 +71,7 @@ def held(*sizes: int, chunk: int = CHUNK) -> int:
 def assert_restored(
     layers: list[KVLayer], backups: HostBackup, backup: Backup, first: int, was: list, row: torch.Tensor
 ) -> None:
-    """Restored behind `first` into other slots, the pool holds the row's bytes there, and elsewhere what it held."""
+    """Restored after `first` into other slots, the pool holds the row's bytes there, and elsewhere what it held."""
     into = scattered(backup.tokens, seed=99)[first:]
     wanted = bytes_of(layers)
     for new, old in zip(wanted, was, strict=True):
