@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.reasoner import task
+from eval.reasoner import ledger
+from eval.reasoner.words import Problem, problems
 from sglang_rpc.startup import cpu
 
 PROBLEMS = 8
-LEVEL = task.LADDER["near"]
+LEVEL = ledger.LADDER["near"]
 START_SECONDS = 900  # a first start on a slow disk; usually one minute without a GPU
 REQUEST_SECONDS = 900
 STOP_SECONDS = 10
@@ -110,11 +111,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=STOP_SECONDS)
 
 
-def solve(url: str, problem: task.Problem, rpc: dict[str, Any]) -> dict[str, Any]:
+def solve(url: str, problem: Problem, rpc: dict[str, Any]) -> dict[str, Any]:
     """One problem, greedily: its thoughts, its answer, and its receipt."""
     body = {
         "model": "default",
-        "messages": [{"role": "user", "content": problem.message}],
+        "messages": [{"role": "user", "content": problem.message(ledger.WORDS)}],
         "temperature": 0,
         "max_tokens": LEVEL.thought_tokens + 64,
         "custom_params": {"rpc": rpc},
@@ -147,7 +148,7 @@ def short(text: str, width: int = 90) -> str:
 
 
 def show(url: str) -> None:
-    problems = task.problems(LEVEL, PROBLEMS, seed=1)
+    asked = problems(ledger, LEVEL, PROBLEMS, seed=1)
     print(f"\n{PROBLEMS} problems, each solved by {LEVEL.thought_tokens} tokens of thought\n")
     print(
         f"{'':<12}{'correct':>8}{'generated':>11}{'compressions':>14}{'held':>7}{'freed':>7}{'cached':>8}{'seconds':>9}"
@@ -156,15 +157,15 @@ def show(url: str) -> None:
     for name, rpc in ARMS.items():
         begin = time.monotonic()
         with ThreadPoolExecutor(PROBLEMS) as at_once:
-            solved = list(at_once.map(lambda problem, rpc=rpc: solve(url, problem, rpc), problems))
-        correct = sum(one["answer"] == task.decode(p.answer) for one, p in zip(solved, problems, strict=True))
+            solved = list(at_once.map(lambda problem, rpc=rpc: solve(url, problem, rpc), asked))
+        correct = sum(one["answer"] == ledger.WORDS.decode(p.answer) for one, p in zip(solved, asked, strict=True))
         compressed += sum(one["receipt"]["compressions"] for one in solved)
         print(line(name, solved, correct, time.monotonic() - begin), flush=True)
     print("\nheld: generated tokens whose KV was there to the end; freed: slots given back on the way; cached: prompt")
     print("tokens found in the prefix cache. All numbers are sums over the problems.")
-    print(f"\nthe last one's prompt   {short(problems[-1].message)}")
+    print(f"\nthe last one's prompt   {short(asked[-1].message(ledger.WORDS))}")
     print(f"its thoughts            {short(solved[-1]['thoughts'])}")
-    print(f"its answer              {solved[-1]['answer']} (expected: {task.decode(problems[-1].answer)})")
+    print(f"its answer              {solved[-1]['answer']} (expected: {ledger.WORDS.decode(asked[-1].answer)})")
     print(f"its receipt             {json.dumps(solved[-1]['receipt'])}")
     if not compressed:
         raise SystemExit("No request was compressed, although each should have been: this is a bug.")

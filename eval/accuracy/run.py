@@ -26,6 +26,7 @@ from eval.accuracy.verdict import Problem, Verdict
 from eval.bench import machine
 
 HERE = Path(__file__).parent
+MADE_UP = [HERE.parent / "reasoner" / f"{name}.py" for name in ("words", "ledger", "program")]
 #: Seconds for one answer, thoughts included, after which the request is sent again.
 ANSWER_SECONDS = 4 * 3600
 #: Of /server_info: what decides answers beside the model.
@@ -84,7 +85,7 @@ def run(asked: Run) -> Report:
         "graders": task.graders,
         **asdict(sampling),
         "model_sha": _sha_of_model(server.pop("model_path")),
-        "grader_sha": machine.sha_of(sorted([*HERE.glob("*.py"), HERE.parent / "reasoner" / "task.py"])),
+        "grader_sha": machine.sha_of(sorted([*HERE.glob("*.py"), *MADE_UP])),
         "server": server,
     }
     said = {"samples": asked.samples, "concurrency": asked.concurrency, "source": task.source, **machine.conditions()}

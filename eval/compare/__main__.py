@@ -98,10 +98,9 @@ def _claim(options: argparse.Namespace) -> None:
 
 def _flags(options: argparse.Namespace) -> list[str]:
     if options.server_flags is None:
-        # The reasoner's think tags, and the dtype it was trained in.
-        return (
-            ["--reasoning-parser", "deepseek-r1", "--dtype", "float32"] if options.task.startswith("reasoner") else []
-        )
+        # A small reasoner's think tags, and the dtype it was trained in.
+        made_up = options.task.partition(":")[0] in tasks.MADE_UP
+        return ["--reasoning-parser", "deepseek-r1", "--dtype", "float32"] if made_up else []
     try:
         return shlex.split(options.server_flags)
     except ValueError as error:

@@ -13,7 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from eval.reasoner import task
+from eval.reasoner.words import EOS, FRAME, Vocabulary
 
 #: The user's message is the problem without its frame.
 CHAT_TEMPLATE = "<bos> {{ messages[-1]['content'] }} <think>"
@@ -24,7 +24,14 @@ def as_llama(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
 
     transformers gives whatever calls itself Qwen2 Qwen2's own tokenizer, and that would take words apart.
     """
-    shared = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    shared = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    )
     others = ("vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings")
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     copied = {name: getattr(model.config, name) for name in (*shared, *others, *tokens)}
@@ -36,16 +43,17 @@ def as_llama(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
     return llama
 
 
-def save(model: Qwen2ForCausalLM, options: argparse.Namespace, reached: dict[str, Any]) -> None:
+def save(model: Qwen2ForCausalLM, words: Vocabulary, options: argparse.Namespace, reached: dict[str, Any]) -> None:
     """Everything of `options.out`: the model, its tokenizer, and `training.json`, which says how it was made."""
     out: Path = options.out
     llama = as_llama(model)
-    llama.generation_config.eos_token_id = task.EOS
+    llama.generation_config.eos_token_id = EOS
     llama.save_pretrained(out)
-    tokenizer().save_pretrained(out)
+    tokenizer(words).save_pretrained(out)
     made = {
         "arguments": {
-            name: getattr(options, name) for name in ("minutes", "seed", "threads", "device", "tokens", "problems")
+            name: getattr(options, name)
+            for name in ("task", "minutes", "seed", "threads", "device", "tokens", "problems")
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),
@@ -56,15 +64,13 @@ def save(model: Qwen2ForCausalLM, options: argparse.Namespace, reached: dict[str
     (out / "training.json").write_text(json.dumps(made, indent=1) + "\n")
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     """One word, one token."""
-    words = Tokenizer(models.WordLevel(dict(task.ID), unk_token="<pad>"))
+    words = Tokenizer(models.WordLevel(dict(vocabulary.ids), unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in ("<pad>", "<bos>", "<eos>")]
-    )
+    words.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in FRAME[:3]])
     # Not special: a reasoning parser must see them in the text.
-    words.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
+    words.add_tokens([AddedToken(token, special=False, normalized=False) for token in FRAME[3:]])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=words,
         bos_token="<bos>",

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from eval.reasoner import task
+from eval.reasoner import ledger
+from eval.reasoner.words import problems
 from tests.engine.servers import server
 
 REASONER = Path(__file__).resolve().parent.parent.parent / "eval" / "reasoner" / "model"
-MESSAGE = task.problems(task.LADDER["near"], 1, seed=0)[0].message
+MESSAGE = problems(ledger, ledger.LADDER["near"], 1, seed=0)[0].message(ledger.WORDS)
 MESSAGES = [{"role": "user", "content": MESSAGE}]
 TOKENS = 72
 OPTIONS = {"interval": 16, "window": 8}  # three compressions in TOKENS; the server's own interval allows none

@@ -14,7 +14,8 @@ from eval.accuracy import tasks
 from eval.accuracy.errors import EvalError
 from eval.parity import __main__ as parity
 from eval.parity.loop import RECORDING, Method, Thoughts, generate
-from eval.reasoner import task as ledger
+from eval.reasoner import ledger
+from eval.reasoner.words import END_THINK, EOS, THINK, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = Path(os.environ.get("SGLANG_RPC_GOLDENS", ROOT.parent / "shared" / "goldens"))
@@ -42,23 +43,23 @@ def test_the_loop_is_the_authors_token_for_token(name):
 def test_what_stands_outside_the_thoughts_is_not_compressed():
     """P = 16, R = 4: due at 20, 36, ... entries of the thoughts, which end with the marker or have not begun."""
     model, method = load(REASONER), Method(16, 4, 4)
-    problem = ledger.problems(ledger.Level(4, 8, 1), 1, seed=0)[0]
+    problem = problems(ledger, ledger.Level(4, 8, 1), 1, seed=0)[0]
 
     def held(thoughts: Thoughts | None) -> tuple[int, int]:
-        made = generate(model, problem.prompt, 37, {ledger.EOS}, method, thoughts)
+        made = generate(model, problem.prompt, 37, {EOS}, method, thoughts)
         return made.compressions, made.held + 1 - len(made.ids)
 
-    assert held(None) == held(Thoughts(ledger.THINK, ledger.END_THINK, open=True))
+    assert held(None) == held(Thoughts(THINK, END_THINK, open=True))
     assert held(None)[0] >= 1
     assert held(None)[1] < 0
-    assert held(Thoughts(ledger.THINK, ledger.END_THINK, open=False)) == (0, 0)
-    assert held(Thoughts(ledger.THINK, problem.thoughts[2], open=True)) == (0, 0)  # "ends" at the third token
+    assert held(Thoughts(THINK, END_THINK, open=False)) == (0, 0)
+    assert held(Thoughts(THINK, problem.thoughts[2], open=True)) == (0, 0)  # "ends" at the third token
 
 
 def test_without_a_method_the_reasoner_solves_its_problem():
-    problem = ledger.problems(ledger.Level(4, 8, 3), 1, seed=5)[0]
-    made = generate(load(REASONER), problem.prompt, 400, {ledger.EOS}, None, None)
-    assert made.ids == [*problem.thoughts, ledger.END_THINK, *problem.answer, ledger.EOS]
+    problem = problems(ledger, ledger.Level(4, 8, 3), 1, seed=5)[0]
+    made = generate(load(REASONER), problem.prompt, 400, {EOS}, None, None)
+    assert made.ids == [*problem.thoughts, END_THINK, *problem.answer, EOS]
     assert (made.compressions, made.held) == (0, len(made.ids) - 1)
 
 
@@ -82,8 +83,8 @@ def samples(tmp_path, monkeypatch):
     }
     lines: list[dict] = [{"config": config}]
     asked = tasks.find(config["task"], 2, 0).problems
-    for problem, solved in zip(asked, ledger.problems(ledger.LADDER[LEVEL], 2, 0), strict=True):
-        said = ledger.decode(solved.answer)
+    for problem, solved in zip(asked, problems(ledger, ledger.LADDER[LEVEL], 2, 0), strict=True):
+        said = ledger.WORDS.decode(solved.answer)
         lines.append(
             {
                 "problem": problem.id,
@@ -91,7 +92,7 @@ def samples(tmp_path, monkeypatch):
                 "answer": said,
                 "expected": problem.expected,
                 "tokens": len(solved.thoughts) + len(solved.answer) + 2,
-                "thoughts": ledger.decode(solved.thoughts),
+                "thoughts": ledger.WORDS.decode(solved.thoughts),
                 "said": said,
             }
         )

@@ -44,7 +44,7 @@ PLAIN = Sampling("m", 0.6, 0.95, 100, seed=10, rpc={"ratio": 8})
 
 
 def collected(server, samples=2, **others):
-    task, rows = tasks.reasoner("near", 3, seed=0), []
+    task, rows = tasks.find("reasoner:near", 3, seed=0), []
     wanted = [(problem, sample) for problem in task.problems for sample in range(samples)]
 
     async def judging(problem, answer):
@@ -55,7 +55,7 @@ def collected(server, samples=2, **others):
 
 
 def test_every_sample_is_asked_for_once_and_judged():
-    task = tasks.reasoner("near", 3, seed=0)
+    task = tasks.find("reasoner:near", 3, seed=0)
     server = Server(task.problems[0].expected + " <eos>")
     _, rows = collected(server)
     assert sorted((r["problem"], r["sample"]) for r in rows) == [(p.id, s) for p in task.problems for s in range(2)]
@@ -131,8 +131,8 @@ def test_an_answer_after_thoughts_that_no_parser_took_away():
 
 
 def test_an_unknown_level_is_refused():
-    with pytest.raises(EvalError, match="near, far, many, late, got 'easy'"):
-        tasks.reasoner("easy", 1, 0)
+    with pytest.raises(EvalError, match="near, far, many, got 'easy'"):
+        tasks.find("reasoner:easy", 1, 0)
 
 
 def test_a_row_is_one_line_of_json(tmp_path):

@@ -24,7 +24,7 @@ def test_a_bare_reasoner_is_the_far_one():
         ("math", "must be one of reasoner"),
         ("aime24:hard", "--task aime24 has no levels"),
         ("livecodebench:v9", "needs a release of v1, v2, v3, v4, v5, v6, got 'v9'"),
-        ("reasoner:easy", "near, far, many, late, got 'easy'"),
+        ("reasoner:easy", "near, far, many, got 'easy'"),
     ],
 )
 def test_unknown_tasks(name, named):

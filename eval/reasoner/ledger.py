@@ -11,15 +11,17 @@ increments only, and a line shows a sum, not the entry. So whoever forgets an en
 the next line that needs it, and every number after that is wrong too.
 
 Difficulty has four independent dials: `facts` (K, entries a ledger), `lines` (N: how far back the ledger lies),
-`phases` (ledgers that go stale), `late` (facts that nothing asks for until the end).
+`phases` (ledgers that go stale), `late` (facts that nothing asks for until the end). The answer to `late` can be had
+from the prompt, whose first increments it sums up. So no level of the ladder asks for it: program.py's `once` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from eval.reasoner.words import FRAME, Vocabulary
 
 MOD = 10
 FACTS = (4, 8, 16)
@@ -28,20 +30,21 @@ PHASES = 3
 LETTERS = "ABC"
 ASKED = 3  #: numbers in an answer
 
-SPECIAL = ("<pad>", "<bos>", "<eos>", "<think>", "</think>", "<last>", "<late>")
-VOCABULARY: tuple[str, ...] = (
-    *SPECIAL,
-    *(f"<K{k}>" for k in FACTS),
-    *(f"<N{n}>" for n in LINES),
-    *(f"+{d}" for d in range(MOD)),
-    *(f"{d}" for d in range(MOD)),
-    *(f"{letter}{i}" for letter in LETTERS for i in range(max(FACTS))),
-    *(f"{letter.lower()}{i}" for letter in LETTERS for i in range(max(FACTS))),
-    *(f"n{i}" for i in range(max(LINES))),
+WORDS = Vocabulary(
+    (
+        *FRAME,
+        "<last>",
+        "<late>",
+        *(f"<K{k}>" for k in FACTS),
+        *(f"<N{n}>" for n in LINES),
+        *(f"+{d}" for d in range(MOD)),
+        *(f"{d}" for d in range(MOD)),
+        *(f"{letter}{i}" for letter in LETTERS for i in range(max(FACTS))),
+        *(f"{letter.lower()}{i}" for letter in LETTERS for i in range(max(FACTS))),
+        *(f"n{i}" for i in range(max(LINES))),
+    )
 )
-ID = {token: index for index, token in enumerate(VOCABULARY)}
-PAD, BOS, EOS, THINK, END_THINK = (ID[t] for t in ("<pad>", "<bos>", "<eos>", "<think>", "</think>"))
-INCREMENT, NUMBER, KEY, ASK, COUNT = (ID[t] for t in ("+0", "0", "A0", "a0", "n0"))
+INCREMENT, NUMBER, KEY, ASK, COUNT = (WORDS[t] for t in ("+0", "0", "A0", "a0", "n0"))
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,6 @@ LADDER = {
     "near": Level(facts=4, lines=56),
     "far": Level(facts=8, lines=56),
     "many": Level(facts=16, lines=56),
-    "late": Level(facts=8, lines=56, late=True),
 }
 
 
@@ -87,8 +89,8 @@ def draw(level: Level, count: int, generator: np.random.Generator) -> np.ndarray
     k, phases = level.facts, level.phases
     increments = generator.integers(0, MOD, (phases, count, k))
 
-    def column(token: str | int) -> np.ndarray:
-        return np.full((count, 1), ID[token] if isinstance(token, str) else token)
+    def column(token: str) -> np.ndarray:
+        return np.full((count, 1), WORDS[token])
 
     def pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.stack([np.broadcast_to(left, right.shape), right], 2).reshape(count, -1)
@@ -101,7 +103,7 @@ def draw(level: Level, count: int, generator: np.random.Generator) -> np.ndarray
         column("<late>" if level.late else "<last>"),
     ]
     parts += [pairs(KEY + max(FACTS) * p + keys, INCREMENT + increments[p]) for p in range(phases)]
-    parts.append(column(THINK))
+    parts.append(column("<think>"))
     number, ledgers, said = np.zeros(count, np.int64), [], np.empty((count, 0), np.int64)
     for p in range(phases):
         ledger = (number[:, None] + np.cumsum(increments[p], 1)) % MOD
@@ -119,51 +121,5 @@ def draw(level: Level, count: int, generator: np.random.Generator) -> np.ndarray
         parts += [pairs(KEY + max(FACTS) * p + keys, NUMBER + ledger), lines]
         number, said = numbers[:, -1], numbers
     answer = ledgers[0][:, :ASKED] if level.late else said[:, -ASKED:]
-    parts += [column(END_THINK), NUMBER + answer, column(EOS)]
+    parts += [column("</think>"), NUMBER + answer, column("<eos>")]
     return np.concatenate(parts, 1)
-
-
-@dataclass(frozen=True)
-class Problem:
-    prompt: list[int]
-    thoughts: list[int]  #: the right ones
-    answer: list[int]
-
-    @property
-    def message(self) -> str:
-        """What a user sends; the chat template puts <bos> before and <think> behind it."""
-        return decode(self.prompt[1:-1])
-
-
-def problems(level: Level, count: int, seed: int) -> list[Problem]:
-    """The same ones for the same arguments, on every machine; the first of many are those of few."""
-    rows = [draw(level, 1, np.random.default_rng([seed, number]))[0].tolist() for number in range(count)]
-    start, end = level.prompt_tokens, level.prompt_tokens + level.thought_tokens
-    return [Problem(row[:start], row[start:end], row[end + 1 : -1]) for row in rows]
-
-
-def decode(ids: Sequence[int]) -> str:
-    return " ".join(VOCABULARY[i] for i in ids)
-
-
-def encode(text: str) -> list[int]:
-    """Raises ValueError on a word that is not of the vocabulary."""
-    unknown = [word for word in text.split() if word not in ID]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is not a token of the ledger's vocabulary")
-    return [ID[word] for word in text.split()]
-
-
-def answer_of(output: Sequence[int]) -> list[int] | None:
-    """What stands behind the thoughts, up to the end; None if the thoughts do not end."""
-    output = list(output)
-    if END_THINK not in output:
-        return None
-    answer = output[output.index(END_THINK) + 1 :]
-    return answer[: answer.index(EOS)] if EOS in answer else answer
-
-
-def first_wrong(problem: Problem, output: Sequence[int]) -> int | None:
-    """Position in the thoughts of the first token that is not the right one; None if all are right."""
-    right = [*problem.thoughts, END_THINK]
-    return next((i for i, token in enumerate(right) if i >= len(output) or output[i] != token), None)

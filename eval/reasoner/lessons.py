@@ -1,0 +1,120 @@
+"""How each family of problems is taught: the network's size, words of one meaning, stages, and what must be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from eval.reasoner import ledger, program
+from eval.reasoner.network import Alike, Size
+from eval.reasoner.words import END_THINK, Family, Level
+
+
+class Lesson(Protocol):
+    family: Family
+    size: Size
+    meanings: Sequence[Alike]
+    enough: Sequence[float]  #: of each stage, the share of right tokens that ends it, of every kind
+
+    def level(self, stage: int, generator: np.random.Generator) -> Level:
+        """A level that the stage draws from."""
+
+    def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
+        """Which tokens after the prompt must be derived, by kind: of [B, tokens], masks [B, tokens - prompt]."""
+
+
+@dataclass(frozen=True)
+class LedgerStage:
+    facts: tuple[int, ...]
+    lines: tuple[int, ...]
+    phases: tuple[int, ...]
+    weights: tuple[float, ...] | None = None  #: of `lines`
+
+
+@dataclass(frozen=True)
+class LedgerLesson:
+    family: Family = ledger
+    size: Size = field(default_factory=Size)
+    meanings: tuple[Alike, ...] = (
+        Alike((ledger.KEY, ledger.ASK), len(ledger.LETTERS) * max(ledger.FACTS)),
+        Alike((ledger.NUMBER, ledger.INCREMENT), ledger.MOD),
+    )
+    enough: tuple[float, ...] = (0.9, 0.97, 0.985, 2.0)
+    stages: tuple[LedgerStage, ...] = (
+        LedgerStage((4,), (8,), (1, 2, 3)),
+        LedgerStage((4, 8, 16), (8, 16), (1, 2, 3)),
+        LedgerStage((4, 8, 16), (16, 32), (2, 3)),
+        LedgerStage((4, 8, 16), (8, 32, 56), (3,), (0.1, 0.3, 0.6)),
+    )
+
+    def level(self, stage: int, generator: np.random.Generator) -> ledger.Level:
+        of = self.stages[stage]
+        return ledger.Level(
+            facts=int(generator.choice(of.facts)),
+            lines=int(generator.choice(of.lines, p=of.weights)),
+            phases=int(generator.choice(of.phases)),
+            late=bool(generator.random() < 0.3),
+        )
+
+    def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
+        """Numbers of the ledgers, of the lines, and of the answer."""
+        target, before = rows[:, prompt:], rows[:, prompt - 1 : -1]
+        number = _among(target, ledger.NUMBER, ledger.MOD)
+        behind = (target == END_THINK).cumsum(1) > 0
+        entry = (before >= ledger.KEY) & (before < ledger.ASK)
+        return [number & entry, number & ~entry & ~behind, number & behind]
+
+
+@dataclass(frozen=True)
+class ProgramLesson:
+    family: Family = program
+    size: Size = field(default_factory=lambda: Size(hidden=96, layers=5, head_dim=64, wide=256))
+    meanings: tuple[Alike, ...] = (
+        Alike((program.DEFINED, program.CALLED, program.CALLER), program.FUNCTIONS),
+        Alike((program.NUMBER, program.INCREMENT), program.MOD),
+    )
+    enough: tuple[float, ...] = (0.9, 0.92, 0.95, 0.97, 2.0)
+    calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 24), (16, 24, 32), (24, 36, 48))
+    shapes: Mapping[str, float] = field(default_factory=lambda: {"walk": 0.7, "once": 0.2, "flat": 0.1})
+    depths: tuple[int, ...] = (3, 6, 12)
+
+    def level(self, stage: int, generator: np.random.Generator) -> program.Level:
+        return program.Level(
+            calls=int(generator.choice(self.calls[stage])),
+            shape=str(generator.choice(list(self.shapes), p=list(self.shapes.values()))),
+            depth=int(generator.choice(self.depths)),
+        )
+
+    def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
+        """Who goes on after a return, its number, the number of a called function, sums, and callers."""
+        target, before = rows[:, prompt:], rows[:, prompt - 1 : -1]
+        name = _among(target, program.CALLER, program.FUNCTIONS)
+        number = _among(target, program.NUMBER, program.MOD)
+        calling = torch.zeros_like(name)  # the caller of a call line: the function's name follows
+        calling[:, :-1] = _among(target[:, 1:], program.CALLED, program.FUNCTIONS)
+        back = name & ~calling
+        return [
+            back,
+            number & _after(back),
+            number & _among(before, program.CALLED, program.FUNCTIONS),
+            number & _after(number),
+            name & calling,
+        ]
+
+
+LESSONS: Mapping[str, Lesson] = {"ledger": LedgerLesson(), "program": ProgramLesson()}
+
+
+def _among(tokens: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    return (tokens >= first) & (tokens < first + count)
+
+
+def _after(mask: torch.Tensor) -> torch.Tensor:
+    """Tokens whose left neighbour the mask has."""
+    shifted = torch.zeros_like(mask)
+    shifted[:, 1:] = mask[:, :-1]
+    return shifted

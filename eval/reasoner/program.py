@@ -1,0 +1,129 @@
+"""A small program with calls: problems whose solution needs a stack that stands nowhere but in the thoughts.
+
+    prompt   <bos> p0 @f7 +3 p1 @f2 +9 p2 return p3 @f5 +1 ... <think>     a call adds to the caller's number
+    thoughts p0 _ f7 3 3                 a call: line, caller, function, its number, sum of all numbers so far
+             p1 _f7 f2 2 5
+             p2 _f7 3 8                  a return: line, the function that goes on, its number, the sum
+             p3 _f7 f5 4 2 ...
+    answer   </think> _f7 3 1 <eos>      the last line: where it ended, the number, the sum
+
+All numbers are mod 10. A return must look up who called the function that ends, and what the caller's number is. Both
+stand where the caller was called, which may be one line back or the whole trace. No line asks for them in between, as
+the ledger's lines do; a number is said again at each return to its function. The sum carries each wrong number on.
+
+Difficulty has three dials: `calls`, `shape` and `depth`, the most functions open at once (of `walk`):
+
+walk   calls and returns at random: most facts are needed soon, few after long
+once   two functions, then calls that return at once, then back through the two: facts said once, asked for at the end
+flat   one function, then calls that return at once: all that is needed stands in the last lines
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.reasoner.words import BOS, END_THINK, EOS, FRAME, THINK, Vocabulary
+
+MOD = 10
+FUNCTIONS = 48
+SHAPES = ("walk", "once", "flat")
+CALLING = 0.55  #: how often a walk goes deeper where it could return too
+
+WORDS = Vocabulary(
+    (
+        *FRAME,
+        "return",
+        "_",
+        *(f"+{d}" for d in range(MOD)),
+        *(f"{d}" for d in range(MOD)),
+        *(f"@f{i}" for i in range(FUNCTIONS)),
+        *(f"f{i}" for i in range(FUNCTIONS)),
+        *(f"_f{i}" for i in range(FUNCTIONS)),
+        *(f"p{i}" for i in range(2 * FUNCTIONS)),
+    )
+)
+RETURN, NOBODY, INCREMENT, NUMBER, DEFINED, CALLED, CALLER, LINE = (
+    WORDS[word] for word in ("return", "_", "+0", "0", "@f0", "f0", "_f0", "p0")
+)
+
+
+@dataclass(frozen=True)
+class Level:
+    """How difficult: see above. A program of n calls has n - 1 returns: it ends in the function that began it."""
+
+    calls: int = FUNCTIONS
+    shape: str = "walk"
+    depth: int = 12
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.calls <= FUNCTIONS:
+            raise ValueError(f"calls must be 3 to {FUNCTIONS}, got {self.calls}")
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
+        if self.depth < 2:
+            raise ValueError(f"depth must be 2 or more, got {self.depth}")
+
+    @property
+    def prompt_tokens(self) -> int:
+        return 5 * self.calls
+
+    @property
+    def thought_tokens(self) -> int:
+        return 9 * self.calls - 4
+
+
+LADDER = {
+    "deep": Level(),
+    "once": Level(shape="once"),
+    "flat": Level(shape="flat"),
+}
+
+
+def draw(level: Level, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` problems with their solutions: int64 [count, tokens], prompt first (`level.prompt_tokens`)."""
+    rows = []
+    for _ in range(count):
+        lines = _lines(level, generator)
+        functions = generator.permutation(FUNCTIONS)[: level.calls].tolist()
+        increments = generator.integers(0, MOD, level.calls).tolist()
+        rows.append(_run(lines, functions, increments))
+    return np.array(rows)
+
+
+def _lines(level: Level, generator: np.random.Generator) -> list[bool]:
+    """Of a program: whether each line is a call, or a return."""
+    if level.shape == "once":
+        return [True, True, *[True, False] * (level.calls - 2), False]
+    if level.shape == "flat":
+        return [True, *[True, False] * (level.calls - 1)]
+    lines, depth, left = [True], 1, level.calls - 1
+    while left or depth > 1:
+        can_call, can_return = left > 0 and depth < level.depth, depth > 1
+        call = can_call and (not can_return or generator.random() < CALLING)
+        lines.append(call)
+        depth += 1 if call else -1
+        left -= call
+    return lines
+
+
+def _run(lines: list[bool], functions: list[int], increments: list[int]) -> list[int]:
+    prompt, thoughts = [BOS], []
+    numbers: dict[int, int] = {}
+    stack: list[int] = []
+    total, coming = 0, iter(zip(functions, increments, strict=True))
+    for number, call in enumerate(lines):
+        if call:
+            function, increment = next(coming)
+            prompt += [LINE + number, DEFINED + function, INCREMENT + increment]
+            numbers[function] = (numbers[stack[-1]] + increment) % MOD if stack else increment
+            thoughts += [LINE + number, CALLER + stack[-1] if stack else NOBODY, CALLED + function]
+            stack.append(function)
+        else:
+            prompt += [LINE + number, RETURN]
+            stack.pop()
+            thoughts += [LINE + number, CALLER + stack[-1]]
+        total = (total + numbers[stack[-1]]) % MOD
+        thoughts += [NUMBER + numbers[stack[-1]], NUMBER + total]
+    return [*prompt, THINK, *thoughts, END_THINK, *thoughts[-3:], EOS]

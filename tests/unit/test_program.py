@@ -1,0 +1,77 @@
+"""The program's problems: run by hand, from the words of the prompt and by the rules of its page."""
+
+import numpy as np
+import pytest
+
+from eval.reasoner import program
+from eval.reasoner.program import Level
+from eval.reasoner.words import Problem, first_wrong, problems
+
+LEVELS = {"small": Level(4), "narrow": Level(20, depth=2), **program.LADDER}
+
+
+def run(prompt: list[str]) -> list[str]:
+    """From the words of a prompt, as a person would follow them."""
+    words, out, total = prompt[1:-1], [], 0
+    running: list[tuple[str, int]] = []
+    while words:
+        out.append(words.pop(0))
+        word = words.pop(0)
+        if word == "return":
+            running.pop()
+            out.append(f"_{running[-1][0]}")
+        else:
+            caller, before = running[-1] if running else ("", 0)
+            running.append((word[1:], (before + int(words.pop(0))) % 10))
+            out += [f"_{caller}", word[1:]]
+        total = (total + running[-1][1]) % 10
+        out += [str(running[-1][1]), str(total)]
+    return [*out, "</think>", *out[-3:], "<eos>"]
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_every_problem_is_solved_correctly(level):
+    for row in program.draw(level, 5, np.random.default_rng(3)):
+        words = program.WORDS.decode(row.tolist()).split()
+        prompt, solution = words[: level.prompt_tokens], words[level.prompt_tokens :]
+        assert (prompt[0], prompt[-1]) == ("<bos>", "<think>")
+        assert solution == run(prompt)
+        assert len(solution) == level.thought_tokens + 5
+
+
+def depths(level: Level) -> list[int]:
+    """Functions open after each line."""
+    prompt = program.WORDS.decode(problems(program, level, 1, seed=4)[0].prompt).split()
+    steps = [-1 if word == "return" else 1 for word in prompt if word == "return" or word[0] == "@"]
+    return np.cumsum(steps).tolist()
+
+
+def test_shapes_ask_for_what_they_say():
+    assert depths(Level(5, "once")) == [1, 2, 3, 2, 3, 2, 3, 2, 1]
+    assert depths(Level(4, "flat")) == [1, 2, 1, 2, 1, 2, 1]
+    walk = depths(Level(48, "walk", depth=7))
+    assert (walk[0], walk[-1], max(walk)) == (1, 1, 7)
+    assert min(walk[:-1]) >= 1
+
+
+def test_problems_are_the_same_on_every_machine():
+    assert problems(program, Level(8), 3, seed=7) == problems(program, Level(8), 5, seed=7)[:3]
+    assert problems(program, Level(8), 3, seed=7) != problems(program, Level(8), 3, seed=8)
+    first = program.WORDS.decode(problems(program, Level(3), 1, seed=0)[0].prompt)
+    assert first == "<bos> p0 @f18 +6 p1 @f23 +5 p2 return p3 @f36 +2 p4 return <think>"
+
+
+def test_a_problem_is_judged_by_its_own_solution():
+    problem = problems(program, Level(4), 1, seed=0)[0]
+    assert isinstance(problem, Problem)
+    assert problem.answer == problem.thoughts[-3:]
+    assert first_wrong(problem, [*problem.thoughts[:-1], program.NUMBER]) in (None, len(problem.thoughts) - 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [(dict(calls=2), "calls must be 3 to 48"), (dict(shape="round"), "shape must be one of"), (dict(depth=1), "depth")],
+)
+def test_a_level_that_cannot_be_drawn_is_refused(given, named):
+    with pytest.raises(ValueError, match=named):
+        Level(**given)
