@@ -78,7 +78,7 @@ class ProgramLesson:
         Alike((program.NUMBER, program.INCREMENT), program.MOD),
     )
     enough: tuple[float, ...] = (0.9, 0.92, 0.95, 0.97, 2.0)
-    calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 24), (16, 24, 32), (24, 36, 48))
+    calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 24), (16, 24, 32), (24, 32, 40))
     shapes: Mapping[str, float] = field(default_factory=lambda: {"walk": 0.7, "once": 0.2, "flat": 0.1})
     depths: tuple[int, ...] = (3, 6, 12)
 
@@ -90,19 +90,18 @@ class ProgramLesson:
         )
 
     def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
-        """Who goes on after a return, its number, the number of a called function, sums, and callers."""
+        """Calls and returns; who goes on after a return, its number; the number of a called function; sums; callers."""
         target, before = rows[:, prompt:], rows[:, prompt - 1 : -1]
         name = _among(target, program.CALLER, program.FUNCTIONS)
         number = _among(target, program.NUMBER, program.MOD)
-        calling = torch.zeros_like(name)  # the caller of a call line: the function's name follows
-        calling[:, :-1] = _among(target[:, 1:], program.CALLED, program.FUNCTIONS)
-        back = name & ~calling
+        back = name & (before == program.RETURN)
         return [
+            _among(target, program.CALL, 2),
             back,
             number & _after(back),
             number & _among(before, program.CALLED, program.FUNCTIONS),
             number & _after(number),
-            name & calling,
+            name & (before == program.CALL),
         ]
 
 

@@ -1,10 +1,10 @@
 """A small program with calls: problems whose solution needs a stack that stands nowhere but in the thoughts.
 
     prompt   <bos> p0 @f7 +3 p1 @f2 +9 p2 return p3 @f5 +1 ... <think>     a call adds to the caller's number
-    thoughts p0 _ f7 3 3                 a call: line, caller, function, its number, sum of all numbers so far
-             p1 _f7 f2 2 5
-             p2 _f7 3 8                  a return: line, the function that goes on, its number, the sum
-             p3 _f7 f5 4 2 ...
+    thoughts p0 call _ f7 3 3            a call: line, caller, function, its number, sum of all numbers so far
+             p1 call _f7 f2 2 5
+             p2 return _f7 3 8           a return: line, the function that goes on, its number, the sum
+             p3 call _f7 f5 4 2 ...
     answer   </think> _f7 3 1 <eos>      the last line: where it ended, the number, the sum
 
 All numbers are mod 10. A return must look up who called the function that ends, and what the caller's number is. Both
@@ -27,13 +27,14 @@ import numpy as np
 from eval.reasoner.words import BOS, END_THINK, EOS, FRAME, THINK, Vocabulary
 
 MOD = 10
-FUNCTIONS = 48
+FUNCTIONS = 40
 SHAPES = ("walk", "once", "flat")
 CALLING = 0.55  #: how often a walk goes deeper where it could return too
 
 WORDS = Vocabulary(
     (
         *FRAME,
+        "call",
         "return",
         "_",
         *(f"+{d}" for d in range(MOD)),
@@ -44,8 +45,8 @@ WORDS = Vocabulary(
         *(f"p{i}" for i in range(2 * FUNCTIONS)),
     )
 )
-RETURN, NOBODY, INCREMENT, NUMBER, DEFINED, CALLED, CALLER, LINE = (
-    WORDS[word] for word in ("return", "_", "+0", "0", "@f0", "f0", "_f0", "p0")
+CALL, RETURN, NOBODY, INCREMENT, NUMBER, DEFINED, CALLED, CALLER, LINE = (
+    WORDS[word] for word in ("call", "return", "_", "+0", "0", "@f0", "f0", "_f0", "p0")
 )
 
 
@@ -71,7 +72,7 @@ class Level:
 
     @property
     def thought_tokens(self) -> int:
-        return 9 * self.calls - 4
+        return 11 * self.calls - 5
 
 
 LADDER = {
@@ -118,12 +119,12 @@ def _run(lines: list[bool], functions: list[int], increments: list[int]) -> list
             function, increment = next(coming)
             prompt += [LINE + number, DEFINED + function, INCREMENT + increment]
             numbers[function] = (numbers[stack[-1]] + increment) % MOD if stack else increment
-            thoughts += [LINE + number, CALLER + stack[-1] if stack else NOBODY, CALLED + function]
+            thoughts += [LINE + number, CALL, CALLER + stack[-1] if stack else NOBODY, CALLED + function]
             stack.append(function)
         else:
             prompt += [LINE + number, RETURN]
             stack.pop()
-            thoughts += [LINE + number, CALLER + stack[-1]]
+            thoughts += [LINE + number, RETURN, CALLER + stack[-1]]
         total = (total + numbers[stack[-1]]) % MOD
         thoughts += [NUMBER + numbers[stack[-1]], NUMBER + total]
     return [*prompt, THINK, *thoughts, END_THINK, *thoughts[-3:], EOS]

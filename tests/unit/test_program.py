@@ -19,11 +19,11 @@ def run(prompt: list[str]) -> list[str]:
         word = words.pop(0)
         if word == "return":
             running.pop()
-            out.append(f"_{running[-1][0]}")
+            out += ["return", f"_{running[-1][0]}"]
         else:
             caller, before = running[-1] if running else ("", 0)
             running.append((word[1:], (before + int(words.pop(0))) % 10))
-            out += [f"_{caller}", word[1:]]
+            out += ["call", f"_{caller}", word[1:]]
         total = (total + running[-1][1]) % 10
         out += [str(running[-1][1]), str(total)]
     return [*out, "</think>", *out[-3:], "<eos>"]
@@ -49,7 +49,7 @@ def depths(level: Level) -> list[int]:
 def test_shapes_ask_for_what_they_say():
     assert depths(Level(5, "once")) == [1, 2, 3, 2, 3, 2, 3, 2, 1]
     assert depths(Level(4, "flat")) == [1, 2, 1, 2, 1, 2, 1]
-    walk = depths(Level(48, "walk", depth=7))
+    walk = depths(Level(40, "walk", depth=7))
     assert (walk[0], walk[-1], max(walk)) == (1, 1, 7)
     assert min(walk[:-1]) >= 1
 
@@ -58,7 +58,7 @@ def test_problems_are_the_same_on_every_machine():
     assert problems(program, Level(8), 3, seed=7) == problems(program, Level(8), 5, seed=7)[:3]
     assert problems(program, Level(8), 3, seed=7) != problems(program, Level(8), 3, seed=8)
     first = program.WORDS.decode(problems(program, Level(3), 1, seed=0)[0].prompt)
-    assert first == "<bos> p0 @f18 +6 p1 @f23 +5 p2 return p3 @f36 +2 p4 return <think>"
+    assert first == "<bos> p0 @f32 +6 p1 @f18 +7 p2 return p3 @f4 +3 p4 return <think>"
 
 
 def test_a_problem_is_judged_by_its_own_solution():
@@ -70,7 +70,7 @@ def test_a_problem_is_judged_by_its_own_solution():
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [(dict(calls=2), "calls must be 3 to 48"), (dict(shape="round"), "shape must be one of"), (dict(depth=1), "depth")],
+    [(dict(calls=2), "calls must be 3 to 40"), (dict(shape="round"), "shape must be one of"), (dict(depth=1), "depth")],
 )
 def test_a_level_that_cannot_be_drawn_is_refused(given, named):
     with pytest.raises(ValueError, match=named):
