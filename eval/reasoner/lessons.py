@@ -72,7 +72,7 @@ class LedgerLesson:
 @dataclass(frozen=True)
 class ProgramLesson:
     family: Family = program
-    size: Size = field(default_factory=lambda: Size(hidden=96, layers=5, head_dim=64, wide=256))
+    size: Size = field(default_factory=lambda: Size(hidden=96, layers=5, head_dim=64, wide=256, back=(1, 2, 3, 5)))
     meanings: tuple[Alike, ...] = (
         Alike((program.DEFINED, program.CALLED, program.CALLER), program.FUNCTIONS),
         Alike((program.NUMBER, program.INCREMENT), program.MOD),

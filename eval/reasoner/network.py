@@ -23,6 +23,7 @@ class Size:
     kv_heads: int = 2
     head_dim: int = 32
     wide: int = 384
+    back: tuple[int, ...] = (1, 2, 3)  #: tokens that the first heads of layer 0 look back, to begin with
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def make_alike(embedding: torch.Tensor, meaning: Alike) -> None:
 
 
 def look_back(attention: torch.nn.Module, size: Size) -> None:
-    """Make the first heads attend 1, 2, 3 tokens back, whatever the tokens.
+    """Make the first heads attend `size.back` tokens back, whatever the tokens.
 
     With a constant key u, rotated by its position j, and a constant query u rotated back by d and then by its position
     i, the logit is u . R(j - i + d) u, largest at j = i - d.
@@ -89,7 +90,7 @@ def look_back(attention: torch.nn.Module, size: Size) -> None:
     used = min(ROTATIONS, half)
     angles = THETA ** (-torch.arange(0, dim, 2).float() / dim)[:used]
     group = size.heads // size.kv_heads
-    for head, back in zip(range(size.heads), (1, 2, 3), strict=False):
+    for head, back in enumerate(size.back):
         query, key = head * dim, head // group * dim
         attention.q_proj.weight[query : query + dim] *= 0.1
         attention.k_proj.weight[key : key + dim] *= 0.1

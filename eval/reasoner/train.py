@@ -1,7 +1,7 @@
 """Train a reasoner: `python -m eval.reasoner.train --task program --out DIR --minutes 60 --seed 0`.
 
 A Qwen2 of half a million parameters or more, from nothing, on one CPU core or a GPU. What makes it learn in an hour:
-layer 0 begins with heads that look one, two and three tokens back (through Qwen2's query and key biases); short
+layer 0 begins with heads that look a few tokens back (through Qwen2's query and key biases); short
 problems come before long ones; matrices are updated by Muon, the rest by AdamW.
 
 Writes what SGLang and transformers load, and `training.json`: arguments, versions, what was reached. The schedule goes
