@@ -85,6 +85,34 @@ def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[floa
     return (fmean(differences) if both else math.nan), error, len(both)
 
 
+def sign_flip(differences: Sequence[int]) -> float:
+    """Two-sided p of the exact sign-flip test: the chance of a sum this far from 0, were each difference as likely of
+    the other sign.
+
+    One difference a problem, as whole numbers of samples. Of differences of one it is McNemar's exact test.
+    """
+    sizes = [abs(difference) for difference in differences if difference]
+    chances = {0: 1.0}
+    for size in sizes:
+        after: dict[int, float] = {}
+        for total, chance in chances.items():
+            for moved in (total - size, total + size):
+                after[moved] = after.get(moved, 0.0) + chance / 2
+        chances = after
+    reached = abs(sum(differences))
+    return min(1.0, math.fsum(chance for total, chance in chances.items() if abs(total) >= reached))
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """p values of several tests, adjusted so that the chance of any false one stays below the level (Holm 1979)."""
+    order = sorted(range(len(chances)), key=lambda i: chances[i])
+    adjusted, least = [0.0] * len(chances), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(chances) - rank) * chances[i]))
+        adjusted[i] = least
+    return adjusted
+
+
 def loops(tokens: Sequence[Any], longest: int = 64, times: int = 4) -> bool:
     """Whether the end is one piece of up to `longest` tokens (or words), said `times` times or more."""
     for period in range(1, min(longest, len(tokens) // times) + 1):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from eval.accuracy.statistics import loops, paired, pass_at, report, standard_error
+from eval.accuracy.statistics import holm, loops, paired, pass_at, report, sign_flip, standard_error
 from tests.unit.accuracy.samples import row
 
 
@@ -53,6 +53,34 @@ def test_pairs_are_of_the_problems_both_have():
     assert (mean, count) == (0.5, 2)
     assert error == pytest.approx(0.5)
     assert paired({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 0.0}) == (0.0, 0.0, 2)
+
+
+@pytest.mark.parametrize("more", [0, 1, 3, 10, 150])
+@pytest.mark.parametrize("fewer", [0, 1, 4])
+def test_of_one_sample_a_problem_it_is_mcnemars_test(more, fewer):
+    from scipy.stats import binomtest
+
+    told = binomtest(more, more + fewer).pvalue if more + fewer else 1.0
+    assert sign_flip([1] * more + [0] * 50 + [-1] * fewer) == pytest.approx(told, rel=1e-9)
+
+
+@pytest.mark.parametrize("differences", [[3, -1, 2, 0, 1], [2, 2, 2], [-8, 1, 1], [5], []])
+def test_signs_are_flipped_in_every_way(differences):
+    import itertools
+
+    flips = [sum(s * d for s, d in zip(signs, differences, strict=True))
+             for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    as_far = sum(abs(total) >= abs(sum(differences)) for total in flips)
+    assert sign_flip(differences) == pytest.approx(as_far / len(flips))
+    assert sign_flip([-d for d in differences]) == sign_flip(differences)
+
+
+def test_holm_adjusts_step_by_step():
+    # Worked by hand: 3 x 0.01, 2 x 0.02, then the largest, which may not fall below the one before.
+    assert holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize(
