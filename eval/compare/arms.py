@@ -1,34 +1,72 @@
-"""What is compared: a policy at an interval, a window and a ratio."""
+"""What is compared: a policy at an interval, a window, a ratio and a floor."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_rpc.policy.resolve import NAMES
+
 FULL = "full"
+#: What every comparison has beside the full KV cache: chance, and the newest entries.
+BASELINES = ("random", "streaming")
+
+
+def label(policy: str) -> str:
+    """The policy's name in files and tables: of `package.module:function` the last two parts.
+
+    It says nothing of the other policies, so that a folder may get more of them.
+    """
+    module, _, function = policy.partition(":")
+    last = module.rpartition(".")[2]
+    short = policy if not function else function if function == last else f"{last}-{function}"
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-.") or "policy"
+    return re.sub(r"\W+", "-", policy) if policy not in NAMES and safe in (*NAMES, FULL) else safe
 
 
 @dataclass(frozen=True)
 class Arm:
-    policy: str  #: or `full`: nothing is evicted
+    policy: str  #: as --rpc-policy takes it, or `full`: nothing is evicted
     interval: int
     window: int
     ratio: float
+    min_kept: int = 0
+
+    @property
+    def label(self) -> str:
+        return label(self.policy)
 
     @property
     def name(self) -> str:
-        return FULL if self.policy == FULL else f"{self.policy}-P{self.interval}-R{self.window}-c{self.ratio:g}"
+        if self.policy == FULL:
+            return FULL
+        floor = f"-F{self.min_kept}" if self.min_kept else ""
+        return f"{self.label}-P{self.interval}-R{self.window}-c{self.ratio:g}{floor}"
 
     @property
     def rpc(self) -> dict[str, Any]:
         """custom_params.rpc of its requests."""
         if self.policy == FULL:
             return {"enabled": False}
-        return {"interval": self.interval, "window": self.window, "ratio": self.ratio}
+        floor = {"min_kept": self.min_kept} if self.min_kept else {}
+        return {"interval": self.interval, "window": self.window, "ratio": self.ratio, **floor}
 
 
-def arms(policies: Sequence[str], intervals: Sequence[int], window: int, ratios: Sequence[float]) -> list[Arm]:
+def arms(
+    policies: Sequence[str],
+    intervals: Sequence[int],
+    window: int,
+    ratios: Sequence[float],
+    min_kept: Sequence[int] = (0,),
+) -> list[Arm]:
     """Full first; a policy's arms stand together."""
-    made = [Arm(p, interval, window, ratio) for p in policies for interval in intervals for ratio in ratios]
+    made = [
+        Arm(policy, interval, window, ratio, least)
+        for policy in policies
+        for interval in intervals
+        for ratio in ratios
+        for least in min_kept
+    ]
     return [Arm(FULL, max(intervals), window, min(ratios)), *made]

@@ -1,7 +1,7 @@
 """Several comparisons beside each other: `python -m eval.compare.ladder --results DIR ... --out DIR`.
 
 Each DIR was written by eval.compare, all with the same policies; writes `ladder.md` (a table, a column a task and
-ratio) and `ladder.png`, `ladder.svg` (a panel a task).
+number of KV entries held) and `ladder.png`, `ladder.svg` (a panel a task).
 """
 
 from __future__ import annotations
@@ -11,33 +11,52 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from eval.compare import written
+from eval.compare import fair, written
 from eval.compare.arms import FULL
-from eval.compare.plots import STYLES
+from eval.compare.fair import Column
+from eval.compare.plots import style
+
+#: Below the table.
+LEGEND = (
+    "Over each column: KV entries of generated tokens that a request held, mean / peak, of the column's best policy. "
+    "Bold: the best, and all that are not behind it by more than the standard error of the difference, taken problem "
+    "by problem."
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
     task: str
     rows: list[dict[str, str]]  #: of its summary.csv
-
-    def of(self, policy: str, ratio: float) -> dict[str, str] | None:
-        return next((r for r in self.rows if r["policy"] == policy and float(r["ratio"]) == ratio), None)
+    shares: dict[str, dict[str, float]]  #: of its problems.csv
 
     @property
     def full(self) -> dict[str, str]:
         return next(row for row in self.rows if row["policy"] == FULL)
 
+    @property
+    def level(self) -> str:
+        return self.task.partition(":")[2] or self.task
+
+    @property
+    def columns(self) -> dict[Column, list[fair.Row]]:
+        return fair.columns(self.rows)
+
 
 def load(directory: Path) -> Comparison:
     """Raises OSError or ValueError if eval.compare has not written a whole table there."""
     task, rows = written.said(directory)["task"], written.summary(directory)
-    if len({(row["policy"], row["ratio"]) for row in rows}) < len(rows):
+    if len({(row["policy"], *fair.column_of(row)[2:]) for row in rows}) < len(rows):
         raise ValueError(f"{directory / 'summary.csv'} has several intervals, of which a table can show one")
     if not any(row["policy"] == FULL for row in rows):
         raise ValueError(f"{directory / 'summary.csv'} has no row of the full KV cache")
-    return Comparison(task, rows)
+    shares = written.problems(directory)
+    lacking = [row["arm"] for row in rows if row["arm"] not in shares]
+    if lacking:
+        raise ValueError(f"{directory / 'problems.csv'} has no column {lacking[0]}; write it again with eval.compare")
+    return Comparison(task, rows, shares)
 
 
 def policies(found: Sequence[Comparison]) -> list[str]:
@@ -45,82 +64,74 @@ def policies(found: Sequence[Comparison]) -> list[str]:
     return list(dict.fromkeys(row["policy"] for one in found for row in one.rows if row["policy"] != FULL))
 
 
-def ratios(found: Sequence[Comparison]) -> list[float]:
-    return sorted({float(row["ratio"]) for one in found for row in one.rows if row["policy"] != FULL})
-
-
 def markdown(found: Sequence[Comparison]) -> str:
-    """Accuracy in percent with its standard error; the best policy of a column in bold, with all that tie with it."""
-    columns = [(one, ratio) for one in found for ratio in ratios([one])]
+    """Accuracy in percent with its standard error, a column for each number of KV entries held."""
+    columns = [(one, column, rows) for one in found for column, rows in one.columns.items()]
+    heads = [f"{one.level}: {fair.entries(fair.leader(rows))}" for one, _, rows in columns]
     lines = [
-        "| policy | " + " | ".join(f"{one.task.partition(':')[2] or one.task}, c = {c:g}" for one, c in columns) + " |",
+        "| policy | " + " | ".join(heads) + " |",
         "|---" * (len(columns) + 1) + "|",
-        "| full KV | " + " | ".join(_cell(one.full) for one, _ in columns) + " |",
+        "| full KV | " + " | ".join(_cell(one.full) for one, _, _ in columns) + " |",
     ]
     for policy in policies(found):
         cells = []
-        for one, ratio in columns:
-            row = one.of(policy, ratio)
-            best = max(float(r["accuracy"]) for p in policies(found) if (r := one.of(p, ratio)) is not None)
-            text = "not run" if row is None else _cell(row)
-            cells.append(f"**{text}**" if row is not None and 0 < best == float(row["accuracy"]) else text)
+        for one, _, rows in columns:
+            row = next((row for row in rows if row["policy"] == policy), None)
+            if row is None:
+                cells.append("not run")
+                continue
+            text = _cell(row) + (" †" if row in fair.others(rows) else "")
+            cells.append(f"**{text}**" if row["arm"] in fair.ties(rows, one.shares) else text)
         lines.append(f"| `{policy}` | " + " | ".join(cells) + " |")
-    kv = [one.of(policies(found)[0], ratio) for one, ratio in columns]
-    lines.append("| KV held, most / end | " + " | ".join(_kv(row) for row in kv) + " |")
-    return "\n".join(lines) + "\n"
+    lines.append("| setting | " + " | ".join(fair.setting(column) for _, column, _ in columns) + " |")
+    return "\n".join([*lines, "", LEGEND, *_others(columns)]) + "\n"
 
 
-def _cell(row: dict[str, str]) -> str:
+def _others(columns: Sequence[tuple[Comparison, Column, list[fair.Row]]]) -> list[str]:
+    """What stands below the table of cells that are not at the KV entries over their column."""
+    told = [
+        f"`{row['policy']}` {fair.entries(row)} ({one.level}, {fair.setting(column)})"
+        for one, column, rows in columns
+        for row in fair.others(rows)
+    ]
+    return ["", f"† Held more than 1 % more or fewer KV entries: {'; '.join(told)}."] if told else []
+
+
+def _cell(row: fair.Row) -> str:
     return f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['error']):.1f}"
 
 
-def _kv(row: dict[str, str] | None) -> str:
-    return "" if row is None else f"{float(row['peak_share']):.0%} / {float(row['held_share']):.0%}"
-
-
 def plot(found: Sequence[Comparison], out: Path) -> list[Path]:
-    """Bars of accuracy, a panel a task; paler: a higher ratio. Whiskers are 95 % intervals."""
+    """Bars of accuracy, a panel a task; paler: fewer KV entries held. Whiskers are 95 % intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "eval", "font.size": 9})
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
-    names, every = policies(found), ratios(found)
+    names = policies(found)
     figure, axes = pyplot.subplots(
-        1, len(found), figsize=(1.2 + 2.9 * len(found), 3.2), layout="constrained", sharey=True, squeeze=False
+        1, len(found), figsize=(1.2 + 2.9 * len(found), 3.8), layout="constrained", sharey=True, squeeze=False
     )
     for axis, one in zip(axes[0], found, strict=True):
-        own = ratios([one])
-        width = 0.8 / len(own)
+        columns = sorted(one.columns.values(), key=lambda rows: -(fair.number(fair.leader(rows), "mean_entries") or 0))
         axis.axhline(float(one.full["accuracy"]), color="black", lw=1, ls="--")
-        for i, policy in enumerate(names):
-            for j, ratio in enumerate(own):
-                row = one.of(policy, ratio)
-                if row is None:
-                    continue
-                value = float(row["accuracy"])
-                whisker = [
-                    [max(0.0, value - float(row["accuracy_low"]))],
-                    [max(0.0, float(row["accuracy_high"]) - value)],
-                ]
-                axis.bar(
-                    i + (j - (len(own) - 1) / 2) * width,
-                    value,
-                    width,
-                    yerr=whisker,
-                    capsize=2,
-                    error_kw={"lw": 0.8},
-                    color=STYLES.get(policy, ("C0", ""))[0],
-                    alpha=_strength(ratio, every),
-                )
-        axis.set_xticks(range(len(names)), names, rotation=60)
-        axis.set_title(f"{one.task}, {one.full['problems']} problems", fontsize=9)
+        told = []
+        for j, rows in enumerate(columns):
+            strength = 1 - 0.7 * j / max(1, len(columns) - 1)
+            told.append(Patch(color="0.3", alpha=strength, label=fair.entries(fair.leader(rows))))
+            for row in rows:
+                _bar(axis, row, names.index(row["policy"]), j, len(columns), strength)
+        axis.legend(
+            handles=told, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(told), frameon=False
+        )
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+        axis.set_title(f"{one.task}, {one.full['problems']} problems", fontsize=9, pad=20)
         axis.set_ylim(0, 1.05)
         axis.grid(axis="y", alpha=0.25)
     axes[0][0].set_ylabel("accuracy (dashed: full KV)")
-    listed = ", ".join(f"{ratio:g}" for ratio in every)
-    figure.supxlabel(f"c = {listed}, paler the higher; whiskers: 95 % intervals", fontsize=8)
+    figure.supxlabel("beside the bars' shades: KV entries held, mean / peak; whiskers: 95 % intervals", fontsize=8)
     written = [out / f"ladder.{suffix}" for suffix in ("png", "svg")]
     for path in written:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -128,8 +139,19 @@ def plot(found: Sequence[Comparison], out: Path) -> list[Path]:
     return written
 
 
-def _strength(ratio: float, every: Sequence[float]) -> float:
-    return 1 - 0.7 * every.index(ratio) / max(1, len(every) - 1)
+def _bar(axis: Any, row: fair.Row, place: int, part: int, parts: int, strength: float) -> None:
+    value, width = float(row["accuracy"]), 0.8 / parts
+    whisker = [[max(0.0, value - float(row["accuracy_low"]))], [max(0.0, float(row["accuracy_high"]) - value)]]
+    axis.bar(
+        place + (part - (parts - 1) / 2) * width,
+        value,
+        width,
+        yerr=whisker,
+        capsize=2,
+        error_kw={"lw": 0.8},
+        color=style(row["policy"], place)[0],
+        alpha=strength,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

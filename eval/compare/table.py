@@ -13,14 +13,16 @@ from typing import Any
 from eval.accuracy.errors import EvalError
 from eval.accuracy.statistics import paired, report
 from eval.accuracy.store import read
+from eval.compare import entries, fair
 from eval.compare.arms import FULL, Arm
 
 COLUMNS = (
-    *("arm", "policy", "interval", "window", "ratio", "problems", "samples"),
+    *("arm", "policy", "interval", "window", "ratio", "min_kept", "problems", "samples"),
     *("accuracy", "error", "accuracy_low", "accuracy_high"),
     *("to_full", "to_full_error", "to_full_low", "to_full_high"),
     *("no_answer", "truncated", "looping", "compressed", "tokens"),
-    *("held_share", "peak_share", "held_bytes", "peak_bytes", "tok_s"),
+    *("mean_entries", "peak_entries", "held_entries", "mean_share", "peak_share", "held_share"),
+    *("mean_bytes", "peak_bytes", "held_bytes", "tok_s"),
 )
 Z = 1.96  #: of a 95 % interval
 #: What arms must have in common, of their configuration.
@@ -93,13 +95,31 @@ def wilson(share: float, error: float, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def peak(row: dict[str, Any]) -> int:
-    """Most generated KV entries that a sample held at once: at its end, or just before its last due compression."""
-    receipt = row["receipt"]
-    done = receipt["compressions"] - receipt["early"]
-    interval, window = receipt["interval"], receipt["window"]
-    before_last = (done - 1) * int(interval / receipt["ratio"]) + window + interval if done > 0 else 0
-    return max(receipt["held"], before_last)
+def held(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """KV entries that samples held, means over samples: over their lives, at the peak, at the end; and as shares of
+    what they would have held uncompressed. None where a receipt does not tell."""
+    saws, ends, lengths = [], [], []
+    for row in rows:
+        receipt, tokens = row["receipt"], row["tokens"]
+        saws.append(entries.of_receipt(receipt) if receipt else entries.uncompressed(tokens))
+        ends.append(receipt["held"] if receipt else tokens)
+        lengths.append(receipt["generated"] if receipt else tokens)
+    known = [saw for saw in saws if saw is not None]
+    whole, full = len(known) == len(saws), entries.uncompressed(fmean(lengths))
+    mean = fmean(saw.mean for saw in known) if whole else None
+    peak = fmean(saw.peak for saw in known) if whole else None
+    return {
+        "mean_entries": mean,
+        "peak_entries": peak,
+        "held_entries": fmean(ends),
+        "mean_share": _times(mean, 1 / full.mean),
+        "peak_share": _times(peak, 1 / full.peak),
+        "held_share": fmean(ends) / full.end,
+    }
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return None if value is None or factor is None else value * factor
 
 
 def _row(
@@ -108,20 +128,14 @@ def _row(
     found = report(rows)
     low, high = wilson(found.accuracy, found.error, found.problems)
     difference, error, _ = paired(shares(rows), full)
-    receipts = [row for row in rows if row["receipt"]]
-    if arm.policy == FULL or not receipts:
-        held = most = fmean(row["tokens"] for row in rows)
-        held_share = peak_share = 1.0
-    else:
-        held, most = (fmean(of) for of in ([row["receipt"]["held"] for row in receipts], map(peak, receipts)))
-        generated = fmean(row["receipt"]["generated"] for row in receipts)
-        held_share, peak_share = held / generated, most / generated
+    kv = held(rows)
     return {
         "arm": arm.name,
-        "policy": arm.policy,
+        "policy": arm.label,
         "interval": arm.interval,
         "window": arm.window,
         "ratio": arm.ratio,
+        "min_kept": arm.min_kept,
         "problems": found.problems,
         "samples": found.samples,
         "accuracy": found.accuracy,
@@ -137,10 +151,8 @@ def _row(
         "looping": found.looping,
         "compressed": found.compressed,
         "tokens": found.tokens,
-        "held_share": held_share,
-        "peak_share": peak_share,
-        "held_bytes": None if entry_bytes is None else held * entry_bytes,
-        "peak_bytes": None if entry_bytes is None else most * entry_bytes,
+        **kv,
+        **{f"{name}_bytes": _times(kv[f"{name}_entries"], entry_bytes) for name in ("mean", "peak", "held")},
         # Of a server that is kept busy with `concurrency` samples.
         "tok_s": concurrency * sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows),
     }
@@ -179,14 +191,31 @@ def write_conditions(found: Samples, out: Path) -> None:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of a terminal, column by column of equal settings, and what may not be compared in it."""
+    grouped = fair.columns(rows)
+    every = [row for row in rows if row["policy"] == FULL] + [row for column in grouped.values() for row in column]
+    wide = max([24, *(len(row["arm"]) for row in every)])
     lines = [
-        f"{'arm':<24} {'accuracy (95 %)':>21} {'to full (95 %)':>24} {'KV held':>8} {'peak':>6} {'tokens':>7} "
-        f"{'tok/s':>7}"
+        f"{'arm':<{wide}} {'accuracy (95 %)':>21} {'to full (95 %)':>24} {'KV mean':>13} {'peak':>12} {'end':>12} "
+        f"{'tokens':>7} {'tok/s':>7}"
     ]
-    for row in rows:
+    for row in every:
+        kv = [_entries(row, name) for name in ("mean", "peak", "held")]
         lines.append(
-            f"{row['arm']:<24} {row['accuracy']:>7.3f} ({row['accuracy_low']:.3f}-{row['accuracy_high']:.3f}) "
+            f"{row['arm']:<{wide}} {row['accuracy']:>7.3f} ({row['accuracy_low']:.3f}-{row['accuracy_high']:.3f}) "
             f"{row['to_full']:>+8.3f} ({row['to_full_low']:+.3f}, {row['to_full_high']:+.3f}) "
-            f"{row['held_share']:>7.1%} {row['peak_share']:>6.1%} {row['tokens']:>7.0f} {row['tok_s']:>7.0f}"
+            f"{kv[0]:>13} {kv[1]:>12} {kv[2]:>12} {row['tokens']:>7.0f} {row['tok_s']:>7.0f}"
         )
+    for column in grouped.values():
+        best = fair.leader(column)
+        lines += [
+            f"{row['arm']} held {fair.entries(row)} KV entries (mean / peak), {best['arm']} {fair.entries(best)}: "
+            "not at equal KV"
+            for row in fair.others(column)
+        ]
     return "\n".join(lines)
+
+
+def _entries(row: dict[str, Any], name: str) -> str:
+    count, share = row[f"{name}_entries"], row[f"{name}_share"]
+    return "not known" if count is None else f"{count:.0f} ({share:.1%})"
