@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.accuracy import store
 from tests.conftest import ROOT
 from tests.engine.engines import Golden
 from tests.engine.servers import server
@@ -66,3 +67,29 @@ def test_it_is_served_by_its_name(python, goldens, tmp_path):
         status, info = running.call("/server_info")
         assert status == 200
         assert '"long-keys"' in json.dumps(info)
+
+
+def test_it_is_compared_by_its_name(python, tmp_path):
+    # One policy's share of a comparison: the others' would start a server each.
+    program = """if True:
+        import sys
+        from eval.compare import __main__ as compare, options
+        asked = options.parser("").parse_args(sys.argv[1:])
+        compare._claim(asked)
+        compare._measure([arm for arm in options.arms_of(asked) if arm.policy == "long-keys"], asked)
+    """
+    model = str(ROOT / "eval" / "reasoner" / "model")
+    flags = "--task reasoner:near --problems 2 --policies long-keys --ratios 4 --min-kept 24"
+    done = subprocess.run(
+        [python, "-c", program, "--model-path", model, *flags.split(), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=clean(PYTHONPATH=str(ROOT)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    config, rows = store.read(tmp_path / "long-keys-P64-R32-c4-F24.jsonl")
+    assert config is not None
+    assert config["server"]["rpc"]["policy"] == "long-keys"
+    assert [row["problem"] for row in sorted(rows, key=lambda row: row["problem"])] == ["near-0-0", "near-0-1"]
+    assert all(row["receipt"]["compressions"] > 0 and row["receipt"]["min_kept"] == 24 for row in rows)
