@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from eval.bench import summary, table
+from eval.compare import ladder, registration, verdict, written
 from eval.trace_view import reader
 
 RESULTS = Path(__file__).resolve().parents[2] / "eval" / "results"
@@ -20,6 +21,32 @@ def test_a_committed_summary_is_what_its_rows_give(folder, tmp_path):
 
 def test_there_are_tables():
     assert len(TABLES) == 12
+
+
+def test_the_committed_ladder_is_what_its_comparisons_give():
+    found = [ladder.load(RESULTS / f"cpu-reasoner-{level}") for level in ("near", "far")]
+    assert (RESULTS / "cpu-reasoner-ladder" / "ladder.md").read_text("utf-8") == ladder.markdown(found)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(RESULTS.glob("cpu-reasoner-*/problems.csv")), ids=lambda path: path.parent.name
+)
+def test_a_committed_comparison_can_be_read(folder):
+    rows, shares = written.summary(folder.parent), written.problems(folder.parent)
+    assert [row["arm"] for row in rows] == list(shares)
+    assert all(float(row["held_entries"]) <= float(row["peak_entries"]) + 1e-3 for row in rows)
+    assert all(0.5 * (1 + float(row["held_entries"])) - 1 < float(row["mean_entries"]) for row in rows)
+
+
+def test_a_committed_verdict_is_what_its_registration_gives():
+    registered: dict[str, list[Path]] = {}
+    for path in sorted(RESULTS.glob(f"*/{registration.NAME}")):
+        registered.setdefault(path.read_text("utf-8"), []).append(path.parent)
+    for folders in registered.values():
+        said, found = verdict.load(folders)
+        text = verdict.markdown(said, found, verdict.judged(said, found))
+        committed = [folder / "verdict.md" for folder in folders if (folder / "verdict.md").exists()]
+        assert [path.read_text("utf-8") for path in committed] == [text], folders
 
 
 def test_the_committed_trace_can_be_shown():
