@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from eval.accuracy import tasks
 from eval.accuracy.errors import EvalError
 from eval.accuracy.statistics import standard_error
 from eval.accuracy.store import read
-from eval.accuracy.verdict import Problem
+from eval.accuracy.tasks import Task
 from eval.compare import entries, written
 
 END_OF_THOUGHTS = "</think>"
@@ -34,11 +34,14 @@ class Losses:
     after: list[tuple[float, float]]  #: first wrong after that many compressions, from 0 to the last where one was
 
 
-def right_words(problem: Problem) -> list[str]:
-    """The only right text, token by token. Raises EvalError for a problem that has many."""
-    if problem.thoughts is None:
-        raise EvalError(f"the right thoughts of {problem.id} are not known; only tasks of the reasoners tell them")
-    return [*problem.thoughts.split(), END_OF_THOUGHTS, *str(problem.expected).split()]
+def right_texts(task: Task) -> dict[str, list[str]]:
+    """The only right text of each problem, token by token. Raises EvalError for a task whose problems have many."""
+    if not task.thoughts:
+        raise EvalError("the task has no thoughts that alone are right; only the small reasoners' tasks have")
+    return {
+        problem.id: [*task.thoughts[problem.id].split(), END_OF_THOUGHTS, *str(problem.expected).split()]
+        for problem in task.problems
+    }
 
 
 def first_wrong(right: Sequence[str], row: Mapping[str, Any]) -> int | None:
@@ -64,11 +67,11 @@ def compressions_before(token: int, receipt: Mapping[str, Any]) -> int:
     return int(receipt["compressions"])
 
 
-def of_arm(arm: str, rows: Sequence[Mapping[str, Any]], problems: Mapping[str, Problem]) -> Losses:
-    """Of an arm's samples of these problems."""
+def of_arm(arm: str, rows: Sequence[Mapping[str, Any]], right: Mapping[str, list[str]]) -> Losses:
+    """Of an arm's samples, beside the right text of each problem."""
     marks: dict[str, list[int | None]] = {}
     for row in rows:
-        token = first_wrong(right_words(problems[row["problem"]]), row)
+        token = first_wrong(right[row["problem"]], row)
         after = None if token is None else compressions_before(token, row["receipt"])
         marks.setdefault(row["problem"], []).append(after)
 
@@ -84,13 +87,11 @@ def of_folder(directory: Path) -> list[Losses]:
     """Raises OSError, ValueError or EvalError if it has no samples, or of another task."""
     said, summary = written.said(directory), written.summary(directory)
     count = max(int(row["problems"]) for row in summary)
-    task = tasks.find(said["task"], count, said["problem_seed"])
-    problems = {problem.id: problem for problem in task.problems}
-    samples = {row["arm"]: _samples(directory / f"{row['arm']}.jsonl", problems) for row in summary}
-    return [of_arm(arm, rows, problems) for arm, rows in samples.items()]
+    right = right_texts(tasks.find(said["task"], count, said["problem_seed"]))
+    return [of_arm(row["arm"], _samples(directory / f"{row['arm']}.jsonl", right), right) for row in summary]
 
 
-def _samples(path: Path, problems: Mapping[str, Problem]) -> list[dict[str, Any]]:
+def _samples(path: Path, problems: Container[str]) -> list[dict[str, Any]]:
     if not path.exists():
         raise EvalError(f"{path} is not there; losses are read from samples, which only a run leaves")
     return [row for row in read(path)[1] if row["problem"] in problems]

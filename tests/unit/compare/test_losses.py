@@ -2,13 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
 from eval.accuracy import tasks
-from eval.accuracy.verdict import Problem
+from eval.accuracy.errors import EvalError
 from eval.compare import losses
-from eval.reasoner import task as ledger
+from eval.reasoner import words
 
 RECEIPT = {"interval": 64, "window": 32, "ratio": 4.0, "min_kept": 0, "compressions": 8, "generated": 557}
 
@@ -27,17 +28,21 @@ def test_dates_on_which_nothing_is_evicted_do_not_count():
     assert losses.compressions_before(557, {**RECEIPT, "compressions": 0}) == 0
 
 
-def test_it_is_the_ledgers_own_first_wrong():
-    problem = ledger.problems(ledger.LADDER["near"], 1, seed=3)[0]
-    (told,) = tasks.reasoner("near", 1, seed=3).problems
-    right = losses.right_words(told)
-    assert ledger.encode(" ".join(right)) == [*problem.thoughts, ledger.END_THINK, *problem.answer]
-    for place in (0, 100, 300, len(problem.thoughts) - 1, None):
+@pytest.mark.parametrize("kind", tasks.MADE_UP)
+def test_it_is_the_tasks_own_first_wrong(kind):
+    family, level = tasks.MADE_UP[kind]
+    problem = words.problems(family, family.LADDER[level], 1, seed=3)[0]
+    (right,) = losses.right_texts(tasks.find(kind, 1, seed=3)).values()
+    assert family.WORDS.encode(" ".join(right)) == [*problem.thoughts, words.END_THINK, *problem.answer]
+    for place in (0, 50, len(problem.thoughts) - 1, None):
         thoughts = list(problem.thoughts)
         if place is not None:
-            thoughts[place] = ledger.ID["A0"] if thoughts[place] != ledger.ID["A0"] else ledger.ID["A1"]
-        row = {"thoughts": " " + ledger.decode(thoughts) + " ", "said": f" {told.expected} <eos>"}
-        assert losses.first_wrong(right, row) == ledger.first_wrong(problem, [*thoughts, ledger.END_THINK]) == place
+            thoughts[place] = words.PAD
+        row = {
+            "thoughts": f" {family.WORDS.decode(thoughts)} ",
+            "said": f" {family.WORDS.decode(problem.answer)} <eos>",
+        }
+        assert losses.first_wrong(right, row) == words.first_wrong(problem, [*thoughts, words.END_THINK]) == place
 
 
 @pytest.mark.parametrize(
@@ -52,14 +57,14 @@ def test_it_is_the_ledgers_own_first_wrong():
     ],
 )
 def test_the_end_of_the_thoughts_and_the_answer_count_too(thoughts, said, token):
-    right = losses.right_words(Problem("p", "?", "1 2", thoughts="a b"))
+    right = ["a", "b", losses.END_OF_THOUGHTS, "1", "2"]
     assert losses.first_wrong(right, {"thoughts": thoughts, "said": said}) == token
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Four problems; of `rpc` one is right, two go wrong after the first compression and one after the third."""
-    problems = tasks.reasoner("far", 4, seed=0).problems
+    task = tasks.find("reasoner:far", 4, seed=0)
     (tmp_path / "comparison.json").write_text(json.dumps({"task": "reasoner:far", "problem_seed": 0}))
     with (tmp_path / "summary.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -68,12 +73,12 @@ def folder(tmp_path):
         writer.writerow(["rpc-P64-R32-c4", "rpc", 64, 32, 4, 4, 116])
     for arm, wrong in (("full", [None] * 4), ("rpc-P64-R32-c4", [None, 97, 120, 230])):
         lines = [{"config": {}, "said": {}}]
-        for problem, token in zip(problems, wrong, strict=True):
-            words = problem.thoughts.split()
+        for problem, token in zip(task.problems, wrong, strict=True):
+            thoughts = task.thoughts[problem.id].split()
             if token is not None:
-                words[token] = "<pad>"
+                thoughts[token] = "<pad>"
             receipt = {**RECEIPT, "compressions": 0 if arm == "full" else 8}
-            row = {"problem": problem.id, "sample": 0, "thoughts": " ".join(words), "said": problem.expected}
+            row = {"problem": problem.id, "sample": 0, "thoughts": " ".join(thoughts), "said": problem.expected}
             lines.append({**row, "receipt": receipt})
         (tmp_path / f"{arm}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
@@ -97,5 +102,6 @@ def test_without_samples_or_right_thoughts_there_is_no_table(folder, capsys):
     (folder / "full.jsonl").unlink()
     assert losses.main(["--results", str(folder)]) == 1
     assert "full.jsonl is not there" in capsys.readouterr().err
-    with pytest.raises(losses.EvalError, match="the right thoughts of p are not known"):
-        losses.right_words(Problem("p", "?", "1"))
+    task = tasks.find("reasoner:far", 4, seed=0)
+    with pytest.raises(EvalError, match="no thoughts that alone are right"):
+        losses.right_texts(replace(task, thoughts={}))
