@@ -1,15 +1,16 @@
 """A small program with calls: problems whose solution needs a stack that stands nowhere but in the thoughts.
 
     prompt   <bos> p0 @f7 +3 p1 @f2 +9 p2 return p3 @f5 +1 ... <think>     a call adds to the caller's number
-    thoughts p0 call _ f7 3 3            a call: line, caller, function, its number, sum of all numbers so far
-             p1 call _f7 f2 2 5
+    thoughts p0 call f7 3 3              a call: line, function, its number, sum of all numbers so far
+             p1 call f2 2 5
              p2 return _f7 3 8           a return: line, the function that goes on, its number, the sum
-             p3 call _f7 f5 4 2 ...
+             p3 call f5 4 2 ...
     answer   </think> _f7 3 1 <eos>      the last line: where it ended, the number, the sum
 
 All numbers are mod 10. A return must look up who called the function that ends, and what the caller's number is. Both
-stand where the caller was called, which may be one line back or the whole trace. No line asks for them in between, as
-the ledger's lines do; a number is said again at each return to its function. The sum carries each wrong number on.
+stand where a function was called: in the line before, and in its own. That may be a few lines back, or the whole trace.
+Nothing asks for them in between, as the ledger's lines do; a number is said again at each return to its function. The
+sum carries each wrong number on.
 
 Difficulty has three dials: `calls`, `shape` and `depth`, the most functions open at once (of `walk`):
 
@@ -36,7 +37,6 @@ WORDS = Vocabulary(
         *FRAME,
         "call",
         "return",
-        "_",
         *(f"+{d}" for d in range(MOD)),
         *(f"{d}" for d in range(MOD)),
         *(f"@f{i}" for i in range(FUNCTIONS)),
@@ -45,8 +45,8 @@ WORDS = Vocabulary(
         *(f"p{i}" for i in range(2 * FUNCTIONS)),
     )
 )
-CALL, RETURN, NOBODY, INCREMENT, NUMBER, DEFINED, CALLED, CALLER, LINE = (
-    WORDS[word] for word in ("call", "return", "_", "+0", "0", "@f0", "f0", "_f0", "p0")
+CALL, RETURN, INCREMENT, NUMBER, DEFINED, CALLED, CALLER, LINE = (
+    WORDS[word] for word in ("call", "return", "+0", "0", "@f0", "f0", "_f0", "p0")
 )
 
 
@@ -72,7 +72,7 @@ class Level:
 
     @property
     def thought_tokens(self) -> int:
-        return 11 * self.calls - 5
+        return 10 * self.calls - 5
 
 
 LADDER = {
@@ -119,7 +119,7 @@ def _run(lines: list[bool], functions: list[int], increments: list[int]) -> list
             function, increment = next(coming)
             prompt += [LINE + number, DEFINED + function, INCREMENT + increment]
             numbers[function] = (numbers[stack[-1]] + increment) % MOD if stack else increment
-            thoughts += [LINE + number, CALL, CALLER + stack[-1] if stack else NOBODY, CALLED + function]
+            thoughts += [LINE + number, CALL, CALLED + function]
             stack.append(function)
         else:
             prompt += [LINE + number, RETURN]

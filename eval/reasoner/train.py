@@ -76,7 +76,7 @@ def train(options: argparse.Namespace) -> None:
     began, step, tokens, reported = time.monotonic(), 0, 0, 0.0
     while (elapsed := time.monotonic() - began) < options.minutes * 60:
         done = elapsed / (options.minutes * 60)
-        factor = min(1.0, 0.05 + done * 50) * (1.0 if done < 0.4 else max(0.01, (1 - done) / 0.6))
+        factor = min(1.0, 0.05 + done * 50) * min(1.0, max(0.01, (1 - done) / (1 - lesson.steady)))
         for optimizer, rate in zip(optimizers, RATES.values(), strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
         rows, level = batch(lesson, stage, options.tokens, generator)

@@ -21,9 +21,9 @@ def run(prompt: list[str]) -> list[str]:
             running.pop()
             out += ["return", f"_{running[-1][0]}"]
         else:
-            caller, before = running[-1] if running else ("", 0)
+            before = running[-1][1] if running else 0
             running.append((word[1:], (before + int(words.pop(0))) % 10))
-            out += ["call", f"_{caller}", word[1:]]
+            out += ["call", word[1:]]
         total = (total + running[-1][1]) % 10
         out += [str(running[-1][1]), str(total)]
     return [*out, "</think>", *out[-3:], "<eos>"]
