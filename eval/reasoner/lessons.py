@@ -74,14 +74,16 @@ class LedgerLesson:
 @dataclass(frozen=True)
 class ProgramLesson:
     family: Family = program
-    size: Size = field(default_factory=lambda: Size(hidden=96, layers=4, head_dim=48, wide=256, back=(1, 3, 4, 5)))
+    size: Size = field(
+        default_factory=lambda: Size(hidden=96, layers=4, heads=6, head_dim=48, wide=256, back=(1, 2, 3, 4, 5, 6))
+    )
     meanings: tuple[Alike, ...] = (
         Alike((program.DEFINED, program.CALLED, program.CALLER), program.FUNCTIONS),
         Alike((program.NUMBER, program.INCREMENT), program.MOD),
     )
     enough: tuple[float, ...] = (0.9, 0.92, 0.95, 0.96, 2.0)
     steady: float = 0.2
-    calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 24), (16, 24, 32), (24, 32, 40))
+    calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 24), (16, 24, 32), (24, 30, 36))
     shapes: Mapping[str, float] = field(default_factory=lambda: {"walk": 0.7, "once": 0.2, "flat": 0.1})
     depths: tuple[int, ...] = (3, 6, 12)
 
@@ -101,7 +103,7 @@ class ProgramLesson:
             _among(target, program.CALL, 2),
             back,
             number & _after(back),
-            number & _among(before, program.CALLED, program.FUNCTIONS),
+            number & _among(before, program.INCREMENT, program.MOD),
             number & _after(number),
         ]
 

@@ -22,8 +22,9 @@ def run(prompt: list[str]) -> list[str]:
             out += ["return", f"_{running[-1][0]}"]
         else:
             before = running[-1][1] if running else 0
-            running.append((word[1:], (before + int(words.pop(0))) % 10))
-            out += ["call", word[1:]]
+            added = words.pop(0)
+            running.append((word[1:], (before + int(added)) % 10))
+            out += ["call", word[1:], added]
         total = (total + running[-1][1]) % 10
         out += [str(running[-1][1]), str(total)]
     return [*out, "</think>", *out[-3:], "<eos>"]
@@ -49,7 +50,7 @@ def depths(level: Level) -> list[int]:
 def test_shapes_ask_for_what_they_say():
     assert depths(Level(5, "once")) == [1, 2, 3, 2, 3, 2, 3, 2, 1]
     assert depths(Level(4, "flat")) == [1, 2, 1, 2, 1, 2, 1]
-    walk = depths(Level(40, "walk", depth=7))
+    walk = depths(Level(36, "walk", depth=7))
     assert (walk[0], walk[-1], max(walk)) == (1, 1, 7)
     assert min(walk[:-1]) >= 1
 
@@ -58,7 +59,7 @@ def test_problems_are_the_same_on_every_machine():
     assert problems(program, Level(8), 3, seed=7) == problems(program, Level(8), 5, seed=7)[:3]
     assert problems(program, Level(8), 3, seed=7) != problems(program, Level(8), 3, seed=8)
     first = program.WORDS.decode(problems(program, Level(3), 1, seed=0)[0].prompt)
-    assert first == "<bos> p0 @f32 +6 p1 @f18 +7 p2 return p3 @f4 +3 p4 return <think>"
+    assert first == "<bos> p0 @f21 +6 p1 @f20 +9 p2 return p3 @f4 +6 p4 return <think>"
 
 
 def test_a_problem_is_judged_by_its_own_solution():
@@ -70,7 +71,7 @@ def test_a_problem_is_judged_by_its_own_solution():
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [(dict(calls=2), "calls must be 3 to 40"), (dict(shape="round"), "shape must be one of"), (dict(depth=1), "depth")],
+    [(dict(calls=2), "calls must be 3 to 36"), (dict(shape="round"), "shape must be one of"), (dict(depth=1), "depth")],
 )
 def test_a_level_that_cannot_be_drawn_is_refused(given, named):
     with pytest.raises(ValueError, match=named):
