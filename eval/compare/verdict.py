@@ -82,6 +82,9 @@ def load(results: Sequence[Path]) -> tuple[Registration, dict[str, Folder]]:
 
 
 def _folder(path: Path, asked: Mapping[str, Any]) -> Folder:
+    other = [name for name, value in written.said(path).items() if asked[name] != value]
+    if other:
+        raise EvalError(f"{path} holds another comparison than was registered: its {other[0]} is another")
     rows = {row["arm"]: row for row in written.summary(path)}
     shares = written.problems(path)
     lacking = [arm for arm in asked["arms"] if arm not in rows or arm not in shares]

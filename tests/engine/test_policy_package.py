@@ -84,7 +84,7 @@ def test_it_is_compared_by_its_name(python, tmp_path):
         [python, "-c", program, "--model-path", model, *flags.split(), "--out", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         env=clean(PYTHONPATH=str(ROOT)),
     )
     assert done.returncode == 0, done.stdout + done.stderr

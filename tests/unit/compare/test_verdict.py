@@ -143,6 +143,7 @@ def test_who_loses_by_more_than_the_error_is_worse(plan):
         ("a folder missing", "must be the folders registered, near, far; got near"),
         ("none registered", "must be folders of one registration"),
         ("two registrations", "must be folders of one registration"),
+        ("another seed", "holds another comparison than was registered: its problem_seed is another"),
         ("an arm missing", "has no complete arm peak-P64-R32-c4 yet"),
         ("other problems", "has 39 problems and is registered for 40"),
         ("cut short", "is no registration"),
@@ -159,6 +160,8 @@ def test_what_was_not_registered_gets_no_verdict(plan, capsys, damage, reason):
             (folder / "registered.json").unlink()
     if damage == "two registrations":
         far.write_text(far.read_text().replace("rpc?", "tova?"))
+    if damage == "another seed":
+        (folders[1] / "comparison.json").write_text('{"task": "reasoner:far", "problem_seed": 8}')
     if damage == "an arm missing":
         problems.write_text(problems.read_text().replace("peak", "speak"))
     if damage == "other problems":
