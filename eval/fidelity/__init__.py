@@ -1,0 +1,1 @@
+"""How far a compressed KV cache changes what a model predicts on real text."""
