@@ -53,7 +53,7 @@ def _the(packages: Path, pattern: str) -> Path:
     found = sorted(packages.glob(pattern))
     if len(found) != 1:
         raise EvalError(
-            f"{len(found)} files match {pattern} here, and one is needed; eval/redundancy/at_hand.py says which"
+            f"{len(found)} files match {pattern} here, and one is needed; this module's description says which"
         )
     return found[0]
 

@@ -1,5 +1,7 @@
 """The results in eval/results are what this version reads and would write."""
 
+import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,9 @@ import pytest
 from eval.accuracy.errors import EvalError
 from eval.bench import summary, table
 from eval.compare import ladder, registration, verdict, written
+from eval.compare.arms import Arm
+from eval.fidelity import summary as fidelity
+from eval.fidelity.rows import Row
 from eval.trace_view import reader
 
 RESULTS = Path(__file__).resolve().parents[2] / "eval" / "results"
@@ -57,3 +62,26 @@ def test_a_committed_verdict_is_what_its_registration_gives():
 def test_the_committed_trace_can_be_shown():
     trace = reader.read(RESULTS / "trace-reasoner" / "trace.jsonl")
     assert len(trace.compressions) == 8
+
+
+def test_a_committed_fidelity_is_what_its_texts_give():
+    """Numbers were rounded to six digits, in both files."""
+    folder = RESULTS / "cpu-smollm2-fidelity"
+    found: dict[Arm, list[Row]] = {}
+    for line in csv.DictReader((folder / "texts.csv").open()):
+        row = Row(**{name: v if name in ("arm", "policy", "text") else float(v) for name, v in line.items()})
+        found.setdefault(Arm(row.policy, int(row.interval), int(row.window), row.ratio), []).append(row)
+    told = list(csv.DictReader((folder / "summary.csv").open()))
+    made = fidelity.summary(found, "rpc")
+    assert [row["arm"] for row in made] == [row["arm"] for row in told]
+    for ours, theirs in zip(made, told, strict=True):
+        assert tuple(theirs) == fidelity.COLUMNS
+        for name in fidelity.COLUMNS[3:]:
+            if ours[name] is None:
+                assert theirs[name] == ""
+            elif math.isnan(ours[name]):
+                assert theirs[name] == "nan"
+            else:
+                assert float(theirs[name]) == pytest.approx(ours[name], rel=1e-3, abs=1e-5), name
+    assert (folder / "summary.md").read_text() == fidelity.markdown(made, found, "rpc")
+    assert (folder / "registered.md").exists()
