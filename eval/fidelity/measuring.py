@@ -63,7 +63,7 @@ class Measuring:
         """One server; none if nothing is left to be measured."""
         if not left:
             return
-        self._check_logits(left)
+        self._check_full(left)
         device = machine.default_device()
         flags = [
             *("--model-path", self.model_path, "--rpc-policy", policy, "--rpc-query-slots", str(len(self.texts))),
@@ -81,16 +81,17 @@ class Measuring:
                 serving.measure(running, arm, self.texts, self.files)
                 self._keep(running, arm)
 
-    def _check_logits(self, left: Sequence[Arm]) -> None:
+    def _check_full(self, left: Sequence[Arm]) -> None:
+        """Raises EvalError if full KV was measured, and what these arms need of it is no longer there."""
         if any(arm.policy == FULL for arm in left):
             return
         for text in self.texts:
-            path = self.files.logits(text)
-            if not path.exists():
-                raise EvalError(
-                    f"{path} is gone, with which {left[0].name} would be compared; choose another --out, "
-                    "and it is measured again"
-                )
+            for path in (self.files.logits(text), self.files.tokens(_full(left[0]), text)):
+                if not path.exists():
+                    raise EvalError(
+                        f"{path} is gone, with which {left[0].name} would be compared; choose another --out, "
+                        "where full KV is measured again"
+                    )
 
     def _keep(self, running: server.Server, arm: Arm) -> None:
         """Write the arm's file: under which conditions, then a row a text."""
@@ -103,8 +104,7 @@ class Measuring:
             store.close()
 
     def _row(self, arm: Arm, text: Text) -> Row:
-        full = Arm(FULL, arm.interval, arm.window, arm.ratio)
-        ours, theirs = (forced.read(self.files.tokens(each, text)) for each in (arm, full))
+        ours, theirs = (forced.read(self.files.tokens(each, text)) for each in (arm, _full(arm)))
         return row(arm, text.name, compressions(arm, len(text.tokens)), ours, theirs)
 
     def _config(self, running: server.Server, arm: Arm) -> dict[str, Any]:
@@ -122,3 +122,7 @@ class Measuring:
             "grader_sha": machine.sha_of(sorted(HERE.glob("*.py"))),
             "server": settings,
         }
+
+
+def _full(arm: Arm) -> Arm:
+    return Arm(FULL, arm.interval, arm.window, arm.ratio)

@@ -99,8 +99,8 @@ def markdown(rows: Sequence[dict[str, Any]], found: Mapping[Arm, Sequence[Row]],
     """The summary, and KL text by text, as two tables."""
     texts = list(dict.fromkeys(row.text for each in found.values() for row in each))
     lines = [
-        "Means ± standard error over texts, of the tokens after the first compression. KL is to the full KV cache, in nats",
-        f"per token. Its ratio to `{baseline}` is a geometric mean over texts, with one standard error down and up.",
+        "Means over texts ± standard error, of the tokens after the first compression. KL is to the full KV cache, in",
+        f"nats per token. Its ratio to `{baseline}` is a geometric mean over texts, with one standard error down and up.",
         "KV entries are those after the prompt: mean and peak over all of a text.",
         "",
         f"| arm | KL | KL / {baseline}'s | lower on | top-1 agreement, % | to {baseline}, points | loss | loss to full "

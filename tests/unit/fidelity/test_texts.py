@@ -14,6 +14,7 @@ from eval.accuracy.errors import EvalError
 from eval.compare.arms import FULL, Arm
 from eval.fidelity import __main__ as command
 from eval.fidelity import serving, texts
+from eval.fidelity.measuring import Measuring
 from eval.fidelity.texts import Text
 
 REASONER = Path(__file__).resolve().parents[3] / "eval" / "reasoner" / "model"
@@ -113,6 +114,18 @@ def test_a_directory_holds_one_measurement(reasoner, words, capsys, monkeypatch)
     words.write_text(WORDS + " ")
     assert run(reasoner, "--texts", str(words)) == 1
     assert "holds another measurement: texts was" in capsys.readouterr().err
+
+
+def test_a_policy_of_another_package_is_an_arm(reasoner, words, monkeypatch):
+    measured = []
+    monkeypatch.setattr(command.Measuring, "measure", lambda _, every: measured.extend(every) or [])
+    assert run(reasoner, "--texts", str(words), "--policies", "rpc,sglang_rpc.policy.tova:tova") == 0
+    assert [arm.policy for arm in measured] == [FULL, "rpc", "sglang_rpc.policy.tova:tova"]
+
+
+def test_an_arm_without_what_it_would_be_compared_with_is_refused(tmp_path):
+    with pytest.raises(EvalError, match=r"t\.f32 is gone, with which rpc-P4-R2-c2 would be compared"):
+        Measuring("m", [], [TEXT], tmp_path)._serve("rpc", [ARM])
 
 
 TEXT = Text("t", [0, 0], list(range(10)), "")
