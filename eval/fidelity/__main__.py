@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         read = texts.read_all(named_files(options.texts), model, options.prompt_tokens, options.tokens)
         _claim(options, read, flags)
         _room(options, len(read), model.vocabulary)
-        measuring = Measuring(options.model_path, flags, read, options.out)
+        measuring = Measuring(options.model_path, flags, read, options.out, options.start_seconds)
         failed += measuring.measure(every)
         samples = table.complete(every, options.out, [text.name for text in read], 1)
         found = {arm: rows.of_samples(each) for arm, each in samples.items()}
@@ -153,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ratios", type=several(float), default="4", metavar="C,...")
     parser.add_argument("--prompt-tokens", type=positive, default=64, metavar="N", help="of each text, never evicted")
     parser.add_argument("--tokens", type=positive, default=928, metavar="N", help="of each text, after its prompt")
+    parser.add_argument("--start-seconds", type=positive, default=600, metavar="S", help="a server may take to start")
     parser.add_argument("--server-flags", help="more flags of the server, one text")
     return parser
 

@@ -33,6 +33,7 @@ class Measuring:
     server_flags: list[str]
     texts: list[Text]
     out: Path
+    start_seconds: float = 600  #: that a server may take to start
 
     @property
     def files(self) -> Files:
@@ -74,7 +75,7 @@ class Measuring:
             flags += ["--cuda-graph-backend-decode", "disabled"]  # it reads every step's attention
         env = machine.server_environment(machine.default_threads(device))
         log = self.out / "logs" / f"{policy}.log"
-        with server.running(MODULE, [*flags, *self.server_flags], log, env) as running:
+        with server.running(MODULE, [*flags, *self.server_flags], log, env, self.start_seconds) as running:
             for arm in left:
                 print(f"{arm.name}: {len(self.texts)} texts", flush=True)
                 running.flush()  # every arm begins with an empty prefix cache

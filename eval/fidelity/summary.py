@@ -100,7 +100,7 @@ def markdown(rows: Sequence[dict[str, Any]], found: Mapping[Arm, Sequence[Row]],
     texts = list(dict.fromkeys(row.text for each in found.values() for row in each))
     lines = [
         "Means over texts ± standard error, of the tokens after the first compression. KL is to the full KV cache, in",
-        f"nats per token. Its ratio to `{baseline}` is a geometric mean over texts, with one standard error down and up.",
+        f"nats per token. Its ratio to `{baseline}` is a geometric mean over texts, plus and minus one standard error.",
         "KV entries are those after the prompt: mean and peak over all of a text.",
         "",
         f"| arm | KL | KL / {baseline}'s | lower on | top-1 agreement, % | to {baseline}, points | loss | loss to full "
