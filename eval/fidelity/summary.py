@@ -48,13 +48,14 @@ def _baseline(arm: Arm, found: Mapping[Arm, Sequence[Row]], policy: str) -> Sequ
     return [] if arm.policy == FULL else next(each, [])
 
 
-def _row(arm: Arm, rows: Sequence[Row], baseline: Sequence[Row]) -> dict[str, Any]:
-    def both(name: str) -> tuple[dict[str, float], dict[str, float]]:
-        return tuple({row.text: getattr(row, name) for row in each} for each in (rows, baseline))  # type: ignore[return-value]
+def _by_text(rows: Sequence[Row], name: str) -> dict[str, float]:
+    return {row.text: getattr(row, name) for row in rows}
 
-    ratio, low, high = geometric_ratio(*both("kl"))
-    agree, agree_error, _ = paired(*both("agree"))
-    ours, theirs = both("kl")
+
+def _row(arm: Arm, rows: Sequence[Row], baseline: Sequence[Row]) -> dict[str, Any]:
+    ours, theirs = _by_text(rows, "kl"), _by_text(baseline, "kl")
+    ratio, low, high = geometric_ratio(ours, theirs)
+    agree, agree_error, _ = paired(_by_text(rows, "agree"), _by_text(baseline, "agree"))
     return {
         "arm": arm.name,
         "policy": arm.policy,
