@@ -22,11 +22,10 @@ from eval.accuracy.__main__ import positive
 from eval.accuracy.errors import EvalError
 from eval.bench.errors import BenchError
 from eval.compare import table
-from eval.compare.arms import FULL, Arm, arms
+from eval.compare.arms import FULL, Arm, arms, label
 from eval.fidelity import rows, summary, texts
 from eval.fidelity.measuring import Measuring
 from eval.fidelity.rows import Row
-from eval.fidelity.serving import compressions
 from eval.redundancy.texts import files as named_files
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
@@ -83,13 +82,16 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
             raise EvalError(str(error)) from error
     if options.baseline is not None and options.baseline not in options.policies:
         raise EvalError(f"--baseline must be of --policies, {', '.join(options.policies)}; got {options.baseline!r}")
-    made = arms(options.policies, options.intervals, options.window, options.ratios)
+    called = [label(policy) for policy in options.policies]
+    if len(set(called)) < len(called):
+        raise EvalError(f"two of --policies would be called the same in {options.out}, of {', '.join(called)}")
+    made = arms(options.policies, options.intervals, options.window, options.ratios, options.min_kept)
     for arm in made[1:]:
         try:
-            RPCConfig(interval=arm.interval, window=arm.window, ratio=arm.ratio)
+            RPCConfig(interval=arm.interval, window=arm.window, ratio=arm.ratio, min_kept=arm.min_kept)
         except ConfigError as error:
             raise EvalError(str(error)) from error
-        if compressions(arm, options.tokens) == 0:
+        if rows.compressions(arm, options.tokens) == 0:
             raise EvalError(
                 f"--tokens {options.tokens} are too few for interval {arm.interval} and window {arm.window}: the first "
                 f"compression shows from token {rows.first_compressed(arm) + 1} on; give more"
@@ -151,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--intervals", type=several(int), default="128", metavar="P,...")
     parser.add_argument("--window", type=positive, default=32, metavar="R")
     parser.add_argument("--ratios", type=several(float), default="4", metavar="C,...")
+    parser.add_argument("--min-kept", type=several(int), default="0", metavar="F,...", help="floors of the budget")
     parser.add_argument("--prompt-tokens", type=positive, default=64, metavar="N", help="of each text, never evicted")
     parser.add_argument("--tokens", type=positive, default=928, metavar="N", help="of each text, after its prompt")
     parser.add_argument("--start-seconds", type=positive, default=600, metavar="S", help="a server may take to start")

@@ -16,10 +16,10 @@ from eval.accuracy.store import Store
 from eval.bench import machine, server
 from eval.bench.errors import BenchError
 from eval.compare import table
-from eval.compare.arms import FULL, Arm
+from eval.compare.arms import FULL, Arm, label
 from eval.fidelity import forced, serving
 from eval.fidelity.rows import Row, row
-from eval.fidelity.serving import Files, compressions
+from eval.fidelity.serving import Files
 from eval.fidelity.texts import Text
 from sglang_rpc.policy.resolve import accumulates
 
@@ -74,7 +74,7 @@ class Measuring:
         if accumulates(policy) and device != "cpu":
             flags += ["--cuda-graph-backend-decode", "disabled"]  # it reads every step's attention
         env = machine.server_environment(machine.default_threads(device))
-        log = self.out / "logs" / f"{policy}.log"
+        log = self.out / "logs" / f"{label(policy)}.log"
         with server.running(MODULE, [*flags, *self.server_flags], log, env, self.start_seconds) as running:
             for arm in left:
                 print(f"{arm.name}: {len(self.texts)} texts", flush=True)
@@ -106,7 +106,7 @@ class Measuring:
 
     def _row(self, arm: Arm, text: Text) -> Row:
         ours, theirs = (forced.read(self.files.tokens(each, text)) for each in (arm, _full(arm)))
-        return row(arm, text.name, compressions(arm, len(text.tokens)), ours, theirs)
+        return row(arm, text.name, ours, theirs)
 
     def _config(self, running: server.Server, arm: Arm) -> dict[str, Any]:
         settings = server_settings(running.url)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.compare.arms import Arm
+from eval.compare.arms import FULL, Arm
 from eval.fidelity.forced import COLUMNS
+from sglang_rpc.policy.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Row:
     interval: int
     window: int
     ratio: float
+    min_kept: int
     text: str
     tokens: int  #: that the means are over
     compressions: int
@@ -30,34 +32,50 @@ class Row:
     agree: float
     loss: float  #: nats per token
     to_full: float  #: loss minus that of the full KV cache on the same tokens
-    held_mean: float  #: KV entries that a prediction saw, over all of the text's tokens
-    held_peak: int
-    held_share: float  #: held_mean of that of the full KV cache
+    mean_entries: float  #: KV entries that a prediction saw, over all of the text's tokens
+    peak_entries: int
+    mean_share: float  #: mean_entries of that of the full KV cache
 
 
 NAMES = tuple(field.name for field in fields(Row))
 
 
 def first_compressed(arm: Arm) -> int:
-    """Index of the first token that is predicted from compressed KV: the one before it was predicted from R + P."""
-    return arm.window + arm.interval + 1
+    """Index of the first token that is predicted from compressed KV: all entries were held when the last was."""
+    return _budget(arm).next_due(0) + 1
 
 
-def row(arm: Arm, text: str, compressions: int, ours: np.ndarray, full: np.ndarray) -> Row:
+def compressions(arm: Arm, tokens: int) -> int:
+    """How many a request of that many tokens has.
+
+    The last token gets no KV entry, and the step that predicts it compresses nothing. On dates when there are no more
+    candidates than the floor, nothing is evicted.
+    """
+    budget = _budget(arm)
+    return 0 if arm.policy == FULL else max(0, budget.compressions_due(tokens - 2) - budget.least // budget.interval)
+
+
+def _budget(arm: Arm) -> Budget:
+    return Budget(arm.interval, arm.window, int(arm.interval / arm.ratio), arm.min_kept)
+
+
+def row(arm: Arm, text: str, ours: np.ndarray, full: np.ndarray) -> Row:
     """Of two files of tokens, [tokens, columns]: this arm's and the full KV cache's."""
     first = first_compressed(arm)
     kl, agree, loss, held = (ours[:, COLUMNS.index(name)] for name in ("kl", "agree", "loss", "held"))
     full_loss, full_held = (full[:, COLUMNS.index(name)] for name in ("loss", "held"))
     return Row(
-        *(arm.name, arm.policy, arm.interval, arm.window, arm.ratio, text, len(ours) - first, compressions),
+        *(arm.name, arm.policy, arm.interval, arm.window, arm.ratio, arm.min_kept, text),
+        tokens=len(ours) - first,
+        compressions=compressions(arm, len(ours)),
         kl=float(kl[first:].mean()),
         kl_before=float(kl[:first].mean()),
         agree=float(agree[first:].mean()),
         loss=float(loss[first:].mean()),
         to_full=float((loss[first:] - full_loss[first:]).mean()),
-        held_mean=float(held.mean()),
-        held_peak=int(held.max()),
-        held_share=float(held.mean() / full_held.mean()),
+        mean_entries=float(held.mean()),
+        peak_entries=int(held.max()),
+        mean_share=float(held.mean() / full_held.mean()),
     )
 
 

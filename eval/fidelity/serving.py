@@ -17,6 +17,7 @@ from eval.bench.errors import ServerDied
 from eval.bench.server import Server
 from eval.compare.arms import FULL, Arm
 from eval.fidelity import forced
+from eval.fidelity.rows import compressions
 from eval.fidelity.texts import Text
 
 #: What a server needs for it.
@@ -34,14 +35,6 @@ class Files:
 
     def logits(self, text: Text) -> Path:
         return self.out / "logits" / f"{text.name}.f32"
-
-
-def compressions(arm: Arm, tokens: int) -> int:
-    """How many a request of that many tokens has: those of which a later token can be predicted.
-
-    The last token gets no KV entry, and none is compressed for a request that ends with it.
-    """
-    return 0 if arm.policy == FULL else max(0, tokens - 2 - arm.window) // arm.interval
 
 
 def measure(server: Server, arm: Arm, texts: Sequence[Text], files: Files) -> None:

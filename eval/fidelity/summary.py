@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from eval.fidelity.rows import Row, mean
 from eval.redundancy.measure import standard_error
 
 COLUMNS = (
-    *("arm", "policy", "interval", "window", "ratio", "texts", "tokens", "compressions"),
+    *("arm", "policy", "interval", "window", "ratio", "min_kept", "texts", "tokens", "compressions"),
     *("kl", "kl_error", "kl_before", "ratio_to_baseline", "ratio_low", "ratio_high", "lower_on"),
     *("agree", "agree_error", "agree_to_baseline", "agree_to_baseline_error"),
-    *("loss", "to_full", "to_full_error", "held_mean", "held_peak", "held_share"),
+    *("loss", "to_full", "to_full_error", "mean_entries", "peak_entries", "mean_share"),
 )
 
 
@@ -43,9 +43,8 @@ def geometric_ratio(ours: Mapping[str, float], theirs: Mapping[str, float]) -> t
 
 
 def _baseline(arm: Arm, found: Mapping[Arm, Sequence[Row]], policy: str) -> Sequence[Row]:
-    same = (arm.interval, arm.window, arm.ratio)
-    each = (rows for o, rows in found.items() if o.policy == policy and (o.interval, o.window, o.ratio) == same)
-    return [] if arm.policy == FULL else next(each, [])
+    """Rows of the arm that differs from this one in its policy alone; none of full KV."""
+    return [] if arm.policy == FULL else found.get(replace(arm, policy=policy), [])
 
 
 def _by_text(rows: Sequence[Row], name: str) -> dict[str, float]:
@@ -62,6 +61,7 @@ def _row(arm: Arm, rows: Sequence[Row], baseline: Sequence[Row]) -> dict[str, An
         "interval": arm.interval,
         "window": arm.window,
         "ratio": arm.ratio,
+        "min_kept": arm.min_kept,
         "texts": len(rows),
         "tokens": sum(row.tokens for row in rows),
         "compressions": mean(rows, "compressions"),
@@ -79,9 +79,9 @@ def _row(arm: Arm, rows: Sequence[Row], baseline: Sequence[Row]) -> dict[str, An
         "loss": mean(rows, "loss"),
         "to_full": mean(rows, "to_full"),
         "to_full_error": standard_error([row.to_full for row in rows]),
-        "held_mean": mean(rows, "held_mean"),
-        "held_peak": mean(rows, "held_peak"),
-        "held_share": mean(rows, "held_share"),
+        "mean_entries": mean(rows, "mean_entries"),
+        "peak_entries": mean(rows, "peak_entries"),
+        "mean_share": mean(rows, "mean_share"),
     }
 
 
@@ -130,9 +130,9 @@ def _line(row: dict[str, Any]) -> str:
         _with_error(100 * row["agree_to_baseline"], 100 * row["agree_to_baseline_error"], "+.2f") if compared else "",
         f"{row['loss']:.4f}",
         _with_error(row["to_full"], row["to_full_error"], "+.4f"),
-        f"{row['held_mean']:.1f}",
-        f"{row['held_peak']:.0f}",
-        f"{row['held_share']:.1%}",
+        f"{row['mean_entries']:.1f}",
+        f"{row['peak_entries']:.0f}",
+        f"{row['mean_share']:.1%}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -10,8 +10,7 @@ import pytest
 
 from eval.compare.arms import FULL, Arm, arms
 from eval.fidelity import rows, summary
-from eval.fidelity.rows import Row, row
-from eval.fidelity.serving import compressions
+from eval.fidelity.rows import Row, compressions, row
 
 P, R = 4, 2
 RPC, PEAK = Arm("rpc", P, R, 2.0), Arm("peak", P, R, 2.0)
@@ -25,11 +24,11 @@ def test_only_tokens_after_the_first_compression_count():
     ours[:, 1] = [0, 0, 0, 0, 0, 0, 0, 1, 1, 0]
     ours[:, 2], full[:, 2] = 3.0, [9, 9, 9, 9, 9, 9, 9, 1, 2, 3]
     ours[:, 3], full[:, 3] = [0, 1, 2, 3, 4, 5, 6, 5, 6, 7], range(10)
-    found = row(RPC, "t", compressions(RPC, tokens), ours, full)
+    found = row(RPC, "t", ours, full)
     assert (found.tokens, found.compressions) == (3, 1)
     assert (found.kl, found.kl_before, found.agree) == (5.0, 1.0, pytest.approx(2 / 3))
     assert (found.loss, found.to_full) == (3.0, 1.0)
-    assert (found.held_mean, found.held_peak, found.held_share) == (3.9, 7, pytest.approx(3.9 / 4.5))
+    assert (found.mean_entries, found.peak_entries, found.mean_share) == (3.9, 7, pytest.approx(3.9 / 4.5))
 
 
 @pytest.mark.parametrize(("tokens", "due"), [(6, 0), (7, 0), (8, 1), (11, 1), (12, 2), (15, 2), (16, 3)])
@@ -38,10 +37,17 @@ def test_due_dates(tokens, due):
     assert compressions(Arm(FULL, P, R, 2.0), tokens) == 0
 
 
+def test_a_floor_puts_the_first_compression_off():
+    """5 are kept: on the first date there are 4 candidates, on the second 8."""
+    floor = Arm("rpc", P, R, 2.0, min_kept=5)
+    assert rows.first_compressed(floor) == R + 2 * P + 1
+    assert [compressions(floor, tokens) for tokens in (11, 12, 15, 16)] == [0, 1, 1, 2]
+
+
 def of(arm: Arm, kl: list[float], agree: list[float], to_full: list[float]) -> list[Row]:
     return [
         Row(
-            *(arm.name, arm.policy, arm.interval, arm.window, arm.ratio, f"t{number}", 10, 1),
+            *(arm.name, arm.policy, arm.interval, arm.window, arm.ratio, arm.min_kept, f"t{number}", 10, 1),
             *(kl[number], 0.0, agree[number], 1.0, to_full[number], 4.0, 6, 0.5),
         )
         for number in range(len(kl))

@@ -70,6 +70,8 @@ def run(folder: Path, *flags: str) -> int:
         (["--texts", "{text}", "--policies", "lightthinker"], "'lightthinker' does not"),
         (["--texts", "{text}", "--policies", "no.module:rule"], "policy 'no.module:rule' could not be loaded"),
         (["--texts", "{text}", "--policies", "peak", "--baseline", "rpc"], "--baseline must be of --policies, peak"),
+        (["--texts", "{text}", "--policies", "tova,tova"], "would be called the same"),
+        (["--texts", "{text}", "--min-kept", "4"], "the first compression shows from token 12 on"),
         (["--texts", "{text}", "--tokens", "7"], "the first compression shows from token 8 on"),
         (["--texts", "{text}", "--ratios", "1"], "ratio must be a number above 1"),
         (["--texts", "{text}", "--server-flags", "'"], "--server-flags can't be read"),
