@@ -15,6 +15,7 @@ from eval.fidelity.rows import Row
 from eval.trace_view import reader
 
 RESULTS = Path(__file__).resolve().parents[2] / "eval" / "results"
+FIDELITY = sorted(path.parent for path in RESULTS.glob("*-fidelity/summary.csv"))
 TABLES = sorted(path.parent for path in RESULTS.glob("*/results.csv"))
 
 
@@ -64,9 +65,9 @@ def test_the_committed_trace_can_be_shown():
     assert len(trace.compressions) == 8
 
 
-def test_a_committed_fidelity_is_what_its_texts_give():
+@pytest.mark.parametrize("folder", FIDELITY, ids=lambda folder: folder.name)
+def test_a_committed_fidelity_is_what_its_texts_give(folder):
     """Numbers were rounded to six digits, in both files."""
-    folder = RESULTS / "cpu-smollm2-fidelity"
     found: dict[Arm, list[Row]] = {}
     for line in csv.DictReader((folder / "texts.csv").open()):
         row = Row(**{name: v if name in ("arm", "policy", "text") else float(v) for name, v in line.items()})
