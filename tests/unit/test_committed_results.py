@@ -71,7 +71,8 @@ def test_a_committed_fidelity_is_what_its_texts_give(folder):
     found: dict[Arm, list[Row]] = {}
     for line in csv.DictReader((folder / "texts.csv").open()):
         row = Row(**{name: v if name in ("arm", "policy", "text") else float(v) for name, v in line.items()})
-        found.setdefault(Arm(row.policy, int(row.interval), int(row.window), row.ratio, int(row.min_kept)), []).append(row)
+        interval, window, least = (int(value) for value in (row.interval, row.window, row.min_kept))
+        found.setdefault(Arm(row.policy, interval, window, row.ratio, least), []).append(row)
     told = list(csv.DictReader((folder / "summary.csv").open()))
     made = fidelity.summary(found, "rpc")
     assert [row["arm"] for row in made] == [row["arm"] for row in told]
