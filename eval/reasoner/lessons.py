@@ -103,7 +103,7 @@ class ProgramLesson:
             _among(target, program.CALL, 2),
             back,
             number & _after(back),
-            number & _among(before, program.INCREMENT, program.MOD),
+            number & _among(before, program.CALLED, program.FUNCTIONS),
             number & _after(number),
         ]
 

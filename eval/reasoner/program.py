@@ -1,10 +1,10 @@
 """A small program with calls: problems whose solution needs a stack that stands nowhere but in the thoughts.
 
-    prompt   <bos> p0 @f7 +3 p1 @f2 +9 p2 return p3 @f5 +1 ... <think>     a call adds to the caller's number
-    thoughts p0 call f7 +3 3 3           a call: line, function, what it adds, its number, sum of all numbers so far
-             p1 call f2 +9 2 5
+    prompt   <bos> p0 +3 @f7 p1 +9 @f2 p2 return p3 +1 @f5 ... <think>     a call adds to the caller's number
+    thoughts p0 call +3 f7 3 3           a call: line, what it adds, function, its number, sum of all numbers so far
+             p1 call +9 f2 2 5
              p2 return _f7 3 8           a return: line, the function that goes on, its number, the sum
-             p3 call f5 +1 4 2 ...
+             p3 call +1 f5 4 2 ...
     answer   </think> _f7 3 1 <eos>      the last line: where it ended, the number, the sum
 
 All numbers are mod 10. A return must look up who called the function that ends, and what the caller's number is. Both
@@ -117,9 +117,9 @@ def _run(lines: list[bool], functions: list[int], increments: list[int]) -> list
     for number, call in enumerate(lines):
         if call:
             function, increment = next(coming)
-            prompt += [LINE + number, DEFINED + function, INCREMENT + increment]
+            prompt += [LINE + number, INCREMENT + increment, DEFINED + function]
             numbers[function] = (numbers[stack[-1]] + increment) % MOD if stack else increment
-            thoughts += [LINE + number, CALL, CALLED + function, INCREMENT + increment]
+            thoughts += [LINE + number, CALL, INCREMENT + increment, CALLED + function]
             stack.append(function)
         else:
             prompt += [LINE + number, RETURN]

@@ -21,10 +21,9 @@ def run(prompt: list[str]) -> list[str]:
             running.pop()
             out += ["return", f"_{running[-1][0]}"]
         else:
-            before = running[-1][1] if running else 0
-            added = words.pop(0)
-            running.append((word[1:], (before + int(added)) % 10))
-            out += ["call", word[1:], added]
+            before, name = running[-1][1] if running else 0, words.pop(0)[1:]
+            running.append((name, (before + int(word)) % 10))
+            out += ["call", word, name]
         total = (total + running[-1][1]) % 10
         out += [str(running[-1][1]), str(total)]
     return [*out, "</think>", *out[-3:], "<eos>"]
@@ -59,7 +58,7 @@ def test_problems_are_the_same_on_every_machine():
     assert problems(program, Level(8), 3, seed=7) == problems(program, Level(8), 5, seed=7)[:3]
     assert problems(program, Level(8), 3, seed=7) != problems(program, Level(8), 3, seed=8)
     first = program.WORDS.decode(problems(program, Level(3), 1, seed=0)[0].prompt)
-    assert first == "<bos> p0 @f21 +6 p1 @f20 +9 p2 return p3 @f4 +6 p4 return <think>"
+    assert first == "<bos> p0 +6 @f21 p1 +9 @f20 p2 return p3 +6 @f4 p4 return <think>"
 
 
 def test_a_problem_is_judged_by_its_own_solution():
