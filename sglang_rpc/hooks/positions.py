@@ -38,8 +38,7 @@ def make_logical(
     mode, ring = forward_batch.forward_mode, model.ring
     if mode.is_decode():
         if _any_compressed(batch.reqs):
-            # A new tensor: the old one may be shared.
-            forward_batch.positions = (forward_batch.orig_seq_lens - 1).to(forward_batch.positions.dtype)
+            _move(forward_batch, forward_batch.orig_seq_lens - forward_batch.seq_lens)
     elif mode.is_extend() and (ring.in_use or model.every_step or _any_compressed(batch.reqs)):
         _correct_extend(forward_batch, batch, ring)
     return forward_batch
@@ -64,15 +63,31 @@ def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: Que
     device = forward_batch.positions.device
     token, row = _to_device(tokens, torch.int64, device), _to_device(rows, torch.int64, device)
     logical = forward_batch.orig_seq_lens[row]
-    forward_batch.positions = forward_batch.positions.index_copy(
-        0, token, (logical - 1).to(forward_batch.positions.dtype)
-    )
+    _move(forward_batch, logical - forward_batch.seq_lens[row], token)
     forward_batch.rpc = SingleRows(
         tokens=token,
         rows=row,
         logical_lengths=forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype)),
         where=ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token]) if ring.in_use else None,
     )
+
+
+def _move(forward_batch: ForwardBatch, evicted: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
+    """Add to the position of each token, or of `tokens`, what was evicted of its row.
+
+    SGLang counts physical lengths. The three axes of mrope count alike after the prompt, whatever an image in it took.
+    """
+    forward_batch.positions = _moved(forward_batch.positions, evicted, tokens)
+    if forward_batch.mrope_positions is not None:
+        forward_batch.mrope_positions = _moved(forward_batch.mrope_positions, evicted, tokens)
+
+
+def _moved(positions: torch.Tensor, evicted: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    """`positions` [tokens] or [3, tokens] in a new tensor: the old one may be shared."""
+    evicted = evicted.to(positions.dtype)
+    if tokens is None:
+        return positions + evicted
+    return positions.index_add(-1, tokens, evicted.expand(*positions.shape[:-1], -1))
 
 
 @hook(

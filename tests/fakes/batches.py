@@ -62,6 +62,7 @@ class ForwardBatch:
     forward_mode: ForwardMode
     req_pool_indices: torch.Tensor = field(default_factory=none)
     positions: torch.Tensor = field(default_factory=none)
+    mrope_positions: torch.Tensor | None = None
     seq_lens: torch.Tensor = field(default_factory=none)
     orig_seq_lens: torch.Tensor = field(default_factory=none)
     out_cache_loc: torch.Tensor | None = None

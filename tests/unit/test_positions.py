@@ -31,8 +31,13 @@ def request(prompt: int, output: int, end: int, evicted: int | None = 0) -> Req:
     )
 
 
-def step(mode: ForwardMode, rows: list[tuple[Req, int]], ring: QueryRing) -> ForwardBatch:
-    """`rows`: (request, tokens of this step). Runs the hooks as SGLang does; returns the forward batch."""
+def step(
+    mode: ForwardMode, rows: list[tuple[Req, int]], ring: QueryRing, mrope: torch.Tensor | None = None
+) -> ForwardBatch:
+    """`rows`: (request, tokens of this step). Runs the hooks as SGLang does; returns the forward batch.
+
+    `mrope`: what SGLang computes from physical lengths, [3, tokens].
+    """
     reqs, lengths = [req for req, _ in rows], [length for _, length in rows]
     ends = [req.extend_end for req in reqs]
     batch = ScheduleBatch(
@@ -52,6 +57,7 @@ def step(mode: ForwardMode, rows: list[tuple[Req, int]], ring: QueryRing) -> For
             orig_seq_lens=batch.orig_seq_lens,
             req_pool_indices=torch.arange(1, len(reqs) + 1),
             positions=torch.cat([torch.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]),
+            mrope_positions=mrope,
         )
 
     made = positions.make_logical(
@@ -104,3 +110,24 @@ def test_nothing_is_touched_when_nobody_is_compressed_or_recorded():
 def test_decode_rows_count_their_text(ring):
     rows = [(request(10, 20, 30), 1), (request(10, 50, 31, evicted=29), 1)]
     assert step(ForwardMode.DECODE, rows, ring).positions.tolist() == [29, 59]
+
+
+def test_all_axes_of_mrope_count_the_text(ring):
+    """After an image of 7 tokens that takes 3 positions, SGLang counts 4 less on each axis."""
+    uncompressed, compressed = request(10, 20, 30), request(10, 50, 31, evicted=29)
+    given = torch.tensor([[25, 26]] * 3)
+    result = step(ForwardMode.DECODE, [(uncompressed, 1), (compressed, 1)], ring, given)
+    assert result.positions.tolist() == [29, 59]
+    assert result.mrope_positions.tolist() == [[25, 26 + 29]] * 3
+    assert given.tolist() == [[25, 26]] * 3
+
+
+def test_mrope_of_a_mixed_step_moves_the_rows_that_decode(ring):
+    """The axes of a prompt's chunk differ: they stay as they are, and the rows around it move."""
+    chunk = [[3, 3, 3, 4], [3, 3, 4, 4], [3, 4, 3, 4]]
+    given = torch.tensor([[30, *axis, 26] for axis in chunk])
+    rows = [(request(10, 50, 31, evicted=29), 1), (request(9, 0, 9), 4), (request(10, 50, 31, evicted=7), 1)]
+    result = step(ForwardMode.EXTEND, rows, ring, given)
+    assert result.mrope_positions.tolist() == [[59, *axis, 33] for axis in chunk]
+    assert result.positions.tolist() == [59, 5, 6, 7, 8, 37]
+    assert given[:, 0].tolist() == [30] * 3

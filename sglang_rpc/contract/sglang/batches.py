@@ -44,6 +44,7 @@ class ScheduleBatch(Protocol):
 )
 class ForwardBatch(Protocol):
     forward_mode: ForwardMode
+    mrope_positions: torch.Tensor | None  #: int64 [3, tokens]: what mrope reads; None without it
     orig_seq_lens: torch.Tensor  #: int32 [rows], logical
     out_cache_loc: torch.Tensor | None  #: slots that the step writes
     positions: torch.Tensor  #: int64 [tokens]
