@@ -1,10 +1,14 @@
-"""Write the pages that are made from the code, docs/limits.md and docs/reference.md: `python docs/generate.py`."""
+"""Write the pages that are made from the code, those of `PAGES`: `python docs/generate.py`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from docs import architectures
 from sglang_rpc import errors
 from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kinds
 from sglang_rpc.contract.refusals.model import MODEL_ROWS
@@ -28,10 +32,16 @@ The code stands in brackets at the end of the sentence. {NOTE}
 #: Row of the model table -> what is not supported, and what is. An example is one, not the list.
 MODELS = {
     "not_generative": ("embedding, reward and classification models", "models that generate text"),
+    "draft_model": ("draft models of speculative decoding", "the models that they draft for"),
+    "diffusion": ("models that generate by diffusion, such as LLaDA and SDAR", "models that generate token by token"),
     "encoder_decoder": ("encoder-decoder models, such as Whisper", "decoder-only models"),
     "recurrent_state": ("Mamba, linear attention, and hybrids, such as Nemotron-H", "attention in every layer"),
+    "sparse_attention": (
+        "attention to keys that an indexer chooses (DSA and others), such as DeepSeek V3.2 and GLM-5",
+        "attention to every key",
+    ),
     "ngram_embedding": ("n-gram embeddings, as in some LongCat models", "embeddings of single tokens"),
-    "mrope": ("multimodal rope, as in Qwen-VL models, for text alone too", "rope with one position per token"),
+    "position_table": ("models that draw images, as GLM-Image", "images, video and sound in the prompt"),
     "other_attention": ("cross-attention, encoder and bidirectional layers", "causal self-attention"),
     "window_attention": (
         "layers with a sliding window or chunks, be it one, as in Gemma 2 and 3, gpt-oss, Llama 4",
@@ -68,7 +78,7 @@ MODELS = {
     "kv_dtype": ("a KV cache of another type", "bfloat16, float16, float32, fp8_e4m3, fp8_e5m2"),
     "kv_layout": ("a KV cache in which a slot lies in pieces", "SGLang's default layout"),
     "kv_pool": (
-        "models with a pool of their own: windows, hybrids, sparse attention (DSA), 4-bit KV",
+        "models with a pool of their own: windows, 4-bit KV",
         "the pools of full attention and of MLA",
     ),
     "row_pool": ("requests that own more than KV slots, such as a recurrent state", "KV slots alone"),
@@ -196,7 +206,11 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, tuple("---" for _ in head), *rows)]
 
 
-PAGES = {"limits.md": limits_page, "reference.md": reference_page}
+PAGES = {
+    "architectures.md": lambda: architectures.page(table),
+    "limits.md": limits_page,
+    "reference.md": reference_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

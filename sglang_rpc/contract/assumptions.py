@@ -27,7 +27,8 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "ServerArgs.__reduce__": "ships such names to the processes that are spawned",
     },
     "sglang.srt.arg_groups.overrides": {
-        "resolving_view": "the arguments as SGLang resolved them, which the refusals read"
+        "model_config_of": "the model's configuration, read before anything is spawned",
+        "resolving_view": "the arguments as SGLang resolved them, which the refusals read",
     },
     "sglang.launch_server": {"run_server": "serves with the arguments it is given"},
     "sglang.srt.utils": {"kill_process_tree": "ends the server's processes"},
@@ -112,6 +113,7 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "_prefix_kv_indices": "a request that holds its row extends it from prefix_len on, whatever is in it",
     },
     "sglang.srt.mem_cache.kv_cache_builder": {"uses_ssm_state": "whether the model has recurrent layers"},
+    "sglang.srt.configs.model_config": {"is_deepseek_dsa": "whether an indexer chooses the keys"},
     # ---- finishing, retraction, admission and coming back
     "sglang.srt.managers.schedule_batch": {
         "Req.owned_kv_len": "never more than kv_committed_len",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sglang_rpc.config import RPCConfig, flag
+from sglang_rpc.contract.refusals.model import refuse_model_config
 from sglang_rpc.contract.refusals.server import refuse_server_args
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
@@ -37,11 +38,19 @@ def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
         attach(server_args, RPCConfig.from_env())
     config = config_of(server_args)
     if config is not None:
+        _refuse_model(server_args, config)
         refuse_server_args(server_args)
         _refuse_text_without_tokenizer(server_args, config)
         _refuse_policy(server_args, config)
         if config.trace is not None:
             check_folder(config.trace)
+
+
+def _refuse_model(server_args: ServerArgs, config: RPCConfig) -> None:
+    """Before the server's rows: for a model that RPC cannot serve SGLang may have chosen flags that they refuse."""
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    refuse_model_config(model_config_of(server_args), config)
 
 
 def _refuse_text_without_tokenizer(server_args: ServerArgs, config: RPCConfig) -> None:

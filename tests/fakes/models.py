@@ -37,7 +37,6 @@ class ModelConfig:
     hf_config: Any = None
     is_encoder_decoder: bool = False
     is_generation: bool = True
-    model_is_mrope: bool = False
     use_ngram_embedding: bool = False
 
     def get_total_num_kv_heads(self) -> int:

@@ -1,17 +1,18 @@
 """Models and memory pools that RPC cannot compress: what is known once they are built, then the table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.architectures import Kind, flags_of
 from sglang_rpc.contract.layers import decoder_layers, is_latent, latent_attentions
 from sglang_rpc.contract.refusals.row import OFF, Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.sglang.memory import KVPool
-from sglang_rpc.contract.sglang.model import LatentAttention, ModelRunner
+from sglang_rpc.contract.sglang.model import LatentAttention, ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.sglang.server import ParallelArgs
 from sglang_rpc.contract.versions import SUPPORTED
@@ -37,11 +38,14 @@ class ServingFacts:
 
     model: str = "LlamaForCausalLM"  #: architecture
     generates: bool = True  #: False: an embedding, reward or classification model
+    draft: bool = False  #: proposes tokens to another model
+    diffusion: bool = False  #: rewrites blocks of tokens
     encoder_decoder: bool = False
     latent_attention: bool = False  #: MLA, and DSA which builds on it: one latent per token for all heads
+    sparse_attention: bool = False  #: DSA and others: an indexer chooses the keys of each step
     recurrent_state: bool = False  #: Mamba, linear attention, short convolutions
     ngram_embedding: bool = False
-    mrope: bool = False  #: rope positions of time, height and width
+    position_table: bool = False  #: rope positions of tokens to come stand in a table of the image that is drawn
     decoder_layers: int = 1  #: attention layers whose KV could be compressed
     other_attention: int = 0  #: encoder-only, bidirectional or cross attention
     window_layers: int = 0  #: sliding-window or chunked-local attention
@@ -82,53 +86,77 @@ def gather_facts(owner: Scheduler | ModelRunner) -> ServingFacts:
 
 
 def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
-    from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
     from sglang.srt.runtime_context import get_parallel
 
     scheduler = cast("Scheduler", owner) if hasattr(owner, "tp_worker") else None
     runner = cast("ModelRunner", owner) if scheduler is None else scheduler.tp_worker.model_runner
     parallel: ParallelArgs = get_parallel()
-    model_config = runner.model_config
-    pool = runner.token_to_kv_pool_allocator.get_kvcache()
-    rows = runner.req_to_token_pool
-    quantization = getattr(pool, "quant_method", None)
     tree = None if scheduler is None else scheduler.tree_cache
-    return ServingFacts(
-        model=(model_config.hf_config.architectures or ["unknown"])[0],
-        generates=model_config.is_generation,
-        encoder_decoder=model_config.is_encoder_decoder,
+    config = facts_of_config(runner.model_config)
+    return replace(
+        config,
+        generates=config.generates and runner.model_config.is_generation,
         latent_attention=runner.use_mla_backend,
-        recurrent_state=uses_ssm_state(model_config),
-        ngram_embedding=model_config.use_ngram_embedding,
-        mrope=model_config.model_is_mrope,
-        **_layer_facts(runner.model, pool),
-        total_kv_heads=model_config.get_total_num_kv_heads(),
+        total_kv_heads=runner.model_config.get_total_num_kv_heads(),
         tp_size=parallel.attn_tp_size,
         decode_backend=runner.decode_attention_backend_str,
         prefill_backend=runner.prefill_attention_backend_str,
         rocm=torch.version.hip is not None,
-        kv_pool=type(pool).__name__,
-        kv_layout="nhd" if is_latent(pool) else getattr(pool, "kv_cache_layout", "unknown"),
-        kv_dtype=str(pool.dtype).removeprefix("torch."),
-        kv_quantization="unquantized" if quantization is None else quantization.name,
-        pool_layers=pool.layer_num,
-        row_pool=type(rows).__name__,
-        rows_own_more=rows._aux_cache is not None,
-        allocator=type(runner.token_to_kv_pool_allocator).__name__,
         tree=None if tree is None else type(tree).__name__,
         second_tier=tree is not None
         and (tree.cache_controller is not None or getattr(tree, "linker", None) is not None),
+        **_pool_facts(runner),
     )
 
 
-def _layer_facts(model: torch.nn.Module, pool: KVPool) -> dict[str, int]:
-    """Counts over the attention layers that RPC can find in the model."""
+def facts_of_config(model_config: ModelConfig) -> ServingFacts:
+    """What a configuration tells of a model, before anything of it is built."""
+    from sglang.srt.configs.model_config import is_deepseek_dsa
+    from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
+
+    architecture = (model_config.hf_config.architectures or ["unknown"])[0]
+    facts = ServingFacts(
+        model=architecture,
+        encoder_decoder=model_config.is_encoder_decoder,
+        sparse_attention=is_deepseek_dsa(model_config.hf_config),
+        recurrent_state=uses_ssm_state(model_config),
+        ngram_embedding=model_config.use_ngram_embedding,
+    )
+    return replace(facts, **flags_of(architecture))
+
+
+def _pool_facts(runner: ModelRunner) -> dict[str, Any]:
+    """Of the pools and of the layers that use them. Of a pool of another kind little more than the name is read."""
+    allocator, rows = runner.token_to_kv_pool_allocator, runner.req_to_token_pool
+    pool = allocator.get_kvcache()
+    names: dict[str, Any] = dict(
+        kv_pool=type(pool).__name__,
+        row_pool=type(rows).__name__,
+        allocator=type(allocator).__name__,
+        rows_own_more=type(rows).__name__ in ROW_POOLS and rows._aux_cache is not None,
+    )
+    quantization = getattr(pool, "quant_method", None)
+    names["kv_quantization"] = "unquantized" if quantization is None else quantization.name
+    if names["kv_pool"] not in KV_POOLS:
+        layers = _layer_facts(runner, None)
+        return names | layers | {"pool_layers": layers["decoder_layers"]}
+    return dict(
+        **names,
+        **_layer_facts(runner, pool),
+        kv_layout="nhd" if is_latent(pool) else getattr(pool, "kv_cache_layout", "unknown"),
+        kv_dtype=str(pool.dtype).removeprefix("torch."),
+        pool_layers=pool.layer_num,
+    )
+
+
+def _layer_facts(runner: ModelRunner, pool: KVPool | None) -> dict[str, int]:
+    """Counts over the attention layers that RPC can find in the model. `pool` None: one that RPC does not know."""
     from sglang.srt.layers.radix_attention import AttentionType
 
-    layers = decoder_layers(model)
+    layers = decoder_layers(runner.model)
     decoder = [m for m in layers if m.attn_type == AttentionType.DECODER and not m.is_cross_attention]
     others = len(layers) - len(decoder)
-    if is_latent(pool):  # those that read latents as they are stored
+    if pool is not None and is_latent(pool):  # those that read latents as they are stored
         decoder = [m for m in decoder if (m.tp_k_head_num, m.qk_head_dim) == (1, pool.kv_cache_dim)]
     return dict(
         decoder_layers=len(decoder),
@@ -138,7 +166,7 @@ def _layer_facts(model: torch.nn.Module, pool: KVPool) -> dict[str, int]:
         distance_layers=sum(m.xai_temperature_len > 0 or m.pos_encoding_mode != "NONE" for m in decoder),
         capped_oddly=sum(bool(m.logit_cap) and m.logit_capping_method != "tanh" for m in decoder),
         shared_kv=len(decoder) - len({m.layer_id for m in decoder}),
-        own_dispatch=sum(_dispatcher(m) != DEEPSEEK for m in latent_attentions(model)),
+        own_dispatch=sum(_dispatcher(m) != DEEPSEEK for m in latent_attentions(runner.model)),
         head_shapes=len({(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in decoder}),
     )
 
@@ -149,6 +177,11 @@ def _dispatcher(attention: LatentAttention) -> str:
         if "dispatch_attn_forward_method" in vars(cls):
             return f"{cls.__module__}.{cls.__qualname__}"
     return ""
+
+
+def refuse_model_config(model_config: ModelConfig, rpc_config: RPCConfig) -> None:
+    """Check what a configuration tells, before weights are loaded. Raises as `refuse_model_runner`."""
+    refuse_model_runner(facts_of_config(model_config), rpc_config)
 
 
 def refuse_model_runner(facts: ServingFacts, rpc_config: RPCConfig) -> None:
@@ -165,6 +198,15 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         lambda f, _: not f.generates and f"{f.model} is an embedding, reward or classification model and",
         "it generates no tokens to compress",
     ),
+    draft_model=Row(
+        lambda f, _: f.draft and f"{f.model} is a draft model of speculative decoding and",
+        "it proposes tokens to another model and serves none of its own",
+        "use the model that it drafts for as --model-path",
+    ),
+    diffusion=Row(
+        lambda f, _: f.diffusion and f"{f.model} is a diffusion model and",
+        "it rewrites blocks of tokens and has no last R queries to score with",
+    ),
     encoder_decoder=Row(
         lambda f, _: f.encoder_decoder and f"{f.model} is an encoder-decoder model and",
         "RPC scores decoder-only attention",
@@ -173,14 +215,17 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         lambda f, _: f.recurrent_state and f"{f.model} has recurrent layers (Mamba, linear attention), whose state",
         "it is tracked by KV length, which compression shortens",
     ),
+    sparse_attention=Row(
+        lambda f, _: f.sparse_attention and f"{f.model}, which has sparse attention to keys that an indexer chooses,",
+        "the indexer has a key of its own for each token, which RPC would have to move with the token's KV",
+    ),
     ngram_embedding=Row(
         lambda f, _: f.ngram_embedding and f"{f.model} uses n-gram embeddings, which",
         "its table of past tokens is indexed by KV length, which compression shortens",
     ),
-    mrope=Row(
-        lambda f, _: f.mrope and f"{f.model} uses multimodal rope (mrope), which",
-        "SGLang computes its positions from the KV length, which compression shortens",
-        "add --language-model-only where the model allows it",
+    position_table=Row(
+        lambda f, _: f.position_table and f"{f.model} draws images, at positions in a table that",
+        "SGLang looks them up by the KV length, which compression shortens",
     ),
     other_attention=_layers(
         lambda f: f.other_attention, "cross-attention or encoder layers", "RPC scores decoder self-attention"
@@ -317,3 +362,8 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "remove the flag that attaches it",
     ),
 )
+
+
+def row_of(kind: Kind) -> Row[[ServingFacts, RPCConfig]] | None:
+    """The row that refuses models of this kind, all or some (`kind.depends`); None: they are served."""
+    return next((row for row in MODEL_ROWS if row.given(ServingFacts(**kind.facts), RPCConfig())), None)

@@ -17,7 +17,6 @@ class ModelConfig(Protocol):
     hf_config: Any  #: Transformers', of this model's own class
     is_encoder_decoder: bool
     is_generation: bool
-    model_is_mrope: bool
     use_ngram_embedding: bool
 
     def get_total_num_kv_heads(self) -> int:

@@ -42,7 +42,7 @@ def test_the_page_has_every_row():
         assert f"| `request.{row.name}` | {row.why} |" in page
 
 
-@pytest.mark.parametrize("name", ["limits.md", "reference.md"])
+@pytest.mark.parametrize("name", ["architectures.md", "limits.md", "reference.md"])
 def test_generated_pages_are_current(name):
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert page == runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"][name](), "run: python docs/generate.py"
