@@ -1,7 +1,8 @@
 """`python -m sglang_rpc.doctor`: can RPC run here, and is this SGLang one that it was proven on?
 
-Exit status: 0 if RPC can start, with or without warnings; 1 if it would refuse to. With `--pin`: whether pins were
-written. `--hooks` prints docs/hooks.md, and asks SGLang nothing.
+Exit status: 0 if RPC can start, with or without warnings; 1 if it would refuse to. With `--model-path`: whether RPC
+serves that model, as far as its configuration tells. With `--pin`: whether pins were written. `--hooks` prints
+docs/hooks.md, and asks SGLang nothing.
 """
 
 import argparse
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from sglang_rpc import __version__
+from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract import pins as pinned
 from sglang_rpc.contract import versions
+from sglang_rpc.contract.architectures import KIND_OF
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.pins import ASSUMED, Finding, State, use_of
+from sglang_rpc.contract.refusals.model import refuse_model_config, row_of
 from sglang_rpc.contract.targets import COMMAND_LINE, LATENT, SERVING, Hook, Need, hooks_in
 from sglang_rpc.errors import RPCError
 from sglang_rpc.startup import cpu
@@ -66,6 +70,8 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     version = _prepare()
     if options.pin:
         return _pin(version, folder)
+    if options.model_path is not None:
+        return _model(options.model_path)
     pins = pinned.load(version, folder)
     facts = facts_of(version, pins)
     findings = pinned.compare(pins, needs(version))
@@ -79,6 +85,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sglang_rpc.doctor", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--model-path", metavar="MODEL", help="whether RPC serves this model, by its configuration")
     parser.add_argument("--pin", action="store_true", help="pin the SGLang installed here, once it is proven")
     parser.add_argument("--hooks", action="store_true", help="the hooks and their targets, as Markdown")
     parser.add_argument("--pins", metavar="DIR", help="where pins are read and written (default: those of sglang-rpc)")
@@ -95,6 +102,30 @@ def _prepare() -> str:
     except Exception as error:  # whatever a broken installation raises: the reader needs the sentence, not the stack
         raise RPCError(f"SGLang can't be imported: {type(error).__name__}: {error}", "error.sglang_broken") from error
     return str(sglang.__version__)
+
+
+def _model(path: str) -> int:
+    """What RPC says to a model before it is loaded. Raises RPCError: the sentence that the server would print."""
+    from sglang.srt.configs.model_config import ModelConfig
+
+    try:
+        model_config = ModelConfig(path)
+    except Exception as error:  # whatever a broken or unreachable configuration raises
+        raise RPCError(f"SGLang can't read the configuration of {path}: {error}", "error.model_config") from error
+    refuse_model_config(model_config, RPCConfig())
+    name = (model_config.hf_config.architectures or ["unknown"])[0]
+    kind = KIND_OF.get(name)
+    row = None if kind is None else row_of(kind)
+    if kind is None:
+        print(f"{name}: no architecture that RPC knows; its layers are checked once it is loaded")
+    elif row is None:
+        print(f"{name}: {kind.title}; RPC serves it")
+    elif kind.depends:
+        print(f"{name}: {kind.title}; its layers are checked once it is loaded, and it depends on {kind.depends}")
+    else:
+        print(f"{name}: {kind.title}; RPC refuses it once it is loaded: {row.why} [unsupported.{row.name}]")
+        return 1
+    return 0
 
 
 def _pin(version: str, folder: Path) -> int:

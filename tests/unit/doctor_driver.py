@@ -44,9 +44,27 @@ def variable(name, value):
         del os.environ[name]
 
 
+def run_model(name, **config):
+    """What is said of a model with this configuration, on either stream; without one: of a folder that is not there."""
+    folder = SCRATCH / name
+    if config:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        run(name, "--model-path", str(folder))
+    said[name][1] += err.getvalue()
+
+
 run("as it is")
 run("as json", "--json")
 run("pin", "--pin", "--pins", str(SCRATCH))
+run_model("a dense model", architectures=["LlamaForCausalLM"], model_type="llama")
+run_model("a draft model", architectures=["LlamaForCausalLMEagle"], model_type="llama")
+run_model("a model with chunks", architectures=["Llama4ForCausalLM"], model_type="llama4_text")
+run_model("a model that may have windows", architectures=["Olmo2ForCausalLM"], model_type="olmo2")
+run_model("a model of another package", architectures=["SomeForCausalLM"], model_type="llama")
+run_model("no model")
 
 from sglang.srt.managers.schedule_batch import Req  # noqa: E402
 from sglang.srt.managers.scheduler import Scheduler  # noqa: E402

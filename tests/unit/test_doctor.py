@@ -85,6 +85,30 @@ def test_what_breaks_rpc_is_named(said, circumstance, target, state):
     assert line.strip().startswith(state)
 
 
+@pytest.mark.parametrize(
+    ("circumstance", "status", "sentence"),
+    [
+        ("a dense model", 0, "LlamaForCausalLM: full attention; RPC serves it\n"),
+        (
+            "a draft model",
+            1,
+            "LlamaForCausalLMEagle is a draft model of speculative decoding and does not work",
+        ),
+        ("a model with chunks", 1, "Llama4ForCausalLM: full attention and chunked attention; RPC refuses it once "),
+        (
+            "a model that may have windows",
+            0,
+            "checked once it is loaded, and it depends on `layer_types` and `sliding_window`",
+        ),
+        ("a model of another package", 0, "SomeForCausalLM: no architecture that RPC knows; its layers are checked"),
+        ("no model", 1, "sglang-rpc doctor: SGLang can't read the configuration of "),
+    ],
+)
+def test_it_answers_for_a_model_by_its_configuration(said, circumstance, status, sentence):
+    assert said[circumstance][0] == status
+    assert sentence in said[circumstance][1]
+
+
 def test_another_body_is_a_warning(said):
     status, text = said["other body"]
     assert status == 0
