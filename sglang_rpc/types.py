@@ -68,6 +68,7 @@ class KVLayer:
     logit_cap: float = 0.0  #: soft cap on attention logits; 0 for none
     #: float32 [pool_slots, kv_heads, 1]: attention got so far, if a policy asks.
     accumulated: torch.Tensor | None = None
+    window: int = 0  #: in a sliding-window layer, entries before its own that a token sees; 0: full attention
 
     @property
     def buffers(self) -> tuple[torch.Tensor, ...]:
@@ -78,6 +79,25 @@ class KVLayer:
         inside = self.keys.stride() == self.values.stride() and 0 <= offset < entry_bytes
         kv = (self.keys,) if inside else (self.keys, self.values)
         return kv if self.accumulated is None else (*kv, self.accumulated)
+
+
+@dataclass(frozen=True)
+class LayersByKind:
+    """A model's layers on this rank. Full attention is recorded and scored, and each layer keeps candidates of its own
+    choice. A sliding-window layer keeps as many, the newest."""
+
+    full: tuple[KVLayer, ...]
+    windows: tuple[KVLayer, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[KVLayer]) -> LayersByKind:
+        """`layers` by kind, each in their order."""
+        return cls(tuple(each for each in layers if not each.window), tuple(each for each in layers if each.window))
+
+    @property
+    def reach(self) -> int:
+        """Entries before its own that a token of any sliding-window layer sees at most; 0 if there is none."""
+        return max((layer.window for layer in self.windows), default=0)
 
 
 @dataclass(frozen=True)

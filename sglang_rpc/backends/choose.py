@@ -15,7 +15,7 @@ from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.base import Policy
 from sglang_rpc.policy.resolve import find_policy
-from sglang_rpc.types import KVLayer
+from sglang_rpc.types import KVLayer, LayersByKind
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def make_backend(
         sentence = f"scoring '{config.scoring}' is not available under policy '{config.policy}'; use 'auto'"
         raise ConfigError(sentence, CODE)
     if policy is not None and policy.rule is None:
-        try_policy(policy, config, layers[0], ring.buffer[0])
+        try_policy(policy, config, LayersByKind.of(layers).full[0], ring.buffer[0])
         return ReferenceBackend(config, *given)
     wanted = _best(req_to_token.device) if config.scoring == "auto" else config.scoring
     if wanted == "reference":

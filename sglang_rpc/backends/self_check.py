@@ -13,7 +13,7 @@ from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.base import Policy
 from sglang_rpc.policy.resolve import find_policy
-from sglang_rpc.types import Compression, KVLayer
+from sglang_rpc.types import Compression, KVLayer, LayersByKind
 
 PROMPT, WHOLE = 5, 3
 
@@ -68,7 +68,9 @@ def _trial(
     )
     # Sharp attention, so that scores lie far apart.
     own_ring.buffer.copy_((4 * torch.randn(own_ring.buffer.shape, generator=generator)).to(ring.buffer.dtype))
-    own_layers = [random_layer(layers[0], rows * longest + 1, generator) for _ in range(2)]
+    kinds = LayersByKind.of(layers)
+    likes = [kinds.full[0], *kinds.windows[:1], kinds.full[0]]
+    own_layers = [random_layer(like, rows * longest + 1, generator) for like in likes]
     results = []
     for make in makers:
         copies = [copy(layer) for layer in own_layers]

@@ -13,7 +13,7 @@ from sglang_rpc.scoring.key_table import KeyTable, ValueTable
 from sglang_rpc.scoring.reference import PLAIN
 from sglang_rpc.scoring.triton_scores import candidate_scores, scratch_bytes
 from sglang_rpc.scoring.triton_select import select
-from sglang_rpc.types import Compression, CompressionBatch, KVLayer, Observer
+from sglang_rpc.types import Compression, CompressionBatch, KVLayer, LayersByKind, Observer
 
 
 class TritonBackend:
@@ -31,12 +31,13 @@ class TritonBackend:
         """Arguments: see ReferenceBackend. Raises ValueError if no kernel takes these layers."""
         self._config = config
         self._policy = policy
+        scored = LayersByKind.of(layers).full
         #: None under lightthinker, which scores nothing.
-        self._keys = None if policy is None else KeyTable(layers)
+        self._keys = None if policy is None else KeyTable(scored)
         self._rule = PLAIN if policy is None or policy.rule is None else policy.rule
-        self._values = ValueTable.of(layers) if self._rule.value_power else None
+        self._values = ValueTable.of(scored) if self._rule.value_power else None
         self._slices = SliceTable(layers)
-        self._layer_count = len(layers)
+        self._layer_count = len(scored)
         self._ring = ring
         self._req_to_token = req_to_token
         self._reduce = reduce
@@ -47,7 +48,7 @@ class TritonBackend:
         if config.scoring == "flashinfer":
             from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
 
-            self._lse = FlashInferLSE(layers, ring.buffer)
+            self._lse = FlashInferLSE(scored, ring.buffer)
             self.name = "flashinfer"
         self._warm_up()
 
@@ -74,7 +75,7 @@ class TritonBackend:
         move_kept(self._slices, self._req_to_token, batch, kept)
 
     def _kept(self, compressions: Sequence[Compression], batch: CompressionBatch) -> torch.Tensor:
-        """The candidates that stay, ascending: int32 [layers, B, 1 or kv_heads, most_kept]."""
+        """The candidates that stay where they are scored, ascending: int32 [layers, B, 1 or kv_heads, most_kept]."""
         policy = self._policy
         if policy is None or self._keys is None:  # nothing of a thought is kept, and a kernel's array is never empty
             return torch.zeros(self._layer_count, batch.size, 1, 1, dtype=torch.int32, device=batch.rows.device)

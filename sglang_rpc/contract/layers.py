@@ -1,12 +1,15 @@
 """The attention layers of SGLang's models, and where their KV lies."""
 
-from typing import TypeGuard, cast
+from collections.abc import Iterable
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 
 from sglang_rpc.contract.sglang.memory import KVPool, LatentPool
 from sglang_rpc.contract.sglang.model import AttentionLayer, HookableLayer, LatentAttention, ModelRunner
 from sglang_rpc.types import KVLayer
+
+Layer = TypeVar("Layer", bound=AttentionLayer)
 
 
 def decoder_layers(model: torch.nn.Module) -> list[HookableLayer]:
@@ -20,6 +23,16 @@ def decoder_layers(model: torch.nn.Module) -> list[HookableLayer]:
     shortcuts = {id(attention.attn_mha) for attention in latent_attentions(model)}
     found = [m for m in model.modules() if isinstance(m, RadixAttention) and id(m) not in shortcuts]
     return sorted(found, key=lambda layer: layer.layer_id)
+
+
+def window_of(layer: AttentionLayer) -> int:
+    """Entries before its own that a token of a sliding-window layer sees; 0: all of them, full attention."""
+    return max(0, layer.sliding_window_size)
+
+
+def full_attention(layers: Iterable[Layer]) -> list[Layer]:
+    """Those without a window: their queries are recorded, and their candidates are scored."""
+    return [layer for layer in layers if not window_of(layer)]
 
 
 def latent_attentions(model: torch.nn.Module) -> list[LatentAttention]:
@@ -52,4 +65,5 @@ def kv_layer(model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
             k_scale = 1.0  # the others store and read latents as they are
     else:
         keys, values = pool.k_buffer[index], pool.v_buffer[index]
-    return KVLayer(keys, values, pool.dtype, layer.scaling * k_scale, layer.logit_cap or 0.0)
+    scaling = layer.scaling * k_scale
+    return KVLayer(keys, values, pool.dtype, scaling, layer.logit_cap or 0.0, window=window_of(layer))

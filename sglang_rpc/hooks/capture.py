@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sglang_rpc.contract.layers import decoder_layers, kv_layer, latent_attentions, pool_bytes
+from sglang_rpc.contract.layers import decoder_layers, full_attention, kv_layer, latent_attentions, pool_bytes
 from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
@@ -26,6 +26,7 @@ from sglang_rpc.hooks.query_slots import count_slots, ring_shape
 from sglang_rpc.hooks.step import attention_call, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.resolve import accumulates
+from sglang_rpc.types import LayersByKind
 
 
 @hook(
@@ -49,7 +50,8 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     if latent:
         install([hook_of(absorb)])
     layers = decoder_layers(model_runner.model)
-    shape = ring_shape(config, layers, model_runner.dtype)
+    recorded = full_attention(layers)
+    shape = ring_shape(config, recorded, model_runner.dtype)
     rows = model_runner.req_to_token_pool.req_to_token.shape[0]
     allocator = model_runner.token_to_kv_pool_allocator  # of which nothing is taken yet
     slots = count_slots(
@@ -63,10 +65,10 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     kv_layers = [kv_layer(model_runner, layer) for layer in layers]
     every_step = accumulates(config.policy)
     if every_step:
-        kv_layers = [accumulating(layer) for layer in kv_layers]
-    record_queries(ring, layers)
+        kv_layers = [layer if layer.window else accumulating(layer) for layer in kv_layers]
+    record_queries(ring, recorded)
     if every_step:
-        for layer, kv in zip(layers, kv_layers, strict=True):
+        for layer, kv in zip(recorded, LayersByKind.of(kv_layers).full, strict=True):
             layer.register_forward_hook(Accumulate(model_runner, kv), with_kwargs=True)
     model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots)
     _load_kernels(ring, latent[0].kv_lora_rank if latent else None)

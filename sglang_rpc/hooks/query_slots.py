@@ -8,7 +8,7 @@ import torch
 
 from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.layers import decoder_layers
+from sglang_rpc.contract.layers import decoder_layers, full_attention
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
@@ -55,9 +55,8 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     config = config_of(configurator.server_args)
     if config is None or configurator.is_draft_worker:
         return None
-    slot_bytes = QueryRing.slot_bytes(
-        **ring_shape(config, decoder_layers(configurator.model), configurator.model_dtype)
-    )
+    layers = full_attention(decoder_layers(configurator.model))
+    slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype))
     # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room.
     tokens = configurator.config_from_budget(available).max_total_num_tokens
     rows = configurator.resolve_max_num_reqs(tokens)
@@ -73,7 +72,7 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
         available -= SCRATCH_BYTES  # of the kernels
     if accumulates(config.policy):
         # 4 bytes beside each KV head's key and value, which are at least a head dim of bytes each.
-        available -= available * 4 // (4 + 2 * decoder_layers(configurator.model)[0].qk_head_dim)
+        available -= available * 4 // (4 + 2 * layers[0].qk_head_dim)
     return available
 
 

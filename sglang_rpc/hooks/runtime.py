@@ -59,7 +59,7 @@ class SchedulerRPC:
                 for size in (2**8, 2**22):
                     group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.tracer = _tracer(scheduler, config, self.compressor, group)
-        self.backups = backup_memory.set_aside(config, self.compressor.layers, group)
+        self.backups = backup_memory.set_aside(config, model.layers, group)
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None

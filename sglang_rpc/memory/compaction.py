@@ -3,6 +3,8 @@
     row:   [0, prompt) shared    [prompt, first) kept whole    [first, end - R) candidates    [end - R, end) window
     after: [0, prompt) untouched [prompt, first) untouched     kept candidates ++ window, then free slots
 
+In a sliding-window layer the newest candidates are kept, so that its row ends as it would uncompressed.
+
 Keys keep the rotary phase of their original position. Moves are in the pool's storage dtype, so nothing is rounded.
 """
 
@@ -30,3 +32,12 @@ def move_kept(buffers: tuple[torch.Tensor, ...], slots: torch.Tensor, kept: torc
         else:
             heads = torch.arange(buffer.shape[1], device=slots.device)
             buffer[target] = buffer[slots[source].T, heads]
+
+
+def move_newest(buffers: tuple[torch.Tensor, ...], slots: torch.Tensor, count: int) -> None:
+    """Keep the newest `count` entries of one request's region in one layer, in place. Arguments: see `move_kept`.
+
+    Writes the first `count` slots of `slots`; every other slot of the pool keeps its bytes.
+    """
+    for buffer in buffers:
+        buffer[slots[:count]] = buffer[slots[slots.numel() - count :]]

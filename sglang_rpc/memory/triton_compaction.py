@@ -6,6 +6,7 @@ over the block destroys nothing that a later block needs. Slices (a KV head of K
 and neither do requests. The reference is `compaction.move_kept`.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import triton.language as tl
 
 from sglang_rpc.types import CompressionBatch, KVLayer
 
+#: In place of a layer's index: it keeps the newest candidates.
+_NEWEST = -1
 #: Words that a program holds at once, twice: the block to store and the one on its way.
 _BLOCK_WORDS = 4096
 
@@ -25,7 +28,7 @@ class _Group:
 
     example: torch.Tensor
     pointers: torch.Tensor  #: int64 [buffers]
-    layers: torch.Tensor  #: int32 [buffers], whose kept indices apply
+    layers: torch.Tensor  #: int32 [buffers], whose kept indices apply; -1: none, the newest are kept
     words: int  #: of a slice
     slot_words: int  #: between two slots
     head_words: int  #: between two heads
@@ -41,7 +44,9 @@ class SliceTable:
     def __init__(self, layers: Sequence[KVLayer]):
         self.kv_heads = layers[0].keys.shape[1]
         alike: dict[tuple[int, int, int], list[tuple[int, torch.Tensor]]] = {}
-        for index, layer in enumerate(layers):
+        scored = itertools.count()
+        for layer in layers:
+            index = _NEWEST if layer.window else next(scored)
             for buffer in layer.buffers:
                 if buffer.shape[1] != self.kv_heads or buffer.stride(2) != 1:
                     raise ValueError("all layers must hold the same KV heads, each head's entry contiguous")
@@ -72,7 +77,8 @@ def move_kept(table: SliceTable, req_to_token: torch.Tensor, batch: CompressionB
 
     Args:
         req_to_token: int32 [rows, max_context], the pool slot of each row position.
-        kept: int32 [layers, B, 1 or kv_heads, most_kept], candidates that stay, ascending.
+        kept: int32 [layers, B, 1 or kv_heads, most_kept], candidates that stay, ascending, in each layer with full
+            attention; the others keep the newest.
     """
     assert kept.dtype == torch.int32 and kept.stride(3) == 1 and kept.shape[2] in (1, table.kv_heads)
     assert req_to_token.dtype == torch.int32 and req_to_token.stride(1) == 1
@@ -137,7 +143,11 @@ def _move_kernel(
     slots_of_row = req_to_token + tl.load(rows + request).to(tl.int64) * row_stride + tl.load(begins + request)
     candidates, keep = tl.load(counts + request), tl.load(keeps + request)
     total = keep + tl.load(windows + request)
-    kept += tl.load(layers + tl.program_id(0)).to(tl.int64) * kept_layer_stride + request * kept_request_stride
+    layer = tl.load(layers + tl.program_id(0))
+    # The newest candidates stand right before the window: none is looked up, and they move with it.
+    looked_up = tl.where(layer < 0, 0, keep)
+    candidates, keep = candidates - (keep - looked_up), looked_up
+    kept += tl.maximum(layer, 0).to(tl.int64) * kept_layer_stride + request * kept_request_stride
     if APART:
         kept += head * kept_head_stride
 

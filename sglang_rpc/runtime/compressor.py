@@ -21,7 +21,7 @@ from sglang_rpc.runtime.recording import Recorder
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers
 from sglang_rpc.runtime.totals import Counters
-from sglang_rpc.types import Compression, KVLayer, Observer
+from sglang_rpc.types import Compression, KVLayer, LayersByKind, Observer
 
 
 class Compressor:
@@ -40,14 +40,14 @@ class Compressor:
     ):
         """
         Args:
-            layers: the layers whose KV is compressed, in the order of the ring's layers.
+            layers: the layers whose KV is compressed; those with full attention in the order of the ring's layers.
             req_to_token: int [rows, max_context]: pool slot of each row position.
             markers: how thoughts begin and end; None: every request has scope `all`.
             gists: of policy lightthinker, which needs them.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
         """
         self.config = config
-        self.layers = layers
+        self.layers = LayersByKind.of(layers).full  #: whose candidates are scored
         self.ring = ring
         self.markers = markers
         self.gists = gists
