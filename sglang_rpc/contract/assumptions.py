@@ -30,6 +30,9 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "model_config_of": "the model's configuration, read before anything is spawned",
         "resolving_view": "the arguments as SGLang resolved them, which the refusals read",
     },
+    "sglang.srt.configs.model_config": {
+        "is_hybrid_swa_model": "whether SGLang would give a model a pool for sliding windows",
+    },
     "sglang.launch_server": {"run_server": "serves with the arguments it is given"},
     "sglang.srt.utils": {"kill_process_tree": "ends the server's processes"},
     "sglang.srt.entrypoints.engine.Engine": {

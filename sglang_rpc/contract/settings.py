@@ -20,6 +20,11 @@ def config_of(server_args: ServerArgs) -> RPCConfig | None:
     return getattr(server_args, _ATTRIBUTE, None)
 
 
+def intended_config(server_args: ServerArgs) -> RPCConfig | None:
+    """What `config_of` will be once the arguments are checked. Raises ConfigError."""
+    return config_of(server_args) if hasattr(server_args, _ATTRIBUTE) else RPCConfig.from_env()
+
+
 def attach(server_args: ServerArgs, config: RPCConfig | None) -> None:
     """Attach; None says explicitly that RPC is off, whatever the environment asks for."""
     # An underscore name that is no field: the sealed record takes it and ships it to subprocesses.

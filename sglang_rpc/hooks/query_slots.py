@@ -56,6 +56,8 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     if config is None or configurator.is_draft_worker:
         return None
     layers = full_attention(decoder_layers(configurator.model))
+    if not layers:
+        return None  # once the pool is there, the model is refused
     slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype))
     # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room.
     tokens = configurator.config_from_budget(available).max_total_num_tokens

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from sglang_rpc.config import RequestOptions
-from sglang_rpc.contract.refusals.request import refuse_request
+from sglang_rpc.contract.refusals.request import refuse_reach, refuse_request
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.requests import GenerateReqInput, Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
@@ -56,6 +56,8 @@ def attach_state(original: Callable[..., None], scheduler: Scheduler, req: Req) 
             req.sampling_params.custom_params, runtime.config, knows_markers=runtime.compressor.markers is not None
         )
         state = RequestState(options, refused=refuse_request(req, options.asked and options.enabled))
+        if state.active:
+            refuse_reach(options, runtime.compressor.reach)
         runtime.compressor.begin(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
             fit_to_pool(scheduler, req, state, asked, at_least)

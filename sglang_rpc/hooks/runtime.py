@@ -123,14 +123,22 @@ def install_compressor(_result: object, scheduler: Scheduler) -> None:
     scheduler.rpc = runtime = SchedulerRPC(scheduler, config)
     scheduler.req_to_token_pool.rpc = runtime
     logger.info(
-        "RPC on: %s; scope in effect: %s; scoring: %s; %d query slots, %.1f MB, %s",
+        "RPC on: %s; scope in effect: %s; scoring: %s%s; %d query slots, %.1f MB, %s",
         config.to_json(),
         runtime.scope_in_effect,
         runtime.compressor.scoring,
+        _window_layers(runtime.compressor),
         runtime.ring.slots,
         runtime.ring.nbytes / 1e6,
         runtime.query_slots.sentence,
     )
+
+
+def _window_layers(compressor: Compressor) -> str:
+    """Of the log line at start-up: how many layers there are of each kind, if of both."""
+    if not compressor.window_layers:
+        return ""
+    return f", in {len(compressor.layers)} layers; {compressor.window_layers} sliding-window layers keep the newest"
 
 
 def _tracer(

@@ -7,15 +7,20 @@ when that changes.
 F, which the paper does not have, is the least that is kept: 0 by default. While there are no more candidates than that,
 nothing is evicted.
 
+A model with sliding windows needs more: a window layer keeps the newest candidates, and what its next token sees must
+be among them. With a reach of S entries before its own that takes max(F, T) + R >= S, and of a compression before its
+due date as many candidates.
+
 All counts are KV entries of one request's compressible region; nothing here knows of prompts, pages or slots.
 Because every count is known on the host, no scheduling decision ever waits for the device.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from sglang_rpc.config import RequestOptions
+from sglang_rpc.config import RequestOptions, RPCConfig
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,12 @@ class Budget:
     window: int  #: R
     step: int  #: T: entries that each compression adds
     least: int = 0  #: F: candidates that every compression keeps
+    reach: int = 0  #: S: entries before its own that a token of a sliding-window layer sees; 0: there is none
 
     @classmethod
-    def of(cls, options: RequestOptions) -> Budget:
-        """What a request with these options may hold."""
-        return cls(options.interval, options.window, options.budget_step, options.min_kept)
+    def of(cls, options: RequestOptions | RPCConfig, reach: int = 0) -> Budget:
+        """What a request with these options may hold, of a model whose sliding windows have this reach."""
+        return cls(options.interval, options.window, options.budget_step, options.min_kept, reach)
 
     def compressions_due(self, generated: int) -> int:
         """How many compressions `generated` entries call for: the first at P+R, then one every P."""
@@ -49,11 +55,13 @@ class Budget:
         """Candidates that survive a compression before the due date, at `generated` entries and `ratio`: the budget so
         far, and the share 1/c of the candidates that came since. On the due date it is the next budget.
 
+        Sliding windows may ask for more.
+
         Due dates and their budgets stay what they are: an early compression is a step on the way to the next one.
         """
         so_far = compressions * int(self.interval / ratio)
         since = int((generated - self.window - compressions * self.interval) / ratio)
-        return max(self.least, so_far + since)
+        return max(self.least, self.reach - self.window, so_far + since)
 
     def peak(self, generated: int) -> int:
         """The most entries held at once by a request that generates `generated` entries in all.
@@ -70,3 +78,27 @@ class Budget:
     def _survivors(self, compressions: int) -> int:
         """Candidates after the `compressions`-th date, on which there were an interval more than after the last."""
         return min(self.kept(compressions), compressions * self.interval)
+
+
+def reach_missed(options: RequestOptions | RPCConfig, reach: int) -> str | None:
+    """Why compressions would take entries from sliding windows of this reach, as a part of a sentence, with the
+    interval and the least that would do; None if they would not."""
+    needed = reach - options.window
+    if Budget.of(options).kept(1) >= needed:
+        return None
+    least = f", min_kept {options.min_kept}" if options.min_kept else ""
+    return (
+        f"with interval {options.interval}, window {options.window} and ratio {options.ratio:g}{least} the newest "
+        f"{Budget.of(options).kept(1) + options.window} entries stay, and a token sees {reach} before its own; "
+        f"an interval of {shortest_interval(needed, options.ratio)} would do, or a min_kept of {needed}"
+    )
+
+
+def shortest_interval(candidates: int, ratio: float) -> int:
+    """The shortest interval P of which int(P / ratio) >= `candidates`."""
+    interval = math.ceil(candidates * ratio)
+    while int(interval / ratio) < candidates:  # the product was rounded down
+        interval += 1
+    while int((interval - 1) / ratio) >= candidates:  # or up
+        interval -= 1
+    return interval

@@ -47,7 +47,10 @@ class Compressor:
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
         """
         self.config = config
-        self.layers = LayersByKind.of(layers).full  #: whose candidates are scored
+        by_kind = LayersByKind.of(layers)
+        self.layers = by_kind.full  #: whose candidates are scored
+        self.window_layers = len(by_kind.windows)  #: that keep the newest entries
+        self.reach = by_kind.reach  #: of its sliding windows: entries before its own that a token sees; 0: none
         self.ring = ring
         self.markers = markers
         self.gists = gists
@@ -58,7 +61,11 @@ class Compressor:
         self._backend = make_backend(config, layers, ring, req_to_token, reduce)
 
     def begin(self, state: RequestState, prompt: Sequence[int]) -> None:
-        """Read a new request's prompt for think markers, if its scope asks for it; begin to look for gists."""
+        """Read a new request's prompt for think markers, if its scope asks for it; begin to look for gists.
+
+        Its compressions leave the model's sliding windows whole from now on.
+        """
+        state.reach = self.reach
         if state.options.scope == "think":
             assert self.markers is not None, "scope think needs think markers"
             state.segment = SegmentTracker(self.markers, prompt)

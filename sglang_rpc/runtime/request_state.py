@@ -56,6 +56,7 @@ class RequestState:
 
     options: RequestOptions
     refused: str | None = None  #: why this request is never compressed, if it is not
+    reach: int = 0  #: entries before its own that a token of the model's sliding-window layers sees
     segment: SegmentTracker | None = None  #: scope `think`; scope `all` has none
     thoughts: Thoughts | None = None  #: policy lightthinker: these are evicted, and there are no due dates
     clock: Clock = field(default_factory=Clock)  #: dates; reset by a retraction
@@ -83,7 +84,7 @@ class RequestState:
     @property
     def budget(self) -> Budget:
         """What it may hold when."""
-        return Budget.of(self.options)
+        return Budget.of(self.options, self.reach)
 
     def read(self, output_ids: Sequence[int], generated: int) -> None:
         """Read `output_ids[:generated]` for think markers and gists; tokens read before are not read again."""

@@ -21,6 +21,7 @@ class ServerArgs:
     reasoning_parser: str | None = None
     device: str | None = "cuda"
     cuda_graph_config: Any = None
+    disable_hybrid_swa_memory: bool = False
 
 
 def server_args(config: RPCConfig | None) -> ServerArgs:
@@ -76,6 +77,7 @@ class ModelRunner:
     prefill_attention_backend_str: str = "torch_native"
     decode_attention_backend_str: str = "torch_native"
     use_mla_backend: bool = False
+    sliding_window_size: int | None = None
     rpc: ModelRPC | None = None
 
 

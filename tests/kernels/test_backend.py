@@ -39,6 +39,16 @@ def test_keeps_what_the_oracle_keeps(aggregation, selector):
     run(Loop(config(aggregation=aggregation, selector=selector)))
 
 
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+def test_window_layers_see_what_they_would_have_seen(aggregation):
+    loop = Loop(config(interval=28, aggregation=aggregation), reach=11)
+    assert loop.compressor.scoring == "triton"
+    request = loop.add()
+    loop.run(64)
+    loop.check_windows(request)
+    assert len(request.done) == 2
+
+
 def test_max_pooling_keeps_as_many():
     # Neighbours that share a maximum tie, and which of them is kept is nobody's promise.
     run(Loop(config(pooling="max"), check=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -104,6 +106,28 @@ def test_keys_and_values_in_one_block_of_memory():
     both = torch.stack([made.layers[0].keys, made.layers[0].values])
     made.layers = [KVLayer(both[0], both[1], made.layers[0].dtype, 1.0)]
     check(made)
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_window_layers_keep_the_newest_and_look_nothing_up(group):
+    made = case([(90, 16), (40, 39), (1, 1), (333, 150)], layers=3, page=16)
+    made.layers[0], made.layers[2] = (replace(made.layers[index], window=7) for index in (0, 2))
+    expected = [[buffer.clone() for buffer in layer.buffers] for layer in made.layers]
+    kept = torch.full((1, 4, 2 if group else 1, 150), -7, dtype=torch.int32)
+    for index, c in enumerate(made.compressions):
+        kept[0, index, :, : c.keep] = some_of(c.candidates, c.keep, kept.shape[2], torch.Generator().manual_seed(index))
+        own = made.slots(c)
+        for layer, buffers in enumerate(expected):
+            if layer == 1:
+                compaction.move_kept(tuple(buffers), own, kept[0, index, :, : c.keep].long().to(DEVICE), c.candidates)
+            else:
+                compaction.move_newest(tuple(buffers), own, c.keep + c.window)
+                newest = made.layers[layer].keys[own[own.numel() - c.keep - c.window :]]
+                assert torch.equal(buffers[0][own[: c.keep + c.window]], newest)
+    move_kept(SliceTable(made.layers), made.req_to_token, made.batch, kept.to(DEVICE))
+    for layer, buffers in zip(made.layers, expected, strict=True):
+        for actual, wanted in zip(layer.buffers, buffers, strict=True):
+            assert torch.equal(actual, wanted)
 
 
 def test_different_heads_are_refused():

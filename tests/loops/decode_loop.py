@@ -6,8 +6,9 @@ are random by position, so that the oracle can follow positions, not slots.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -67,9 +68,11 @@ class Loop:
         check: bool = True,
         oracle: type[Oracle] | type[RuleOracle] = Oracle,
         device: str | torch.device = "cpu",
+        reach: int = 0,
     ):
         """`latent`: values are a part of the keys, one KV head for all. `device` is where the pool, the rows and the
-        ring are; what the oracle knows stays on the CPU."""
+        ring are; what the oracle knows stays on the CPU. `reach`: if not 0, there are window layers too, before, among
+        and after the others, whose tokens see so many entries before their own."""
         self.device = device
         self.config, self.check, self.keys_as = config, check, keys_as
         self.per_group, self.scaling = heads // kv_heads, DIM**-0.5
@@ -87,6 +90,9 @@ class Loop:
         own = self.keys.shape[3]
         noise = torch.randn(LAYERS, POOL, own, DIM, generator=generator)
         self.layers = [self._layer(keys, latent, logit_cap) for keys in noise]
+        windows = LAYERS + 1 if reach else 0
+        self.windows = [replace(self._layer(noise[0] + 1, latent, logit_cap), window=reach) for _ in range(windows)]
+        both = itertools.zip_longest(self.windows, self.layers)
         self.req_to_token = torch.zeros(rows, LENGTH, dtype=torch.int32, device=device)
         self.free = torch.randperm(POOL, generator=generator).tolist()
         self.ring = QueryRing(
@@ -100,7 +106,13 @@ class Loop:
             device=device,
         )
         self.compressor = Compressor(
-            config, self.layers, self.ring, self.req_to_token, markers=markers, gists=gists, reduce=reduce
+            config,
+            [layer for pair in both for layer in pair if layer is not None] if reach else self.layers,
+            self.ring,
+            self.req_to_token,
+            markers=markers,
+            gists=gists,
+            reduce=reduce,
         )
         self.requests: list[Request] = []
 
@@ -221,6 +233,9 @@ class Loop:
         for index, layer in enumerate(self.layers):
             layer.keys[slot] = self._stored(self.keys[request.row, index, position])
             layer.values[slot] = position
+        for layer in self.windows:
+            layer.keys[slot] = self._stored(self.keys[request.row, 0, position])
+            layer.values[slot] = position
         request.length += 1
 
     def _decode(self, request: Request) -> None:
@@ -234,14 +249,15 @@ class Loop:
 
     def _compress(self, due: list[tuple[Request, Compression]]) -> None:
         wanted = [self.oracle.expected(r.row, len(r.prompt), self.held(r), c) for r, c in due] if self.check else None
-        before = [(layer.keys.clone(), layer.values.clone()) for layer in self.layers]
+        layers = [*self.layers, *self.windows]
+        before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
         table = self.req_to_token.clone()
         self.compressor.compress([c for _, c in due])
         assert torch.equal(self.req_to_token, table)
         may_change = torch.cat([table[c.row, c.begin : c.new_end].long() for _, c in due])
         fixed = torch.ones(POOL, dtype=torch.bool, device=self.device)
         fixed[may_change] = False
-        for layer, (keys, values) in zip(self.layers, before, strict=True):
+        for layer, (keys, values) in zip(layers, before, strict=True):
             assert torch.equal(layer.keys[fixed], keys[fixed])
             assert torch.equal(layer.values[fixed], values[fixed])
         for request, c in due:
@@ -261,6 +277,17 @@ class Loop:
                 for held, choice in zip(heads, choices, strict=True):
                     choice.check(held)
 
+    def check_windows(self, request: Request) -> None:
+        """The next token sees in window layers what it would have seen uncompressed."""
+        own, logical = self.slots(request), len(request.prompt) + request.generated
+        for layer in self.windows:
+            seen = list(range(logical))[-layer.window :]
+            for head in range(layer.keys.shape[1]):
+                newest = own[-layer.window :]
+                assert layer.values[newest, head, 0].tolist() == seen, "a window has lost entries"
+                keys = layer.keys[newest, head].view(self.keys_as).float().cpu()
+                assert torch.equal(keys, self.keys[request.row, 0, seen, head])
+
     def _consistent(self, request: Request) -> None:
         """Each key still lies beside its value, and the lengths agree."""
         own = self.slots(request)
@@ -270,5 +297,6 @@ class Loop:
                 assert (positions.diff() > 0).all()
                 keys = layer.keys[own, head].view(self.keys_as).float().cpu()
                 assert torch.equal(keys, self.keys[request.row, index, positions, head])
+        self.check_windows(request)
         assert request.length == len(request.prompt) + request.generated - request.state.evicted
         assert len(self.free) + sum(r.length for r in self.requests) == POOL

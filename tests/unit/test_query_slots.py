@@ -117,3 +117,12 @@ def test_more_slots_than_there_is_memory_for_are_refused_with_the_most_that_fit(
     given.token_bytes = 100
     with pytest.raises(ConfigError, match=f"query_slots {most + 1} take .* name at most {most}, or none"):
         query_slots.leave_room.__wrapped__(10**7, given, 80)
+
+
+def test_of_window_layers_no_query_is_recorded(monkeypatch):
+    layer, window = AttentionLayer(tp_q_head_num=3, qk_head_dim=5), AttentionLayer(sliding_window_size=100)
+    monkeypatch.setattr(query_slots, "decoder_layers", lambda model: [window, layer, window, layer, window])
+    left = query_slots.leave_room(AVAILABLE, configurator(RPCConfig(query_slots=7)))
+    assert left == AVAILABLE - 8 * SLOT - SCRATCH_BYTES
+    monkeypatch.setattr(query_slots, "decoder_layers", lambda model: [window])  # refused later, with a sentence
+    assert query_slots.leave_room(AVAILABLE, configurator(RPCConfig())) is None

@@ -8,7 +8,7 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.architectures import Kind, flags_of
-from sglang_rpc.contract.layers import decoder_layers, is_latent, latent_attentions
+from sglang_rpc.contract.layers import decoder_layers, full_attention, is_latent, latent_attentions, window_of
 from sglang_rpc.contract.refusals.row import OFF, Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.sglang.memory import KVPool
@@ -17,6 +17,7 @@ from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.sglang.server import ParallelArgs
 from sglang_rpc.contract.versions import SUPPORTED
 from sglang_rpc.errors import IncompatibleSGLangError
+from sglang_rpc.policy.budget import reach_missed
 from sglang_rpc.policy.resolve import accumulates, find_policy
 
 #: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
@@ -25,6 +26,8 @@ ROW_POOLS = ("ReqToTokenPool",)
 ALLOCATORS = ("PagedTokenToKVPoolAllocator", "TokenToKVPoolAllocator")
 TREES = ("UnifiedRadixCache",)
 KV_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
+#: Attention backends that take the window of each layer from the layer; the others have one for all.
+WINDOW_OF_LAYER = ("fa3", "torch_native")
 #: Whose choice between absorbed and expanded latents RPC knows.
 DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
 
@@ -48,12 +51,15 @@ class ServingFacts:
     position_table: bool = False  #: rope positions of tokens to come stand in a table of the image that is drawn
     decoder_layers: int = 1  #: attention layers whose KV could be compressed
     other_attention: int = 0  #: encoder-only, bidirectional or cross attention
-    window_layers: int = 0  #: sliding-window or chunked-local attention
+    window_layers: int = 0  #: sliding-window attention
+    reach: int = 0  #: entries before its own that a token of these sees, at most
+    other_windows: int = 0  #: layers with another window than the one that SGLang tells its attention backend
+    chunked_layers: int = 0  #: chunked-local attention
     distance_layers: int = 0  #: attention that depends on the distance to a key (xAI temperature, ALiBi)
     capped_oddly: int = 0  #: attention logits capped by another function than tanh, which the scorer applies itself
     shared_kv: int = 0  #: layers that use another layer's KV
     own_dispatch: int = 0  #: latent attention that decides in another way than DeepSeek's when to expand latents
-    head_shapes: int = 1  #: distinct (query heads, KV heads, head size) among the decoder layers
+    head_shapes: int = 1  #: distinct (query heads, KV heads, head size) among the layers with full attention
     total_kv_heads: int = 1  #: of the model, not of this rank
     tp_size: int = 1  #: ranks that share the attention heads
     decode_backend: str = "torch_native"
@@ -158,16 +164,19 @@ def _layer_facts(runner: ModelRunner, pool: KVPool | None) -> dict[str, int]:
     others = len(layers) - len(decoder)
     if pool is not None and is_latent(pool):  # those that read latents as they are stored
         decoder = [m for m in decoder if (m.tp_k_head_num, m.qk_head_dim) == (1, pool.kv_cache_dim)]
+    windows = [window_of(m) for m in decoder if window_of(m)]
     return dict(
         decoder_layers=len(decoder),
         other_attention=others,
-        # use_irope: Llama 4's chunked-local attention, which has no window size.
-        window_layers=sum(m.sliding_window_size > 0 or m.use_irope for m in decoder),
+        window_layers=len(windows),
+        reach=max(windows, default=0),
+        other_windows=sum(window != runner.sliding_window_size for window in windows),
+        chunked_layers=sum(m.use_irope for m in decoder),  # Llama 4's, which has no window size
         distance_layers=sum(m.xai_temperature_len > 0 or m.pos_encoding_mode != "NONE" for m in decoder),
         capped_oddly=sum(bool(m.logit_cap) and m.logit_capping_method != "tanh" for m in decoder),
         shared_kv=len(decoder) - len({m.layer_id for m in decoder}),
         own_dispatch=sum(_dispatcher(m) != DEEPSEEK for m in latent_attentions(runner.model)),
-        head_shapes=len({(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in decoder}),
+        head_shapes=len({(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in full_attention(decoder)}),
     )
 
 
@@ -230,10 +239,46 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
     other_attention=_layers(
         lambda f: f.other_attention, "cross-attention or encoder layers", "RPC scores decoder self-attention"
     ),
-    window_attention=_layers(
-        lambda f: f.window_layers,
-        "sliding-window or chunked layers",
-        "a window over KV entries would reach further back than one over tokens once entries are gone",
+    chunked_attention=_layers(
+        lambda f: f.chunked_layers,
+        "layers of chunked attention",
+        "its chunks begin at multiples of KV entries, which compression shortens",
+    ),
+    only_windows=Row(
+        lambda f, _: (
+            0 < f.window_layers == f.decoder_layers and f"{f.model}, whose {f.window_layers} layers all have windows,"
+        ),
+        "RPC scores full attention, and here no layer has it",
+    ),
+    window_policy=Row(
+        lambda f, config: (
+            f.window_layers
+            and find_policy(config.policy) is None
+            and f"--rpc-policy {config.policy} with {f.model}, which has sliding-window layers,"
+        ),
+        "it takes thoughts out of the middle, where a window layer keeps the newest entries",
+        "use another --rpc-policy",
+    ),
+    window_attention=Row(
+        lambda f, config: (
+            (missed := reach_missed(config, f.reach))
+            and f"{f.model} has {f.window_layers} sliding-window layers, of which {missed}, and that"
+        ),
+        "a window over KV entries must see what one over tokens sees, also once entries are gone",
+        "use a longer --rpc-interval or a higher --rpc-min-kept",
+    ),
+    window_not_applied=Row(
+        lambda f, _: next(
+            (
+                f"the attention backend {backend} with {f.model}, to which SGLang does not name the window of "
+                f"{f.other_windows} layers,"
+                for backend in (f.decode_backend, f.prefill_backend)
+                if f.other_windows and backend not in WINDOW_OF_LAYER
+            ),
+            None,
+        ),
+        "a layer would see entries that its own window leaves out, and these are evicted",
+        f"use --attention-backend {WINDOW_OF_LAYER[0]}",
     ),
     distance_attention=_layers(
         lambda f: f.distance_layers,

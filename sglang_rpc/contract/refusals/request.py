@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract.refusals.row import Row, named
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.policy.budget import reach_missed
 
 
 def refuse_request(request: Any, asked: bool | None = None) -> str | None:
@@ -32,6 +34,12 @@ def refuse_request(request: Any, asked: bool | None = None) -> str | None:
             )
         return f"not compressed because of {given}: {row.why}"
     return None
+
+
+def refuse_reach(options: RequestOptions, reach: int) -> None:
+    """Raises ConfigError if compressions with these options would take entries from sliding windows of this reach."""
+    if missed := reach_missed(options, reach):
+        raise ConfigError(f"custom_params.rpc does not suit this model's sliding windows: {missed}", "request.reach")
 
 
 def _sampling_params(request: Any) -> list[Any]:

@@ -64,6 +64,7 @@ class ModelRunner(Protocol):
     req_to_token_pool: ReqToTokenPool
     rpc: object  #: see `hooks.model.model_rpc`
     server_args: ServerArgs
+    sliding_window_size: int | None
     token_to_kv_pool_allocator: Allocator
     use_mla_backend: bool
 

@@ -48,7 +48,12 @@ class ParallelArgs(Protocol):
     attn_tp_size: int
 
 
-class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, Protocol):
+@assumed(f"{_FIELDS}.schedule.Schedule", "whether layers with sliding windows share the KV pool with the others")
+class ScheduleArgs(Protocol):
+    disable_hybrid_swa_memory: bool
+
+
+class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, Protocol):
     """The server's arguments, which SGLang puts together from namespaces of fields.
 
     The refusals read others by the names of their flags, and refuse to start where one is missing.

@@ -168,7 +168,18 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "ngram_embedding": (dict(ngram_embedding=True), "n-gram"),
     "position_table": (dict(position_table=True), "draws images"),
     "other_attention": (dict(other_attention=3), "3 cross-attention"),
-    "window_attention": (dict(window_layers=12), "12 sliding-window"),
+    "chunked_attention": (dict(chunked_layers=12), "12 layers of chunked"),
+    "only_windows": (dict(window_layers=12, decoder_layers=12, pool_layers=12, reach=31), "12 layers all have windows"),
+    "window_policy": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "--rpc-policy lightthinker"),
+    "window_attention": (
+        dict(window_layers=12, decoder_layers=24, pool_layers=24, reach=4095),
+        "LlamaForCausalLM has 12 sliding-window layers, of which with interval 4096, window 32 and ratio 4 the newest "
+        "1056 entries stay, and a token sees 4095 before its own; an interval of 16252 would do, or a min_kept of 4063",
+    ),
+    "window_not_applied": (
+        dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31, other_windows=1, decode_backend="flashinfer"),
+        "the attention backend flashinfer with LlamaForCausalLM",
+    ),
     "distance_attention": (dict(distance_layers=4), "4 layers"),
     "logit_capping": (dict(capped_oddly=2), "2 layers"),
     "layers_not_found": (dict(decoder_layers=0, pool_layers=28), "0 attention layers for 28"),

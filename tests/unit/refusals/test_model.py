@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.contract.refusals import model as refusals
-from sglang_rpc.contract.refusals.model import MODEL_ROWS, ServingFacts, refuse_model_runner
+from sglang_rpc.contract.refusals.model import MODEL_ROWS, WINDOW_OF_LAYER, ServingFacts, refuse_model_runner
+from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 from tests.unit.refusals.examples import (
     CONFIG,
@@ -37,7 +38,8 @@ def test_a_trace_of_what_every_rank_keeps_alike_is_fine():
 @pytest.mark.parametrize("row", MODEL_ROWS, ids=lambda row: row.name)
 def test_model_row(row):
     facts, named = MODEL_EXAMPLES[row.name]
-    policy = {"policy_on_latents": "h2o", "policy_on_split_heads": "rkv"}.get(row.name, "rpc")
+    policies = {"policy_on_latents": "h2o", "policy_on_split_heads": "rkv", "window_policy": "lightthinker"}
+    policy = policies.get(row.name, "rpc")
     aggregation = "group" if row.name in ("replicated_kv_heads", "trace_of_split_heads") else "all"
     trace = "traces" if row.name == "trace_of_split_heads" else None
     config = replace(CONFIG, aggregation=aggregation, policy=policy, trace=trace)
@@ -74,8 +76,8 @@ def test_facts_of_a_scheduler(model_runner):
 @pytest.mark.parametrize(
     ("change", "row"),
     [
-        (dict(sliding_window_size=128), "window_attention"),
-        (dict(use_irope=True), "window_attention"),
+        (dict(sliding_window_size=1057), "window_attention"),
+        (dict(use_irope=True), "chunked_attention"),
         (dict(is_cross_attention=True), "other_attention"),
         (dict(xai_temperature_len=1024), "distance_attention"),
         (dict(pos_encoding_mode="ALIBI"), "distance_attention"),
@@ -90,6 +92,39 @@ def test_facts_see_one_odd_layer(change, row, model_runner):
         setattr(model_runner.model[1], name, value)
     applies = {r.name: r for r in MODEL_ROWS}[row]
     assert applies.given(refusals.gather_facts(model_runner), CONFIG)
+
+
+def test_windows_that_compressions_leave_whole_are_no_obstacle(model_runner):
+    model_runner.model[1].sliding_window_size = 1056
+    model_runner.model[1].tp_q_head_num = 8  # of a window layer no query is recorded
+    model_runner.sliding_window_size = 1056
+    facts = refusals.gather_facts(model_runner)
+    assert (facts.window_layers, facts.reach, facts.other_windows, facts.head_shapes) == (1, 1056, 0, 1)
+    for backend in ATTENTION_BACKENDS:
+        refuse_model_runner(replace(facts, decode_backend=backend, prefill_backend=backend), CONFIG)
+    refuse_model_runner(facts, replace(CONFIG, policy="h2o"))
+
+
+@pytest.mark.parametrize("told", [None, 1055])
+@pytest.mark.parametrize("phase", ["decode_backend", "prefill_backend"])
+def test_a_backend_must_know_each_layers_window(told, phase, model_runner):
+    model_runner.model[1].sliding_window_size = 1056
+    model_runner.sliding_window_size = told
+    facts = refusals.gather_facts(model_runner)
+    for backend in ATTENTION_BACKENDS:
+        served = replace(facts, **{phase: backend})
+        if backend in WINDOW_OF_LAYER:
+            refuse_model_runner(served, CONFIG)
+        else:
+            with pytest.raises(UnsupportedError, match=rf"{backend} .* the window of 1 layers.*attention-backend fa3"):
+                refuse_model_runner(served, CONFIG)
+
+
+def test_a_model_of_windows_alone_is_refused(model_runner):
+    for layer in model_runner.model:
+        layer.sliding_window_size = 100
+    with pytest.raises(UnsupportedError, match="whose 3 layers all have windows"):
+        refuse_model_runner(refusals.gather_facts(model_runner), CONFIG)
 
 
 def test_a_tanh_cap_is_no_obstacle(model_runner):
