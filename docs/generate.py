@@ -43,9 +43,17 @@ MODELS = {
     "ngram_embedding": ("n-gram embeddings, as in some LongCat models", "embeddings of single tokens"),
     "position_table": ("models that draw images, as GLM-Image", "images, video and sound in the prompt"),
     "other_attention": ("cross-attention, encoder and bidirectional layers", "causal self-attention"),
+    "chunked_attention": ("layers that attend within chunks, as in Llama 4", "full attention, sliding windows"),
+    "only_windows": ("a sliding window in every layer", "full attention in some layers"),
+    "window_policy": ("`--rpc-policy lightthinker` with sliding windows", "all other policies"),
     "window_attention": (
-        "layers with a sliding window or chunks, be it one, as in Gemma 2 and 3, gpt-oss, Llama 4",
-        "full attention in every layer",
+        "sliding windows longer than what a compression keeps, `max(F, int(P/c)) + R` entries and one's own",
+        "Gemma 2 and 3, OLMo 3, Cohere 2 and others: with the defaults, windows of up to 1057 tokens",
+    ),
+    "window_not_applied": (
+        "an attention backend with one window for all layers, which is not theirs, as `flashinfer` or `triton` with "
+        "Cohere 2",
+        "fa3, torch_native; the others where SGLang's model code names its window",
     ),
     "distance_attention": ("ALiBi, and temperatures by distance, as in Grok", "rope"),
     "logit_capping": ("attention logits capped by another function than tanh", "a tanh cap, or none"),

@@ -81,16 +81,18 @@ class Budget:
 
 
 def reach_missed(options: RequestOptions | RPCConfig, reach: int) -> str | None:
-    """Why compressions would take entries from sliding windows of this reach, as a part of a sentence, with the
-    interval and the least that would do; None if they would not."""
-    needed = reach - options.window
-    if Budget.of(options).kept(1) >= needed:
+    """How much of what sliding windows of this reach see would be evicted, as a part of a sentence, with the interval
+    and the least that would do; None if nothing would."""
+    needed, kept = reach - options.window, Budget.of(options).kept(1)
+    if kept >= needed:
         return None
-    least = f", min_kept {options.min_kept}" if options.min_kept else ""
+    settings = [f"interval {options.interval}", f"window {options.window}", f"ratio {options.ratio:g}"]
+    if options.min_kept:
+        settings.append(f"min_kept {options.min_kept}")
     return (
-        f"with interval {options.interval}, window {options.window} and ratio {options.ratio:g}{least} the newest "
-        f"{Budget.of(options).kept(1) + options.window} entries stay, and a token sees {reach} before its own; "
-        f"an interval of {shortest_interval(needed, options.ratio)} would do, or a min_kept of {needed}"
+        f"{reach} entries before a token, of which only the newest {kept + options.window} stay with "
+        f"{', '.join(settings[:-1])} and {settings[-1]} (interval {shortest_interval(needed, options.ratio)} or "
+        f"min_kept {needed} would do)"
     )
 
 

@@ -91,9 +91,11 @@ GEMMA_2 = {  # sliding-window attention in every other layer
 def test_a_model_that_shows_it_only_when_built(tmp_path):
     """The scheduler process ends with the sentence, the server with 1, at once and without a traceback."""
     (tmp_path / "config.json").write_text(json.dumps(GEMMA_2))
-    flags = ["--skip-tokenizer-init", "--load-format", "dummy", "--port", "39457"]
+    flags = ["--skip-tokenizer-init", "--load-format", "dummy", "--port", "39457", "--rpc-interval", "120"]
     code, output = run_to_exit("--model-path", str(tmp_path), *flags)
     assert code == 1, output[-3000:]
     assert "sglang-rpc: " in output
     assert "does not work with RPC" in output
+    assert "1 sliding-window layers that see 63 entries before a token, of which only the newest 62 stay" in output
+    assert "(interval 124 or min_kept 31 would do)" in output
     assert "Traceback" not in output

@@ -262,9 +262,9 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
     window_attention=Row(
         lambda f, config: (
             (missed := reach_missed(config, f.reach))
-            and f"{f.model} has {f.window_layers} sliding-window layers, of which {missed}, and that"
+            and f"{f.model} has {f.window_layers} sliding-window layers that see {missed}, and that"
         ),
-        "a window over KV entries must see what one over tokens sees, also once entries are gone",
+        "a sliding window must see what it would see uncompressed",
         "use a longer --rpc-interval or a higher --rpc-min-kept",
     ),
     window_not_applied=Row(

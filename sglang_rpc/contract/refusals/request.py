@@ -39,7 +39,7 @@ def refuse_request(request: Any, asked: bool | None = None) -> str | None:
 def refuse_reach(options: RequestOptions, reach: int) -> None:
     """Raises ConfigError if compressions with these options would take entries from sliding windows of this reach."""
     if missed := reach_missed(options, reach):
-        raise ConfigError(f"custom_params.rpc does not suit this model's sliding windows: {missed}", "request.reach")
+        raise ConfigError(f"custom_params.rpc does not suit this model, whose windows see {missed}", "request.reach")
 
 
 def _sampling_params(request: Any) -> list[Any]:

@@ -173,8 +173,8 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "window_policy": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "--rpc-policy lightthinker"),
     "window_attention": (
         dict(window_layers=12, decoder_layers=24, pool_layers=24, reach=4095),
-        "LlamaForCausalLM has 12 sliding-window layers, of which with interval 4096, window 32 and ratio 4 the newest "
-        "1056 entries stay, and a token sees 4095 before its own; an interval of 16252 would do, or a min_kept of 4063",
+        "LlamaForCausalLM has 12 sliding-window layers that see 4095 entries before a token, of which only the newest "
+        "1056 stay with interval 4096, window 32 and ratio 4 (interval 16252 or min_kept 4063 would do)",
     ),
     "window_not_applied": (
         dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31, other_windows=1, decode_backend="flashinfer"),

@@ -40,12 +40,12 @@ def test_what_is_missed(interval, window, ratio, least, reach, missed):
     sentence = reach_missed(config, reach)
     assert (sentence is not None) == missed
     if sentence is not None:
-        assert f"the newest {max(least, int(interval / ratio)) + window} entries stay" in sentence
-        assert f"sees {reach} before its own" in sentence
+        assert sentence.startswith(f"{reach} entries before a token, of which only the newest ")
+        assert f" {max(least, int(interval / ratio)) + window} stay with interval {interval}, " in sentence
+        assert (f"min_kept {least} (" in sentence) == (least > 0)
         enough = shortest_interval(reach - window, ratio)
-        assert f"an interval of {enough} would do" in sentence
+        assert f"(interval {enough} or min_kept {reach - window} would do)" in sentence
         assert reach_missed(RPCConfig(interval=enough, window=window, ratio=ratio), reach) is None
-        assert f"a min_kept of {reach - window}" in sentence
         assert reach_missed(RPCConfig(interval=interval, window=window, min_kept=reach - window), reach) is None
 
 
@@ -63,8 +63,8 @@ def test_a_requests_options_are_refused_with_the_numbers():
     with pytest.raises(ConfigError) as caught:
         refuse_reach(options, 511)
     assert str(caught.value) == (
-        "custom_params.rpc does not suit this model's sliding windows: with interval 512, window 32 and ratio 4 the "
-        "newest 160 entries stay, and a token sees 511 before its own; an interval of 1916 would do, or a min_kept of "
-        "479 [request.reach]"
+        "custom_params.rpc does not suit this model, whose windows see 511 entries before a token, of which only the "
+        "newest 160 stay with interval 512, window 32 and ratio 4 (interval 1916 or min_kept 479 would do) "
+        "[request.reach]"
     )
     refuse_reach(RequestOptions.from_custom_params({"rpc": {"interval": 1916}}, server, knows_markers=False), 511)
