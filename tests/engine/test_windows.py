@@ -11,12 +11,12 @@ from sglang_rpc import RPCConfig
 from tests.engine.engines import assert_balanced, engine, flush, greedy, look_inside
 from tests.engine.oracle import Rule
 from tests.engine.test_random import SELECTION_TOLERANCE
-from tests.engine.windows import FAMILIES, WINDOW, Judge, write_model
+from tests.engine.windows import FAMILIES, Judge, write_model
 
 torch.set_num_threads(1)  # more threads on these tiny tensors only fight the server for the cores
 
 #: A log probability may differ as much: float32 in another order of summation.
-TOLERANCE = 2e-3
+TOLERANCE = 1e-4
 SHAPES = {
     "overlap": {},
     "page 16, mixed, retracting": dict(page_size=16, chunked_prefill_size=32, enable_mixed_chunk=True),
@@ -88,10 +88,10 @@ def test_each_token_has_the_probability_that_the_judge_gives_it(running, tmp_pat
             assert gaps.max() < TOLERANCE, (int(gaps.argmax()), closest, receipt)
             judged += 1
         if rule is not None:
-            assert (actual - judge.logprobs(prompt, output, None)[0]).abs().max() > 10 * TOLERANCE
+            assert (actual - judge.logprobs(prompt, output, None)[0]).abs().max() > 100 * TOLERANCE  # it tells them apart
     assert judged > len(prompts) // 2
     assert (retracted > 3) == retracting
-    assert len(set(results[0]["output_ids"])) > 20
+    assert len(set(results[0]["output_ids"])) > 12
     seen = look_inside(running, tmp_path, prompts[0])
     assert_balanced(seen)
     assert seen["host_backup_bytes"] == 0
@@ -104,4 +104,3 @@ def test_a_request_that_would_cut_into_the_windows_is_refused(running):
     with pytest.raises(ValueError, match=f"interval {2 * (reach - 8)} or min_kept {reach - 8} would do"):
         running.generate(input_ids=[5, 6, 7], sampling_params=greedy(4, rpc=short))
     running.generate(input_ids=[5, 6, 7], sampling_params=greedy(4, rpc={**short, "interval": 2 * (reach - 8)}))
-    assert WINDOW - 1 <= reach <= WINDOW
