@@ -88,7 +88,7 @@ def test_each_token_has_the_probability_that_the_judge_gives_it(running, tmp_pat
             assert gaps.max() < TOLERANCE, (int(gaps.argmax()), closest, receipt)
             judged += 1
         if rule is not None:
-            assert (actual - judge.logprobs(prompt, output, None)[0]).abs().max() > 100 * TOLERANCE  # it tells them apart
+            assert (actual - judge.logprobs(prompt, output, None)[0]).abs().max() > 1e-2  # it tells them apart
     assert judged > len(prompts) // 2
     assert (retracted > 3) == retracting
     assert len(set(results[0]["output_ids"])) > 12
