@@ -6,6 +6,7 @@
 | `runtime` | what does RPC hold per scheduler, and how do hooks reach it? |
 | `model` | what do the forward pass and the scheduler share per model runner? |
 | `markers` | which tokens begin and end thinking? |
+| `plain_pool` | for which models with sliding windows is SGLang's plain KV pool chosen? |
 | `query_slots` | how many requests can be recorded, and what memory does that take from the KV pool? |
 | `requests` | which options has a request, and is it served at all? |
 | `endpoints` | how do options travel from endpoints whose request models drop them? |
