@@ -114,7 +114,7 @@ REQUESTS = """
 ## Options of one request
 
 `custom_params: {"rpc": {...}}`, in `sampling_params` for `/generate` and at the top level for `/v1/completions` and
-`/v1/chat/completions`. What an option leaves out is the server's.
+`/v1/chat/completions`. What an option leaves out is the server's. `64.0` counts as `64`.
 """
 
 WRONG_OPTIONS = """

@@ -16,7 +16,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.kinds import FOLDER, MAX_TOKENS, POLICY, TOKEN, TOKENS, Kind, choice, integer, number, ratio_of, show
+from sglang_rpc.kinds import (
+    FOLDER,
+    MAX_TOKENS,
+    POLICY,
+    TOKEN,
+    TOKENS,
+    Kind,
+    choice,
+    integer,
+    number,
+    ratio_of,
+    show,
+    whole,
+)
 
 #: Set to a JSON object (or the path of a JSON file) it switches RPC on for a plain `sglang.Engine`; `{}` = defaults.
 CONFIG_ENV = "SGLANG_RPC_CONFIG"
@@ -277,6 +290,8 @@ class RequestOptions:
         if not isinstance(custom_params, Mapping) or "rpc" not in custom_params:
             return defaults
         given = custom_params["rpc"]
+        if isinstance(given, Mapping):
+            given = {name: whole(value) for name, value in given.items()}
         _check_options(given, defaults, server)
         options = replace(defaults, **given, asked=True)
         if options.scope == "think" and not knows_markers:

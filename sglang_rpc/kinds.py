@@ -37,6 +37,14 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def whole(value: Any) -> Any:
+    """An integral float as the integer it stands for; anything else as it is.
+
+    A request that travels through gRPC has floats alone: protobuf's Struct makes 64 into 64.0.
+    """
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_TOKENS else value
+
+
 def _is_integer(value: Any) -> bool:
     # bool is an int in Python; true for a token count is a mistake worth naming.
     return isinstance(value, int) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ MALFORMED = [
     {"enabled": 1}, {"enabled": "true"}, {"enabled": None}, {"enabled": []},
     {"interval": 0}, {"interval": -1}, {"interval": 1.5}, {"interval": "64"}, {"interval": True}, {"interval": None},
     {"interval": 2**40}, {"interval": [64]},
-    {"window": 0}, {"window": -3}, {"window": 9}, {"window": 4096}, {"window": "8"}, {"window": 4.0}, {"window": False},
+    {"window": 0}, {"window": -3}, {"window": 9}, {"window": 4096}, {"window": "8"}, {"window": 4.5}, {"window": False},
     {"ratio": 1}, {"ratio": 0}, {"ratio": -4}, {"ratio": "4"}, {"ratio": True}, {"ratio": None}, {"ratio": 65},
     {"ratio": 1e300}, {"interval": 8, "ratio": 9}, {"ratio": [4]},
     {"scope": "thinking"}, {"scope": ""}, {"scope": None}, {"scope": 1}, {"scope": "think"},

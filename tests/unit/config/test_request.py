@@ -22,6 +22,23 @@ def test_a_request_changes_what_it_names():
     assert options.budget_step == 25
 
 
+def test_an_integral_float_is_the_integer_that_it_stands_for():
+    """Through gRPC every number comes as a float."""
+    given = {"enabled": False, "interval": 64.0, "window": 8.0, "ratio": 4.0, "min_kept": 0.0, "scope": "all"}
+    options = RequestOptions.from_custom_params({"rpc": given}, SERVER)
+    assert options == RequestOptions(False, 64, 8, 4, "all", asked=True)
+    assert [type(value) for value in (options.interval, options.window, options.min_kept)] == [int, int, int]
+    assert given["interval"] == 64.0
+    assert isinstance(given["interval"], float), "the request's own options stay as they came"
+
+
+@pytest.mark.parametrize("value", [1e300, float(2**60), -64.0, 0.0, 64.5])
+def test_a_float_out_of_range_is_refused_as_it_was_written(value):
+    message = refusal(RequestOptions.from_custom_params, {"rpc": {"interval": value}}, SERVER)
+    said = int(value) if abs(value) <= MAX_TOKENS and value.is_integer() else value
+    assert message == f"custom_params.rpc.interval must be an integer {INTERVAL_UP_TO}, got {said!r}"
+
+
 def test_a_requests_bounds_are_inclusive():
     for given in (
         {"window": 16},
@@ -88,11 +105,11 @@ MALFORMED = [
     ),
     *(
         ({"interval": value}, f"custom_params.rpc.interval must be an integer {INTERVAL_UP_TO}, got {value!r}")
-        for value in (0, -64, MAX_TOKENS + 1, 2**63, 64.0, NAN, INF, True, False, None, "64", [64], {"p": 64})
+        for value in (0, -64, MAX_TOKENS + 1, 2**63, 64.5, NAN, INF, True, False, None, "64", [64], {"p": 64})
     ),
     *(
         ({"window": value}, f"custom_params.rpc.window must be an integer {WINDOW}, got {value!r}")
-        for value in (0, -1, 17, 32, 2**63, 8.0, NAN, -INF, True, None, "8", [8], {})
+        for value in (0, -1, 17, 32, 2**63, 8.5, NAN, -INF, True, None, "8", [8], {})
     ),
     *(
         ({"ratio": value}, f"custom_params.rpc.ratio must be a number {RATIO} (128), so")
