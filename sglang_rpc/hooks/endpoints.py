@@ -14,10 +14,12 @@ from starlette.requests import HTTPConnection, Request
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.endpoints import AnthropicServing, ResponsesResponse, Serving
+from sglang_rpc.contract.sglang.endpoints import AnthropicServing, ResponsesRequest, ResponsesResponse, Serving
 from sglang_rpc.contract.sglang.requests import GenerateReqInput
 from sglang_rpc.contract.sglang.server import TokenizerManager
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
+from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks.alias import drop_alias, with_alias
 from sglang_rpc.hooks.reporting import KEY, Json
 
 #: SGLang's handler of an endpoint: serving, its parsed request, the HTTP request -> the response.
@@ -33,14 +35,21 @@ _receipt: ContextVar[Json | None] = ContextVar("rpc_receipt", default=None)
 _WHY = "the endpoint's request model drops custom_params; the HTTP request has them"
 
 
-@hook(AROUND, "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses.create_responses", _WHY)
 @hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_chat", _WHY)
 @hook(AROUND, "sglang.srt.entrypoints.ollama.serving.OllamaServing.handle_generate", _WHY)
 async def take_options(
     original: Handler, serving: Serving, request: object, raw_request: Request | None = None
 ) -> object:
-    """AROUND the handlers of /v1/responses, /api/chat and /api/generate. Raises HTTPException, 400."""
+    """AROUND the handlers of /api/chat and /api/generate. Raises HTTPException, 400."""
     return await _take(original, serving, request, raw_request, serving.tokenizer_manager)
+
+
+@hook(AROUND, "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses.create_responses", _WHY)
+async def take_from_responses(
+    original: Handler, serving: Serving, request: ResponsesRequest, raw_request: Request | None = None
+) -> object:
+    """AROUND the handler of /v1/responses, which has the alias too. Raises HTTPException, 400."""
+    return await _take(original, serving, request, raw_request, serving.tokenizer_manager, request)
 
 
 @hook(AROUND, "sglang.srt.entrypoints.anthropic.serving.AnthropicServing.handle_messages", _WHY)
@@ -97,23 +106,40 @@ async def _noting_receipt(results: Results) -> Results:
 
 
 async def _take(
-    original: Handler, serving: object, request: object, raw_request: Request | None, manager: TokenizerManager
+    original: Handler,
+    serving: object,
+    request: object,
+    raw_request: Request | None,
+    manager: TokenizerManager,
+    aliased: ResponsesRequest | None = None,
 ) -> object:
     """Calls the handler; before, checks `custom_params.rpc` of the body and keeps it on the HTTP request.
+
+    Args:
+        aliased: `request`, where it may have the options in `chat_template_kwargs` too; they are taken from there.
 
     Raises:
         HTTPException: 400, for malformed options before anything is streamed, and where a request that carries
             options is refused later and the endpoint would answer 500. SGLang gives it the endpoint's own shape.
     """
     config = config_of(manager.server_args)
-    custom_params = None if config is None or raw_request is None else _custom_params(await raw_request.json())
-    if config is None or raw_request is None or custom_params is None:
+    if config is None or raw_request is None:
         return await original(serving, request, raw_request)
     from fastapi import HTTPException
 
+    custom_params = _custom_params(await raw_request.json())
     try:
-        RequestOptions.from_custom_params(custom_params, config)
-        raw_request.scope[_SCOPE_KEY] = custom_params["rpc"]
+        if aliased is not None:
+            custom_params = with_alias(custom_params, aliased.chat_template_kwargs)
+            drop_alias(aliased)
+        if custom_params is not None:
+            RequestOptions.from_custom_params(custom_params, config)
+    except ConfigError as error:
+        raise HTTPException(400, str(error)) from error
+    if custom_params is None:
+        return await original(serving, request, raw_request)
+    raw_request.scope[_SCOPE_KEY] = custom_params["rpc"]
+    try:
         return await original(serving, request, raw_request)
     except ValueError as error:
         raise HTTPException(400, str(error)) from error

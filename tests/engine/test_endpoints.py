@@ -193,6 +193,48 @@ def test_a_response_made_in_the_background_carries_it_once_it_is_there(running, 
     assert json.loads(answer["metadata"]["rpc"]) == compressed["receipt"]
 
 
+ALIAS = {"chat_template_kwargs": {"rpc": OPTIONS}}
+BOTH = {**ALIAS, "custom_params": {"rpc": OPTIONS}}
+
+
+@pytest.mark.parametrize("given", [ALIAS, BOTH], ids=["alone", "with the same custom_params"])
+def test_a_chat_and_a_response_take_the_alias(running, compressed, given):
+    choice = chat(running, return_meta_info=True, **given)
+    assert choice["message"]["content"] == compressed["text"]
+    assert choice["meta_info"]["rpc"] == compressed["receipt"]
+    answer = running.call("/v1/responses", {**ENDPOINTS["responses"].body, **given})[1]
+    assert ENDPOINTS["responses"].text(answer) == compressed["text"]
+    assert json.loads(answer["metadata"]["rpc"]) == compressed["receipt"]
+
+
+def test_floats_that_are_whole_count_as_integers(running, compressed):
+    floats = {name: float(value) for name, value in OPTIONS.items()}
+    choice = chat(running, custom_params={"rpc": floats}, return_meta_info=True)
+    assert choice["message"]["content"] == compressed["text"]
+    assert choice["meta_info"]["rpc"] == compressed["receipt"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {**ALIAS, "custom_params": {"rpc": {}}},
+            "custom_params.rpc and chat_template_kwargs.rpc are one and the same",
+        ),
+        ({"chat_template_kwargs": {"rpc": {"ratio": 1}}}, "custom_params.rpc.ratio must be a number above 1"),
+        ({"chat_template_kwargs": {"rpc": {"interval": 16.5}}}, "custom_params.rpc.interval must be an integer"),
+        ({"chat_template_kwargs": {"rpc": "on"}}, "custom_params.rpc must be an object"),
+    ],
+)
+def test_a_wrong_alias_is_400_with_our_sentence(running, path, stream, given, sentence):
+    body = {**ENDPOINTS["responses"].body} if path != CHAT else {"model": "m", "messages": MESSAGES}
+    status, answer = running.call(path, {**body, **given, "stream": stream})
+    assert status == 400, answer
+    assert answer.get("error", answer)["message"].startswith(sentence)
+
+
 def test_nothing_is_left(running):
     assert running.alive()
     assert running.call("/server_info")[1]["internal_states"][0]["rpc"]["query_slots_in_use"] == 0

@@ -65,6 +65,42 @@ def test_other_bodies_hold_no_options(body):
     assert handle(body) is None
 
 
+def respond(body, kwargs, original=None):
+    """What the handler of /v1/responses saw: the options, and what its chat template is given."""
+
+    async def handler(serving, model, raw_request):
+        return raw_request.scope.get(SCOPE_KEY), model.chat_template_kwargs
+
+    serving = SimpleNamespace(tokenizer_manager=manager(RPCConfig()))
+    model = SimpleNamespace(chat_template_kwargs=kwargs)
+    return asyncio.run(endpoints.take_from_responses(original or handler, serving, model, Body(body)))
+
+
+def test_responses_take_the_alias_too():
+    assert respond({}, {"rpc": OPTIONS, "x": 1}) == (OPTIONS, {"x": 1})
+    assert respond({"custom_params": {"rpc": OPTIONS}}, {"rpc": OPTIONS}) == (OPTIONS, None)
+    assert respond({"custom_params": {"rpc": OPTIONS}}, {"x": 1}) == (OPTIONS, {"x": 1})
+    assert respond({}, {"x": 1}) == (None, {"x": 1})
+    assert respond({}, None) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "kwargs", "sentence"),
+    [
+        ({"custom_params": {"rpc": {}}}, {"rpc": OPTIONS}, "custom_params.rpc and chat_template_kwargs.rpc are one"),
+        ({}, {"rpc": {"ratio": 1}}, "custom_params.rpc.ratio must be"),
+        ({}, {"rpc": None}, "custom_params.rpc must be an object"),
+    ],
+)
+def test_a_wrong_alias_never_reaches_the_handler(body, kwargs, sentence):
+    async def handler(*args):
+        raise AssertionError("reached")
+
+    with pytest.raises(HTTPException, match=sentence) as raised:
+        respond(body, kwargs, handler)
+    assert raised.value.status_code == 400
+
+
 def test_with_rpc_off_the_body_is_not_read():
     assert handle({"custom_params": {"rpc": "wrong"}}, config=None) is None
 

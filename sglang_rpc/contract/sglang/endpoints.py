@@ -22,3 +22,14 @@ class AnthropicServing(Protocol):
 @assumed(f"{_ENTRYPOINTS}.openai.protocol.ResponsesResponse", "has a place for the receipt")
 class ResponsesResponse(Protocol):
     metadata: dict[str, Any] | None
+
+
+@assumed(f"{_ENTRYPOINTS}.openai.protocol.ChatCompletionRequest", "where a chat has RPC options, and where an alias")
+class ChatRequest(Protocol):
+    chat_template_kwargs: dict[str, Any] | None
+    custom_params: dict[str, Any] | None
+
+
+@assumed(f"{_ENTRYPOINTS}.openai.protocol.ResponsesRequest", "what the chat template is given")
+class ResponsesRequest(Protocol):
+    chat_template_kwargs: dict[str, Any] | None
