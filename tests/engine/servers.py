@@ -63,8 +63,21 @@ def server(
     python: Path | str = sys.executable,
 ):
     """`python -m MODULE FLAGS` on a free port, with what `on_cuda` adds; ended by pid on leaving."""
+    with started(tmp_path / "server.log", *flags, module=module, env=env, python=python) as running:
+        wait_for(running)
+        yield running
+
+
+@contextlib.contextmanager
+def started(
+    log: Path,
+    *flags: str,
+    module: str = "sglang_rpc.launch_server",
+    env: dict[str, str] | None = None,
+    python: Path | str = sys.executable,
+):
+    """As `server`, of which nobody has waited that it answers."""
     port = free_port()
-    log = tmp_path / "server.log"
     device = on_cuda.device_of(on_cuda.value_of("--device", flags))
     added = on_cuda.flags(flags, device)
     command = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags, *added]
@@ -74,10 +87,8 @@ def server(
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=own | os.environ | (env or {}), start_new_session=True
         )
-    running = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait(running)
-        yield running
+        yield Server(f"http://127.0.0.1:{port}", process, log)
     finally:
         stop(process)
 
@@ -99,7 +110,8 @@ def stop(process: subprocess.Popen) -> None:
     process.wait(timeout=30)
 
 
-def _wait(running: Server) -> None:
+def wait_for(running: Server) -> None:
+    """Until the server answers. Raises RuntimeError, with the end of its log, if it ends first or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if running.process.poll() is not None:
