@@ -58,3 +58,17 @@ class Engine(SGLangEngine):  # type: ignore[misc]  # mypy does not follow SGLang
                     "RPC cannot work with this model: its process has said why, just above", "unsupported.model"
                 ) from None
             raise
+
+    @classmethod
+    def attach_tokenizer_worker(cls, parent_pid: int | None = None) -> SGLangEngine:
+        """As `sglang.Engine`'s: joins an Engine of another process, and checks options and adds receipts in this one.
+
+        Raises IncompatibleSGLangError or ConfigError.
+        """
+        from sglang_rpc.contract.settings import config_of
+        from sglang_rpc.startup.process import switch_on
+
+        engine = super().attach_tokenizer_worker(parent_pid)
+        if config_of(engine.server_args) is not None:
+            switch_on()
+        return engine

@@ -40,6 +40,10 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "_launch_subprocesses": "checks the arguments before anything is spawned, and launches schedulers through the "
         "class",
     },
+    "sglang.srt.entrypoints.http_server": {
+        "init_multi_tokenizer": "an HTTP worker takes the arguments, and the configuration with them, from shared "
+        "memory",
+    },
     # ---- the query ring, inside the forward pass
     "sglang.srt.layers.radix_attention.RadixAttention": {
         "forward": "called through nn.Module.__call__, so that forward pre-hooks run; q, roped, first and "
@@ -138,6 +142,12 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "sglang.srt.runtime_context": {
         "get_serving": "the reasoning parser's name",
         "get_parallel": "the ranks that share the attention heads",
+    "sglang.srt.managers.multi_tokenizer_mixin": {
+        "_extract_field_by_index": "hands each HTTP worker the customized_info of its requests",
+    },
+    "sglang.srt.session.streaming_session.StreamingSession": {
+        "release_session": "frees the session's row by itself, without a request",
+    },
     },
     "sglang.srt.parser.reasoning_parser.ReasoningParser": {"__init__": "finds the detector of a parser's name"},
     "sglang.srt.distributed.parallel_state": {"get_attn_tp_group": "the group whose ranks share the heads"},

@@ -18,6 +18,8 @@ class Version:
     name: str
     #: Arguments that the refusals read and this version lacks, with the value of a server that does not use them.
     absent_arguments: Mapping[str, object] = field(default_factory=dict)
+    #: Environment variables that the refusals name and this version does not read.
+    absent_variables: frozenset[str] = frozenset()
     #: Targets of hooks, as declared, that this version has elsewhere -> where.
     moved_targets: Mapping[str, str] = field(default_factory=dict)
 
@@ -34,6 +36,8 @@ VERSIONS = {
             "0.5.22",
             # The kernels that these switch on came with 0.5.23.
             absent_arguments={"enable_nvidia_megakernel": False, "enable_amd_monokernel": False},
+            # HTTP workers always import SGLang's own app.
+            absent_variables=frozenset({"SGLANG_HTTP_SERVER_APP_PATH"}),
             moved_targets={
                 # Responses are made here, those without tokens yet too, which have no receipt to show.
                 "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._build_response": (

@@ -1,6 +1,7 @@
 """Switches RPC on in a process, and carries it into the scheduler processes."""
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 from sglang_rpc import hooks
 from sglang_rpc.contract import settings
+from sglang_rpc.contract.refusals.server import APP_VARIABLE, HTTP_APP
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.server import ServerArgs
@@ -41,9 +43,12 @@ def carry_into_schedulers(
     run_scheduler_process_func: Callable[..., Any],
     **kwargs: Any,
 ) -> Any:
-    """AROUND Engine._launch_scheduler_processes: what the children run installs the hooks first."""
+    """AROUND Engine._launch_scheduler_processes: what the children run installs the hooks first, and so does what
+    HTTP workers will import. Sets SGLANG_HTTP_SERVER_APP_PATH."""
     if config_of(server_args) is not None:
         run_scheduler_process_func = partial(run_with_rpc, run_scheduler_process_func)
+        # Workers import the app that is named here; another that a user has named was refused before.
+        os.environ[APP_VARIABLE] = HTTP_APP
     return original(cls, server_args, port_args, run_scheduler_process_func, **kwargs)
 
 

@@ -24,7 +24,6 @@ UNSUPPORTED = {
     "--enable-session-radix-cache": "--enable-session-radix-cache does not work with RPC",
     "--enable-torch-compile": "--enable-torch-compile does not work with RPC",
     "--kv-canary log": "--kv-canary log does not work with RPC",
-    "--tokenizer-worker-num 2": "--tokenizer-worker-num 2 does not work with RPC",
     "--is-embedding": "--is-embedding does not work with RPC",
     "--model-impl transformers": "--model-impl transformers does not work with RPC",
     "--rpc-window 0": "--rpc-window must be an integer from 1",

@@ -11,6 +11,9 @@ from sglang_rpc.errors import IncompatibleSGLangError
 
 #: Attention backends whose kernels read K/V through a per-request list of slots, any slots, in any order.
 ATTENTION_BACKENDS = ("fa3", "flashinfer", "torch_native", "triton")
+#: Names the app that HTTP workers import, where there are several, and the names it may have: SGLang's own, and RPC's.
+APP_VARIABLE = "SGLANG_HTTP_SERVER_APP_PATH"
+SGLANG_APP, HTTP_APP = "sglang.srt.entrypoints.http_server:app", "sglang_rpc.startup.http_app:app"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,14 @@ def _mixed_chunk_in_a_graph(args: Arguments) -> str | None:
         return None  # SGLang mixes only where it chunks
     backend = args.cuda_graph_config.prefill.backend
     return None if backend == "disabled" else f"--enable-mixed-chunk with --cuda-graph-backend-prefill {backend}"
+
+
+def _tokenizer_workers(args: Arguments) -> str | None:
+    workers = _given(args, "--tokenizer-worker-num", _ONE)
+    if workers is not None and APP_VARIABLE in versions.current().absent_variables:
+        return f"{workers} with SGLang {versions.current().name}"
+    app = _given(args, APP_VARIABLE, (SGLANG_APP, HTTP_APP))
+    return None if workers is None or app is None else f"{workers} with {app}"
 
 
 def _row(
@@ -255,8 +266,9 @@ SERVER_ROWS = named(
         "the KV pool gets its size after the graphs are captured, and the query ring needs it before",
     ),
     tokenizer_workers=_row(
-        {"--tokenizer-worker-num": _ONE},
-        "extra HTTP workers load no SGLang plugins, so they would neither check a request's options nor add its "
-        "receipt",
+        f"--tokenizer-worker-num {APP_VARIABLE}",
+        "each HTTP worker has RPC through the app that it imports, and here that is another one",
+        f"remove --tokenizer-worker-num, unset {APP_VARIABLE}",
+        given=_tokenizer_workers,
     ),
 )

@@ -148,7 +148,9 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
     "ray": [(dict(use_ray=True), "--use-ray")],
     "rust_server": [(dict(SGLANG_RUST_SERVER="yes"), "SGLANG_RUST_SERVER=yes")],
     "post_capture_sizing": [(dict(SGLANG_ENABLE_POST_CAPTURE_KV_SIZING="1"), "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING=1")],
-    "tokenizer_workers": [(dict(tokenizer_worker_num=2), "--tokenizer-worker-num 2")],
+    "tokenizer_workers": [
+        (dict(tokenizer_worker_num=2, SGLANG_HTTP_SERVER_APP_PATH="mine:app"), "--tokenizer-worker-num 2 with SGL")
+    ],
 }
 SERVER_CASES = [
     pytest.param(row, given, named, id=f"{row.name}-{named.split()[0].strip('-')}")

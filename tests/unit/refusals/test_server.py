@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
+from sglang_rpc.contract import versions
+from sglang_rpc.contract.refusals.server import APP_VARIABLE, ATTENTION_BACKENDS, HTTP_APP, SGLANG_APP
 from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 from tests.unit.refusals.examples import (
     MIXED,
@@ -43,6 +45,26 @@ def test_plain_arguments_pass():
 )
 def test_what_works_passes(change, monkeypatch):
     refuse_arguments(SimpleNamespace(**{**PLAIN, **split_environment(monkeypatch, change)}))
+
+
+@pytest.mark.parametrize("app", ["", SGLANG_APP, HTTP_APP])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_http_workers_work_where_the_app_that_they_import_can_be_named(monkeypatch, app, fixed):
+    if app:
+        monkeypatch.setenv(APP_VARIABLE, app)
+    version = replace(versions.current(), absent_variables=frozenset({APP_VARIABLE} if fixed else ()))
+    monkeypatch.setattr(versions, "current", lambda: version)
+    arguments = SimpleNamespace(**{**PLAIN, "tokenizer_worker_num": 2})
+    if not fixed:
+        refuse_arguments(arguments)
+        return
+    with pytest.raises(UnsupportedError, match=f"--tokenizer-worker-num 2 with SGLang {version.name} does not work"):
+        refuse_arguments(arguments)
+
+
+def test_another_app_is_nothing_to_a_server_without_http_workers(monkeypatch):
+    monkeypatch.setenv(APP_VARIABLE, "mine:app")
+    refuse_arguments(SimpleNamespace(**PLAIN))
 
 
 @pytest.mark.parametrize(("row", "given", "named"), SERVER_CASES)
