@@ -8,7 +8,7 @@ from sglang_rpc.contract.targets import BEFORE, hook
 from sglang_rpc.hooks import pressure, rows
 from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
-from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
+from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of, state_of
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.types import Compression
 
@@ -18,11 +18,14 @@ from sglang_rpc.types import Compression
     "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free",
     "every row that ends, finished, aborted or retracted, gives its query slot back here",
 )
-def release_row(req_to_token_pool: ReqToTokenPool, req: Req) -> None:
-    """BEFORE ReqToTokenPool.free, once per row, in the scheduler's thread; the row still holds its request's slots."""
-    runtime = runtime_of(req_to_token_pool)
-    if runtime is not None and req.rpc is not None:
-        runtime.compressor.release_slot(req.rpc)
+def release_row(req_to_token_pool: ReqToTokenPool, owner: Req) -> None:
+    """BEFORE ReqToTokenPool.free, once per row, in the scheduler's thread; the row still holds its request's slots.
+
+    The owner may be a streaming session too, whose requests hold no query slot.
+    """
+    runtime, state = runtime_of(req_to_token_pool), state_of(owner)
+    if runtime is not None and state is not None:
+        runtime.compressor.release_slot(state)
         runtime.report_slots()
 
 

@@ -20,7 +20,6 @@ UNSUPPORTED = {
     "--enable-hierarchical-cache": "--enable-hierarchical-cache does not work with RPC",
     "--enable-lmcache": "--enable-lmcache does not work with RPC",
     "--enable-flexkv": "--enable-flexkv does not work with RPC",
-    "--enable-streaming-session": "--enable-streaming-session does not work with RPC",
     "--enable-session-radix-cache": "--enable-session-radix-cache does not work with RPC",
     "--enable-torch-compile": "--enable-torch-compile does not work with RPC",
     "--kv-canary log": "--kv-canary log does not work with RPC",

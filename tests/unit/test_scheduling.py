@@ -10,6 +10,12 @@ from tests.fakes.scheduler import Scheduler
 from tests.loops.decode_loop import Loop, config
 
 
+def test_a_row_may_be_a_streaming_sessions_which_has_no_state():
+    scheduler = Scheduler()
+    scheduler.req_to_token_pool.rpc = SimpleNamespace()
+    scheduling.release_row(scheduler.req_to_token_pool, SimpleNamespace(kv=ReqKvInfo(1)))
+
+
 def test_a_query_slot_is_kept_free_for_one_step_only():
     loop = Loop(config(pressure="off"))
     request = loop.add()

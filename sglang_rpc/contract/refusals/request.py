@@ -67,6 +67,11 @@ def _beam(request: Any) -> str | None:
     return f"beam_width={width}" if width > 1 else None
 
 
+def _streaming_session(request: Any) -> str | None:
+    session = getattr(request, "session", None)  # the scheduler knows it; the server's process knows its name alone
+    return "session_params of a streaming session" if session is not None and session.streaming else None
+
+
 def _carries(field: str) -> Callable[[Any], str | None]:
     return lambda request: field if getattr(request, field, None) not in (None, False, []) else None
 
@@ -78,6 +83,10 @@ REQUEST_ROWS: tuple[Row[[Any]], ...] = named(
     input_embeds=Row(
         _carries("input_embeds"),
         "SGLang starts such a request over when memory runs out, dropping the tokens RPC has counted",
+    ),
+    streaming_session=Row(
+        _streaming_session,
+        "the session hands the turn's row to the next turn, and takes its KV length for a number of tokens",
     ),
     return_routed_experts=Row(_carries("return_routed_experts"), _BY_SLOT),
     return_indexer_topk=Row(_carries("return_indexer_topk"), _BY_SLOT),

@@ -182,10 +182,6 @@ SERVER_ROWS = named(
         "--radix-cache-backend",
         "RPC keeps compressed KV out of SGLang's own prefix tree (UnifiedRadixCache) and knows no other",
     ),
-    streaming_session=_row(
-        "--enable-streaming-session",
-        "a streaming session hands a finished turn's row to the next turn and takes its KV length for a token count",
-    ),
     session_radix_cache=_row(
         "--enable-session-radix-cache",
         "a session holds on to the KV of its finished turns, and a compressed turn leaves only its prompt in the tree",

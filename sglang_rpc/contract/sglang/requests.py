@@ -48,6 +48,11 @@ class FinishReason(Protocol):
         """why a request ended, as a trace has it"""
 
 
+@assumed("sglang.srt.session.session_controller.Session", "whether the turns of a session share one row")
+class Session(Protocol):
+    streaming: bool
+
+
 @assumed(f"{_BATCH}.Req", "a request's tokens and state; a plain class, so that it takes `rpc`")
 class Req(Protocol):
     extend_end: int  #: of the ids, where this step's prefill ends
@@ -69,6 +74,7 @@ class Req(Protocol):
     rid: str
     rpc: RequestState | None
     sampling_params: SamplingParams
+    session: Session | None
     to_finish: FinishReason | None
 
     def finished(self) -> bool:

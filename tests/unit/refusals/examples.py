@@ -52,7 +52,6 @@ PLAIN = dict(
     enable_pdmux=False,
     enable_prefill_cp=False,
     enable_session_radix_cache=False,
-    enable_streaming_session=False,
     enable_torch_compile=False,
     enable_two_batch_overlap=False,
     enable_unified_cache_external_linker=False,
@@ -113,7 +112,6 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
     "flexkv": [(dict(enable_flexkv=True), "--enable-flexkv")],
     "external_linker": [(dict(enable_unified_cache_external_linker=True), "--enable-unified-cache-external-linker")],
     "radix_cache_backend": [(dict(radix_cache_backend="flexkv"), "--radix-cache-backend flexkv")],
-    "streaming_session": [(dict(enable_streaming_session=True), "--enable-streaming-session")],
     "session_radix_cache": [(dict(enable_session_radix_cache=True), "--enable-session-radix-cache")],
     "hisparse": [(dict(enable_hisparse=True), "--enable-hisparse")],
     "unified_memory": [(dict(enable_unified_memory=True), "--enable-unified-memory")],
@@ -205,6 +203,7 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
 }
 
 #: Row -> request fields (sampling parameters in capitals), with what the sentence must name.
+    "streaming_session": (dict(session=SimpleNamespace(streaming=True)), "session_params of a streaming session"),
 REQUEST_EXAMPLES: dict[str, tuple[dict, str]] = {
     "beam_search": (dict(BEAM_WIDTH=4), "beam_width=4"),
     "input_embeds": (dict(input_embeds=[[0.0, 1.0]]), "input_embeds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +58,7 @@ def test_a_batch_is_looked_at_as_one():
 @pytest.mark.parametrize("row", REQUEST_ROWS, ids=lambda row: row.name)
 def test_request_row_on_sglangs_own_types(row, sglang_arguments):
     from sglang.srt.managers.io_struct import GenerateReqInput
+    from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.sampling.sampling_params import SamplingParams
 
     fields, named = REQUEST_EXAMPLES[row.name]
@@ -64,5 +66,9 @@ def test_request_row_on_sglangs_own_types(row, sglang_arguments):
     params = {name.lower(): value for name, value in fields.items() if name.isupper()}
     given = {name: value for name, value in fields.items() if not name.isupper()}
     assert refuse_request(GenerateReqInput(input_ids=[1], sampling_params={})) is None
+    if "session" in given:  # the scheduler's alone to see
+        req = Req("r", "", array("q", [1]), SamplingParams(**params), **given)
+        assert refuse_request(req) == said
+        return
     assert refuse_request(GenerateReqInput(sampling_params=params, **given)) == said
     assert refuse_request(SimpleNamespace(sampling_params=SamplingParams(**params), **given)) == said
