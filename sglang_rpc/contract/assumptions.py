@@ -65,6 +65,9 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "compute_position": "positions of a mixed step, row after row, from prefix lengths that are physical for "
         "decode rows",
     },
+    "sglang.srt.batch_overlap.two_batch_overlap.TboForwardBatchPreparer": {
+        "filter_batch": "half a decode step has its share of the rows and of the positions",
+    },
     # ---- positions
     "sglang.kernels.ops.attention.clamp_position": {
         "clamp_position": "decode positions come from seq_lens, which are physical; what make_logical replaces",
@@ -139,15 +142,15 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager": {
         "_handle_batch_output": "passes a message's customized_info to update_request_meta_info by position",
     },
-    "sglang.srt.runtime_context": {
-        "get_serving": "the reasoning parser's name",
-        "get_parallel": "the ranks that share the attention heads",
     "sglang.srt.managers.multi_tokenizer_mixin": {
         "_extract_field_by_index": "hands each HTTP worker the customized_info of its requests",
     },
     "sglang.srt.session.streaming_session.StreamingSession": {
         "release_session": "frees the session's row by itself, without a request",
     },
+    "sglang.srt.runtime_context": {
+        "get_serving": "the reasoning parser's name",
+        "get_parallel": "the ranks that share the attention heads",
     },
     "sglang.srt.parser.reasoning_parser.ReasoningParser": {"__init__": "finds the detector of a parser's name"},
     "sglang.srt.distributed.parallel_state": {"get_attn_tp_group": "the group whose ranks share the heads"},

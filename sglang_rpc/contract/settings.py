@@ -75,6 +75,12 @@ def _refuse_policy(server_args: ServerArgs, config: RPCConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
 
     resolved: ServerArgs = resolving_view(server_args)
+    if accumulates(config.policy) and resolved.enable_two_batch_overlap:
+        raise UnsupportedError(
+            f"--rpc-policy {config.policy} does not work with --enable-two-batch-overlap: it adds up the attention "
+            "of whole steps, and a step runs as two halves; remove --enable-two-batch-overlap",
+            "unsupported.policy_under_two_batch_overlap",
+        )
     graphs = resolved.cuda_graph_config
     on_gpu = not str(resolved.device).startswith("cpu")
     if accumulates(config.policy) and on_gpu and (graphs is None or graphs.decode.backend != "disabled"):

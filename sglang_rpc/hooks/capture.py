@@ -10,7 +10,7 @@ from sglang_rpc.contract.layers import decoder_layers, full_attention, kv_layer,
 from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.batches import ForwardBatch
+from sglang_rpc.contract.sglang.batches import ForwardBatch, ScheduleBatch
 from sglang_rpc.contract.sglang.model import (
     AttentionLayer,
     HookableLayer,
@@ -23,6 +23,7 @@ from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
 from sglang_rpc.hooks.query_slots import count_slots, ring_shape
+from sglang_rpc.hooks.runtime import state_of
 from sglang_rpc.hooks.step import attention_call, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.resolve import accumulates
@@ -111,6 +112,25 @@ def eager_while_recording(
 
 @hook(
     AROUND,
+    "sglang.srt.batch_overlap.two_batch_overlap.TboDPAttentionPreparer.prepare_all_gather",
+    "what single rows of an extend step record travels with the whole step, and each half has a batch of its own",
+)
+def whole_while_recording(
+    original: Callable[..., tuple[bool, int]], preparer: object, local_batch: ScheduleBatch | None
+) -> tuple[bool, int]:
+    """AROUND TboDPAttentionPreparer.prepare_all_gather: this rank's vote for two-batch overlap in the next step.
+
+    One rank's no is everybody's. Runs in every step of a server whose ranks keep pace, after compressions are decided.
+    """
+    can_run, forward_mode = original(preparer, local_batch)
+    if can_run and local_batch is not None and local_batch.forward_mode.is_extend():
+        states = map(state_of, local_batch.reqs)
+        can_run = not any(state is not None and state.recording.slot is not None for state in states)
+    return can_run, forward_mode
+
+
+@hook(
+    AROUND,
     "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA.dispatch_attn_forward_method",
     "queries are recorded as the latents are read, absorbed, also where a prefill would expand the latents",
     LATENT,
@@ -157,9 +177,13 @@ class Capture:
                 return
             if self.index == 0:
                 # Rows and positions are the same in every layer: work out where to write once a step. Each capture
-                # works it out anew, for a graph must not read what a warm-up allocated.
-                forward_batch.rpc_where = self.ring.where(forward_batch.req_pool_indices, forward_batch.positions)
-            self.ring.store(self.index, forward_batch.rpc_where, *queries)
+                # works it out anew, for a graph must not read what a warm-up allocated. The halves of a step that
+                # overlap may begin at a later layer.
+                for batch in (forward_batch, *(forward_batch.tbo_children or ())):
+                    batch.rpc_where = self.ring.where(batch.req_pool_indices, batch.positions)
+            where = forward_batch.rpc_where
+            # A half is padded to a multiple of the ranks, after its rows.
+            self.ring.store(self.index, where, *(part[: len(where[0])] for part in queries))
             return
         rows = single_rows(forward_batch)
         if rows is not None and rows.where is not None:

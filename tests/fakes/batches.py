@@ -66,6 +66,7 @@ class ForwardBatch:
     seq_lens: torch.Tensor = field(default_factory=none)
     orig_seq_lens: torch.Tensor = field(default_factory=none)
     out_cache_loc: torch.Tensor | None = None
+    tbo_children: list[ForwardBatch] | None = None
 
     @property
     def seq_lens_cpu(self) -> torch.Tensor:

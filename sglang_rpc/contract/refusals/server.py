@@ -232,9 +232,10 @@ SERVER_ROWS = named(
         "--enable-nvidia-megakernel --enable-amd-monokernel",
         "one kernel runs the whole decode step, so no layer's queries can be recorded",
     ),
-    torch_compile=_row("--enable-torch-compile", "the compiler would trace, or drop, the hook that records queries"),
-    two_batch_overlap=_row(
-        "--enable-two-batch-overlap", "a step runs as two halves at once, and RPC records queries of whole steps"
+    torch_compile=_row(
+        "--enable-torch-compile",
+        "the hook that records queries decides on the host, and compiled it would repeat what it decided when it was "
+        "traced",
     ),
     pd_multiplexing=_row(
         "--enable-pdmux", "prefill and decode run at once on streams of their own, and RPC orders its work after one"

@@ -1,5 +1,7 @@
 """Batches: of the scheduler, and of a forward step."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -53,3 +55,4 @@ class ForwardBatch(Protocol):
     rpc_where: tuple[torch.Tensor, torch.Tensor]  #: of a decode step: where its queries go in the query ring
     seq_lens: torch.Tensor  #: [rows], physical
     seq_lens_cpu: torch.Tensor
+    tbo_children: list[ForwardBatch] | None  #: the halves of a step that overlap

@@ -43,6 +43,11 @@ class GraphArgs(Protocol):
     cuda_graph_config: CudaGraphConfig | None
 
 
+@assumed(f"{_FIELDS}.exec_.ExecOverlap", "whether a step may run as two halves")
+class OverlapArgs(Protocol):
+    enable_two_batch_overlap: bool
+
+
 @assumed(f"{_FIELDS}.parallel.Parallel", "the ranks that share the attention heads")
 class ParallelArgs(Protocol):
     attn_tp_size: int
@@ -53,7 +58,7 @@ class ScheduleArgs(Protocol):
     disable_hybrid_swa_memory: bool
 
 
-class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, Protocol):
+class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, OverlapArgs, Protocol):
     """The server's arguments, which SGLang puts together from namespaces of fields.
 
     The refusals read others by the names of their flags, and refuse to start where one is missing.

@@ -53,7 +53,6 @@ PLAIN = dict(
     enable_prefill_cp=False,
     enable_session_radix_cache=False,
     enable_torch_compile=False,
-    enable_two_batch_overlap=False,
     enable_unified_cache_external_linker=False,
     enable_unified_memory=False,
     encoder_only=False,
@@ -139,7 +138,6 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
         (dict(enable_amd_monokernel=True), "--enable-amd-monokernel"),
     ],
     "torch_compile": [(dict(enable_torch_compile=True), "--enable-torch-compile")],
-    "two_batch_overlap": [(dict(enable_two_batch_overlap=True), "--enable-two-batch-overlap")],
     "pd_multiplexing": [(dict(enable_pdmux=True), "--enable-pdmux")],
     "mixed_chunk_in_a_graph": [(MIXED, "--enable-mixed-chunk")],
     "kv_canary": [(dict(kv_canary="log"), "--kv-canary log")],
@@ -203,9 +201,9 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
 }
 
 #: Row -> request fields (sampling parameters in capitals), with what the sentence must name.
-    "streaming_session": (dict(session=SimpleNamespace(streaming=True)), "session_params of a streaming session"),
 REQUEST_EXAMPLES: dict[str, tuple[dict, str]] = {
     "beam_search": (dict(BEAM_WIDTH=4), "beam_width=4"),
+    "streaming_session": (dict(session=SimpleNamespace(streaming=True)), "session_params of a streaming session"),
     "input_embeds": (dict(input_embeds=[[0.0, 1.0]]), "input_embeds"),
     "return_routed_experts": (dict(return_routed_experts=True), "return_routed_experts"),
     "return_indexer_topk": (dict(return_indexer_topk=True), "return_indexer_topk"),
