@@ -145,7 +145,8 @@ SERVER_ROWS = named(
     ),
     context_parallel=_row(
         {"--attn-cp-size": _ONE, "--enable-prefill-cp": (), "--dcp-size": _ONE},
-        "a request's KV is spread over ranks by token position, so no rank can score or move all of it",
+        "its ranks share out a prefill's tokens, or with --dcp-size a request's KV, by position, and RPC finds and "
+        "moves rows by their place in the whole",
         "remove the flag (use --tp-size instead)",
     ),
     kv_sharding=_row(
