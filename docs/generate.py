@@ -127,7 +127,7 @@ it checks the request. The error is then the first event, `data: {"error": {"mes
 RECEIPT = """
 ## Receipt
 
-`meta_info.rpc` of a response, once the request has been compressed or has asked for it.
+`meta_info.rpc` of a response, once the request has been compressed or has asked for it, or if it cannot be compressed.
 """
 
 METRICS_HEAD = """

@@ -84,7 +84,9 @@ def _with_receipts(streamer_class: type[OutputStreamer]) -> type[OutputStreamer]
 def _receipt(req: Req) -> list[Json]:
     """SGLang wants a list per request; empty for none."""
     state = state_of(req)
-    if state is None or not req.finished() or not (state.options.asked or state.totals.compressions):
+    if state is None or not req.finished():
+        return []
+    if not (state.options.asked or state.totals.compressions or state.refused):
         return []
     output_ids = req.output_ids_through_stop
     if state.segment is not None and not state.totals.compressions:
