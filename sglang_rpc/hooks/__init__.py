@@ -5,11 +5,13 @@
 | `install` | how are hooks put on, all or none? |
 | `runtime` | what does RPC hold per scheduler, and how do hooks reach it? |
 | `model` | what do the forward pass and the scheduler share per model runner? |
+| `agreement` | was every rank of the server started with the same settings? |
 | `markers` | which tokens begin and end thinking? |
 | `plain_pool` | for which models with sliding windows is SGLang's plain KV pool chosen? |
 | `query_slots` | how many requests can be recorded, and what memory does that take from the KV pool? |
 | `requests` | which options has a request, and is it served at all? |
 | `endpoints` | how do options travel from endpoints whose request models drop them? |
+| `alias` | how are options taken from where routers leave them? |
 | `limits` | how many tokens may a request generate, so that it fits the pool alone? |
 | `admission` | which waiting requests fit beside those that run? |
 | `scheduling` | which rows are compressed before the next step? |

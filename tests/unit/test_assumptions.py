@@ -16,6 +16,7 @@ import os
 import pkgutil
 import re
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -58,7 +59,7 @@ PYTHON = (
     *(argparse, argparse.ArgumentParser, hashlib.sha256(), re.Pattern, re.Match, importlib, pkgutil),
     *(__import__(name) for name in ("contextlib", "dataclasses", "functools", "json", "textwrap")),
     *(torch, torch.Tensor, torch.cuda, torch.cuda.Stream, torch.device, torch.nn, torch.nn.Module, torch.distributed),
-    *(torch.version, prometheus_client.Counter, prometheus_client.Gauge),
+    *(time, torch.distributed.distributed_c10d, torch.version, prometheus_client.Counter, prometheus_client.Gauge),
 )
 #: Names that are not written out where they are read, and how they are.
 OTHERWISE_READ = {
@@ -80,6 +81,7 @@ READ_UNSEEN = {
             *(f"requests.GenerateReqInput.{name}" for name in ("input_embeds", "return_indexer_topk")),
             *("requests.GenerateReqInput.return_routed_experts", "requests.Req.return_indexer_topk"),
             *("requests.Req.return_routed_experts", "requests.SamplingParams.beam_width"),
+            *("requests.Req.session", "requests.Session.streaming"),
         ),
         "by name, of requests of every kind (contract/refusals/request.py)",
     ),
@@ -107,6 +109,7 @@ WITH_DEFAULT = {
     ("contract/refusals/request.py", "field"): "requests of every kind pass; those with the fields are pinned",
     ("contract/refusals/request.py", "name"): "parameters of every kind pass; SGLang's own are pinned",
     ("contract/refusals/request.py", "sampling_params"): "requests of every kind pass",
+    ("contract/refusals/request.py", "session"): "requests of every kind pass; the scheduler's have it, and are pinned",
 }
 
 
@@ -240,7 +243,7 @@ def test_what_is_read_is_declared():
 
 
 @pytest.mark.parametrize(
-    "read", ["req.surr_offset", "scheduler.last_batch.mamba_mask", "batch.retract_all()", "hasattr(req, 'session')"]
+    "read", ["req.surr_offset", "scheduler.last_batch.mamba_mask", "batch.retract_all()", "hasattr(req, 'grammar')"]
 )
 def test_an_undeclared_read_is_seen(tmp_path, read):
     hook = tmp_path / "hook.py"
