@@ -75,7 +75,7 @@ LATENT_OR_SPARSE = Kind(
 LANGUAGE_MODEL_INSIDE = Kind(
     "that of the language model inside",
     "DeepseekOCRForCausalLM InternVLChatModel LlavaForConditionalGeneration PixtralForConditionalGeneration",
-    {"window_layers": 1},
+    {"recurrent_state": True},
     depends="the language model, for whose architecture the same holds",
 )
 NOT_GENERATIVE = Kind(
@@ -144,33 +144,39 @@ SPARSE = Kind(
     {"sparse_attention": True},
 )
 WINDOWS = Kind(
-    "full attention and sliding windows, or windows alone",
+    "full attention and sliding windows",
     """
-    AfmoeForCausalLM BeamForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM Cohere2VisionForConditionalGeneration
+    AfmoeForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM Cohere2VisionForConditionalGeneration
     Exaone4ForCausalLM ExaoneMoEForCausalLM ExaoneMoeForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM
     Gemma3ForConditionalGeneration GptOssForCausalLM GraniteMoeSWAForCausalLM GraniteSWAForCausalLM
-    IQuestLoopCoderForCausalLM IQuestQ1ForCausalLM LagunaForCausalLM MellumForCausalLM MiMoV2ASRForCausalLM
-    MiMoV2FlashForCausalLM MiMoV2ForCausalLM MuseGlimmerForCausalLM MuseGlimmerForConditionalGeneration
-    MuseSparkForConditionalGeneration Olmo2ForCausalLM Spark2_5ForCausalLM Step3p5ForCausalLM
-    Step3p7ForConditionalGeneration UnlimitedOCRForCausalLM
+    IQuestLoopCoderForCausalLM IQuestQ1ForCausalLM LagunaForCausalLM MellumForCausalLM
+    MuseSparkForConditionalGeneration Olmo2ForCausalLM Spark2_5ForCausalLM
     """,
-    {"window_layers": 1},
-    depends="`layer_types` and `sliding_window`: without windows, as in OLMo 2, the model is served",
+    {"window_layers": 1, "decoder_layers": 2, "pool_layers": 2, "reach": 2**20},
+    depends="`sliding_window`: served if compressions keep what a window sees ([models.md](models.md#sliding-windows))",
+)
+WINDOW_POOL = Kind(
+    "full attention and sliding windows, in a KV pool of their own",
+    """
+    BeamForCausalLM MiMoV2ASRForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM MuseGlimmerForCausalLM
+    MuseGlimmerForConditionalGeneration Step3p5ForCausalLM Step3p7ForConditionalGeneration UnlimitedOCRForCausalLM
+    """,
+    {"kv_pool": "SWAKVPool"},
 )
 CHUNKS = Kind(
     "full attention and chunked attention",
     "Llama4ForCausalLM Llama4ForConditionalGeneration",
-    {"window_layers": 1},
+    {"chunked_layers": 1},
 )
 SHAPED_WINDOWS = Kind(
     "full attention and sliding windows, with heads of another shape",
     "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration",
-    {"window_layers": 1, "head_shapes": 2},
+    {"kv_pool": "SWAKVPool"},
 )
 SHARED_KV = Kind(
     "sliding windows, and layers that use another layer's KV",
     "Gemma3nForCausalLM Gemma3nForConditionalGeneration",
-    {"window_layers": 1, "shared_kv": 1},
+    {"window_layers": 1, "decoder_layers": 2, "pool_layers": 2, "shared_kv": 1},
 )
 BY_DISTANCE = Kind(
     "full attention, at a temperature by distance",
@@ -205,7 +211,8 @@ UNSEEN = Kind(
 )
 
 KINDS = (
-    *(FULL, LATENT, LATENT_OR_SPARSE, LANGUAGE_MODEL_INSIDE, WINDOWS, CHUNKS, SHAPED_WINDOWS, SHARED_KV, RECURRENT),
+    *(FULL, LATENT, LATENT_OR_SPARSE, LANGUAGE_MODEL_INSIDE, WINDOWS, WINDOW_POOL, CHUNKS, SHAPED_WINDOWS, SHARED_KV),
+    RECURRENT,
     *(SPARSE, OWN_LATENT, OTHER_SHAPES, BY_DISTANCE, BIDIRECTIONAL, DRAWING, UNSEEN, DIFFUSION, ENCODER_DECODER),
     *(DRAFT, NOT_GENERATIVE),
 )

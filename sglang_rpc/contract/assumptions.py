@@ -32,6 +32,7 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "sglang.srt.configs.model_config": {
         "is_hybrid_swa_model": "whether SGLang would give a model a pool for sliding windows",
+        "is_deepseek_dsa": "whether an indexer chooses the keys",
     },
     "sglang.launch_server": {"run_server": "serves with the arguments it is given"},
     "sglang.srt.utils": {"kill_process_tree": "ends the server's processes"},
@@ -123,7 +124,6 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "_prefix_kv_indices": "a request that holds its row extends it from prefix_len on, whatever is in it",
     },
     "sglang.srt.mem_cache.kv_cache_builder": {"uses_ssm_state": "whether the model has recurrent layers"},
-    "sglang.srt.configs.model_config": {"is_deepseek_dsa": "whether an indexer chooses the keys"},
     # ---- finishing, retraction, admission and coming back
     "sglang.srt.managers.schedule_batch": {
         "Req.owned_kv_len": "never more than kv_committed_len",

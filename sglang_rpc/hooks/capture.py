@@ -8,6 +8,7 @@ import torch
 
 from sglang_rpc.contract.layers import decoder_layers, full_attention, kv_layer, latent_attentions, pool_bytes
 from sglang_rpc.contract.refusals import model as refusals
+from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.batches import ForwardBatch, ScheduleBatch
@@ -46,7 +47,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     config = config_of(model_runner.server_args)
     if config is None or model_runner.is_draft_worker:
         return
-    refusals.refuse_model_runner(refusals.gather_facts(model_runner), config)
+    refusals.refuse_model_runner(gather_facts(model_runner), config)
     latent = latent_attentions(model_runner.model)
     if latent:
         install([hook_of(absorb)])

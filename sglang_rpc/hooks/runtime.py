@@ -8,6 +8,7 @@ import sglang_rpc
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import is_latent
 from sglang_rpc.contract.refusals import model as refusals
+from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.memory import ReqToTokenPool
@@ -116,7 +117,7 @@ def install_compressor(_result: object, scheduler: Scheduler) -> None:
     config = config_of(scheduler.server_args)
     if config is None:
         return
-    refusals.refuse_model_runner(refusals.gather_facts(scheduler), config)
+    refusals.refuse_model_runner(gather_facts(scheduler), config)
     from sglang.srt.managers.schedule_batch import Req
 
     Req.rpc = None  # requests that never pass `init_req_max_new_tokens` (warm-up) have no state

@@ -1,191 +1,22 @@
-"""Models and memory pools that RPC cannot compress: what is known once they are built, then the table."""
+"""Models and memory pools that RPC cannot compress: a table of refusals."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, cast
-
-import torch
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.architectures import Kind, flags_of
-from sglang_rpc.contract.layers import decoder_layers, full_attention, is_latent, latent_attentions, window_of
-from sglang_rpc.contract.refusals.row import OFF, Row, named, refuse
+from sglang_rpc.contract.architectures import Kind
+from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS, ServingFacts, facts_of_config
+from sglang_rpc.contract.refusals.row import Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
-from sglang_rpc.contract.sglang.memory import KVPool
-from sglang_rpc.contract.sglang.model import LatentAttention, ModelConfig, ModelRunner
-from sglang_rpc.contract.sglang.scheduler import Scheduler
-from sglang_rpc.contract.sglang.server import ParallelArgs
-from sglang_rpc.contract.versions import SUPPORTED
-from sglang_rpc.errors import IncompatibleSGLangError
+from sglang_rpc.contract.sglang.model import ModelConfig
 from sglang_rpc.policy.budget import reach_missed
 from sglang_rpc.policy.resolve import accumulates, find_policy
 
-#: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
-KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
-ROW_POOLS = ("ReqToTokenPool",)
+#: A subclass may free slots in another way.
 ALLOCATORS = ("PagedTokenToKVPoolAllocator", "TokenToKVPoolAllocator")
 TREES = ("UnifiedRadixCache",)
 KV_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
 #: Attention backends that take the window of each layer from the layer; the others have one for all.
 WINDOW_OF_LAYER = ("fa3", "torch_native")
-#: Whose choice between absorbed and expanded latents RPC knows.
-DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
-
-
-@dataclass(frozen=True)
-class ServingFacts:
-    """What is known once the model and its pools are built. Counts are layers unless named otherwise.
-
-    The defaults describe a plain model, such as a Qwen2 or Llama on one GPU.
-    """
-
-    model: str = "LlamaForCausalLM"  #: architecture
-    generates: bool = True  #: False: an embedding, reward or classification model
-    draft: bool = False  #: proposes tokens to another model
-    diffusion: bool = False  #: rewrites blocks of tokens
-    encoder_decoder: bool = False
-    latent_attention: bool = False  #: MLA, and DSA which builds on it: one latent per token for all heads
-    sparse_attention: bool = False  #: DSA and others: an indexer chooses the keys of each step
-    recurrent_state: bool = False  #: Mamba, linear attention, short convolutions
-    ngram_embedding: bool = False
-    position_table: bool = False  #: rope positions of tokens to come stand in a table of the image that is drawn
-    decoder_layers: int = 1  #: attention layers whose KV could be compressed
-    other_attention: int = 0  #: encoder-only, bidirectional or cross attention
-    window_layers: int = 0  #: sliding-window attention
-    reach: int = 0  #: entries before its own that a token of these sees, at most
-    other_windows: int = 0  #: layers with another window than the one that SGLang tells its attention backend
-    chunked_layers: int = 0  #: chunked-local attention
-    distance_layers: int = 0  #: attention that depends on the distance to a key (xAI temperature, ALiBi)
-    capped_oddly: int = 0  #: attention logits capped by another function than tanh, which the scorer applies itself
-    shared_kv: int = 0  #: layers that use another layer's KV
-    own_dispatch: int = 0  #: latent attention that decides in another way than DeepSeek's when to expand latents
-    head_shapes: int = 1  #: distinct (query heads, KV heads, head size) among the layers with full attention
-    total_kv_heads: int = 1  #: of the model, not of this rank
-    tp_size: int = 1  #: ranks that share the attention heads
-    decode_backend: str = "torch_native"
-    prefill_backend: str = "torch_native"
-    rocm: bool = False
-    kv_pool: str = "MHATokenToKVPool"
-    kv_layout: str = "nhd"
-    kv_dtype: str = "bfloat16"  #: what an entry means, not the type of the bytes that store it
-    kv_quantization: str = "unquantized"
-    pool_layers: int = 1  #: layers the KV pool has buffers for
-    row_pool: str = "ReqToTokenPool"
-    rows_own_more: bool = False  #: a row has auxiliary memory sized by its length
-    allocator: str = "TokenToKVPoolAllocator"
-    tree: str | None = None  #: None: not built yet
-    second_tier: bool = False  #: the tree is attached to host memory or an external store
-
-
-def gather_facts(owner: Scheduler | ModelRunner) -> ServingFacts:
-    """The facts of a live Scheduler, or of a ModelRunner with its pools (the tree's are then unknown).
-
-    Raises IncompatibleSGLangError if this SGLang keeps one of them elsewhere.
-    """
-    try:
-        return _gather(owner)
-    except AttributeError as error:
-        raise IncompatibleSGLangError(
-            f"RPC could not read what it must check before it serves ({error}); install SGLang {SUPPORTED}, or {OFF}",
-            "incompatible.fact_missing",
-        ) from error
-
-
-def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
-    from sglang.srt.runtime_context import get_parallel
-
-    scheduler = cast("Scheduler", owner) if hasattr(owner, "tp_worker") else None
-    runner = cast("ModelRunner", owner) if scheduler is None else scheduler.tp_worker.model_runner
-    parallel: ParallelArgs = get_parallel()
-    tree = None if scheduler is None else scheduler.tree_cache
-    config = facts_of_config(runner.model_config)
-    return replace(
-        config,
-        generates=config.generates and runner.model_config.is_generation,
-        latent_attention=runner.use_mla_backend,
-        total_kv_heads=runner.model_config.get_total_num_kv_heads(),
-        tp_size=parallel.attn_tp_size,
-        decode_backend=runner.decode_attention_backend_str,
-        prefill_backend=runner.prefill_attention_backend_str,
-        rocm=torch.version.hip is not None,
-        tree=None if tree is None else type(tree).__name__,
-        second_tier=tree is not None
-        and (tree.cache_controller is not None or getattr(tree, "linker", None) is not None),
-        **_pool_facts(runner),
-    )
-
-
-def facts_of_config(model_config: ModelConfig) -> ServingFacts:
-    """What a configuration tells of a model, before anything of it is built."""
-    from sglang.srt.configs.model_config import is_deepseek_dsa
-    from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
-
-    architecture = (model_config.hf_config.architectures or ["unknown"])[0]
-    facts = ServingFacts(
-        model=architecture,
-        encoder_decoder=model_config.is_encoder_decoder,
-        sparse_attention=is_deepseek_dsa(model_config.hf_config),
-        recurrent_state=uses_ssm_state(model_config),
-        ngram_embedding=model_config.use_ngram_embedding,
-    )
-    return replace(facts, **flags_of(architecture))
-
-
-def _pool_facts(runner: ModelRunner) -> dict[str, Any]:
-    """Of the pools and of the layers that use them. Of a pool of another kind little more than the name is read."""
-    allocator, rows = runner.token_to_kv_pool_allocator, runner.req_to_token_pool
-    pool = allocator.get_kvcache()
-    names: dict[str, Any] = dict(
-        kv_pool=type(pool).__name__,
-        row_pool=type(rows).__name__,
-        allocator=type(allocator).__name__,
-        rows_own_more=type(rows).__name__ in ROW_POOLS and rows._aux_cache is not None,
-    )
-    quantization = getattr(pool, "quant_method", None)
-    names["kv_quantization"] = "unquantized" if quantization is None else quantization.name
-    if names["kv_pool"] not in KV_POOLS:
-        layers = _layer_facts(runner, None)
-        return names | layers | {"pool_layers": layers["decoder_layers"]}
-    return dict(
-        **names,
-        **_layer_facts(runner, pool),
-        kv_layout="nhd" if is_latent(pool) else getattr(pool, "kv_cache_layout", "unknown"),
-        kv_dtype=str(pool.dtype).removeprefix("torch."),
-        pool_layers=pool.layer_num,
-    )
-
-
-def _layer_facts(runner: ModelRunner, pool: KVPool | None) -> dict[str, int]:
-    """Counts over the attention layers that RPC can find in the model. `pool` None: one that RPC does not know."""
-    from sglang.srt.layers.radix_attention import AttentionType
-
-    layers = decoder_layers(runner.model)
-    decoder = [m for m in layers if m.attn_type == AttentionType.DECODER and not m.is_cross_attention]
-    others = len(layers) - len(decoder)
-    if pool is not None and is_latent(pool):  # those that read latents as they are stored
-        decoder = [m for m in decoder if (m.tp_k_head_num, m.qk_head_dim) == (1, pool.kv_cache_dim)]
-    windows = [window_of(m) for m in decoder if window_of(m)]
-    return dict(
-        decoder_layers=len(decoder),
-        other_attention=others,
-        window_layers=len(windows),
-        reach=max(windows, default=0),
-        other_windows=sum(window != runner.sliding_window_size for window in windows),
-        chunked_layers=sum(m.use_irope for m in decoder),  # Llama 4's, which has no window size
-        distance_layers=sum(m.xai_temperature_len > 0 or m.pos_encoding_mode != "NONE" for m in decoder),
-        capped_oddly=sum(bool(m.logit_cap) and m.logit_capping_method != "tanh" for m in decoder),
-        shared_kv=len(decoder) - len({m.layer_id for m in decoder}),
-        own_dispatch=sum(_dispatcher(m) != DEEPSEEK for m in latent_attentions(runner.model)),
-        head_shapes=len({(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in full_attention(decoder)}),
-    )
-
-
-def _dispatcher(attention: LatentAttention) -> str:
-    """The class whose `dispatch_attn_forward_method` this module uses."""
-    for cls in type(attention).__mro__:
-        if "dispatch_attn_forward_method" in vars(cls):
-            return f"{cls.__module__}.{cls.__qualname__}"
-    return ""
 
 
 def refuse_model_config(model_config: ModelConfig, rpc_config: RPCConfig) -> None:

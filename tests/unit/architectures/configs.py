@@ -151,6 +151,8 @@ MORE: dict[str, dict[str, Any]] = {
     "Lfm2MoeForCausalLM": dict(layer_types=["conv", "full_attention"] * (LAYERS // 2)),
     "Llama4ForConditionalGeneration": dict(text_config=_FEW),
     "LlamaForClassification": dict(classification_out_size=2),
+    "Gemma3ForCausalLM": dict(layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2)),
+    "Gemma3nForCausalLM": dict(layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2)),
     "LongcatFlashForCausalLM": dict(num_layers=LAYERS, rope_scaling=_YARN, use_ngram_embedding=False),
     "Mamba2ForCausalLM": dict(intermediate_size=512, rms_norm=True),
     "MellumForCausalLM": _HALF_WINDOWS,

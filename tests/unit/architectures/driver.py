@@ -22,7 +22,9 @@ import torch
 from sglang_rpc import RPCConfig
 from sglang_rpc.contract.architectures import KIND_OF
 from sglang_rpc.contract.refusals import model as refusals
+from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.errors import RPCError
+from sglang_rpc.hooks.plain_pool import SERVED_FROM_EITHER
 from sglang_rpc.startup import cpu
 from tests.unit.architectures.configs import configs
 
@@ -64,7 +66,7 @@ def pool_of(model_config: Any) -> tuple[Any, str, str]:
     plain = "ReqToTokenPool", "TokenToKVPoolAllocator"
     if uses_ssm_state(model_config):
         return instance("HybridLinearKVPool"), "HybridReqToTokenPool", plain[1]
-    if model_config.is_hybrid_swa:
+    if model_config.is_hybrid_swa and model_config.hf_config.architectures[0] not in SERVED_FROM_EITHER:
         return instance("SWAKVPool"), plain[0], "SWATokenToKVPoolAllocator"
     if is_deepseek_dsa(model_config.hf_config):
         return instance("DSATokenToKVPool"), *plain
@@ -77,10 +79,13 @@ def pool_of(model_config: Any) -> tuple[Any, str, str]:
 
 def runner_of(model_config: Any, model: torch.nn.Module) -> Any:
     """As much of a model runner as the start-up check reads."""
+    from sglang.srt.model_executor.model_runner_components.load_model_utils import resolve_sliding_window_size
+
     pool, rows, allocator = pool_of(model_config)
     return SimpleNamespace(
         model_config=model_config,
         model=model,
+        sliding_window_size=resolve_sliding_window_size(model, model_config),
         use_mla_backend=model_config.attention_arch.name == "MLA",
         decode_attention_backend_str="triton",
         prefill_attention_backend_str="triton",
@@ -100,7 +105,7 @@ def answer(check: Callable[..., None], *args: Any) -> tuple[str, str]:
 
 def check_built(model_config: Any, model: torch.nn.Module) -> None:
     """As the start-up does once the pools are there."""
-    refusals.refuse_model_runner(refusals.gather_facts(runner_of(model_config, model)), RPCConfig())
+    refusals.refuse_model_runner(gather_facts(runner_of(model_config, model)), RPCConfig())
 
 
 def main(folder: Path) -> dict[str, Any]:

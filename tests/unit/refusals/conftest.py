@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract.refusals.model import DEEPSEEK
+from sglang_rpc.contract.refusals.facts import DEEPSEEK
 from tests.unit.refusals.examples import (
     GOLDENS,
 )

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract.refusals import model as refusals
-from sglang_rpc.contract.refusals.model import MODEL_ROWS, WINDOW_OF_LAYER, ServingFacts, refuse_model_runner
+from sglang_rpc.contract.refusals.facts import ServingFacts, gather_facts
+from sglang_rpc.contract.refusals.model import MODEL_ROWS, WINDOW_OF_LAYER, refuse_model_runner
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.errors import IncompatibleSGLangError, UnsupportedError
 from tests.unit.refusals.examples import (
@@ -56,7 +56,7 @@ class UnifiedRadixCache:
 
 
 def test_facts_of_a_model_runner(model_runner):
-    facts = refusals.gather_facts(model_runner)
+    facts = gather_facts(model_runner)
     assert facts == ServingFacts(
         model="Qwen2ForCausalLM", decoder_layers=3, pool_layers=3, total_kv_heads=2, tp_size=2, kv_dtype="float32"
     )
@@ -65,12 +65,12 @@ def test_facts_of_a_model_runner(model_runner):
 
 def test_facts_of_a_scheduler(model_runner):
     scheduler = SimpleNamespace(tp_worker=SimpleNamespace(model_runner=model_runner), tree_cache=UnifiedRadixCache())
-    facts = refusals.gather_facts(scheduler)
+    facts = gather_facts(scheduler)
     assert facts.tree == "UnifiedRadixCache"
     assert not facts.second_tier
     refuse_model_runner(facts, CONFIG)
     scheduler.tree_cache.cache_controller = object()
-    assert refusals.gather_facts(scheduler).second_tier
+    assert gather_facts(scheduler).second_tier
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_facts_see_one_odd_layer(change, row, model_runner):
     for name, value in change.items():
         setattr(model_runner.model[1], name, value)
     applies = {r.name: r for r in MODEL_ROWS}[row]
-    assert applies.given(refusals.gather_facts(model_runner), CONFIG)
+    assert applies.given(gather_facts(model_runner), CONFIG)
 
 
 def test_windows_that_compressions_leave_whole_are_no_obstacle(model_runner):
     model_runner.model[1].sliding_window_size = 1056
     model_runner.model[1].tp_q_head_num = 8  # of a window layer no query is recorded
     model_runner.sliding_window_size = 1056
-    facts = refusals.gather_facts(model_runner)
+    facts = gather_facts(model_runner)
     assert (facts.window_layers, facts.reach, facts.other_windows, facts.head_shapes) == (1, 1056, 0, 1)
     for backend in ATTENTION_BACKENDS:
         refuse_model_runner(replace(facts, decode_backend=backend, prefill_backend=backend), CONFIG)
@@ -110,7 +110,7 @@ def test_windows_that_compressions_leave_whole_are_no_obstacle(model_runner):
 def test_a_backend_must_know_each_layers_window(told, phase, model_runner):
     model_runner.model[1].sliding_window_size = 1056
     model_runner.sliding_window_size = told
-    facts = refusals.gather_facts(model_runner)
+    facts = gather_facts(model_runner)
     for backend in ATTENTION_BACKENDS:
         served = replace(facts, **{phase: backend})
         if backend in WINDOW_OF_LAYER:
@@ -124,16 +124,16 @@ def test_a_model_of_windows_alone_is_refused(model_runner):
     for layer in model_runner.model:
         layer.sliding_window_size = 100
     with pytest.raises(UnsupportedError, match="whose 3 layers all have windows"):
-        refuse_model_runner(refusals.gather_facts(model_runner), CONFIG)
+        refuse_model_runner(gather_facts(model_runner), CONFIG)
 
 
 def test_a_tanh_cap_is_no_obstacle(model_runner):
     model_runner.model[1].logit_cap = 30.0
-    refuse_model_runner(refusals.gather_facts(model_runner), CONFIG)
+    refuse_model_runner(gather_facts(model_runner), CONFIG)
 
 
 def test_facts_of_latent_attention(latent_runner):
-    facts = refusals.gather_facts(latent_runner)
+    facts = gather_facts(latent_runner)
     assert facts.latent_attention
     assert facts.kv_pool == "MLATokenToKVPool"
     assert facts.decoder_layers == facts.pool_layers == 2
@@ -153,13 +153,13 @@ def test_latent_attention_of_another_kind_is_refused(latent_runner):
             return None
 
     latent_runner.model.append(Other(2))
-    assert refusals.gather_facts(latent_runner).own_dispatch == 1
+    assert gather_facts(latent_runner).own_dispatch == 1
 
 
 def test_layers_that_do_not_read_the_latents_are_missed(latent_runner):
     latent_runner.model[0].attn_mqa.qk_head_dim = 24
     with pytest.raises(UnsupportedError, match="1 attention layers for 2"):
-        refuse_model_runner(refusals.gather_facts(latent_runner), CONFIG)
+        refuse_model_runner(gather_facts(latent_runner), CONFIG)
 
 
 def test_layers_that_modules_does_not_list_are_missed(model_runner):
@@ -168,10 +168,10 @@ def test_layers_that_modules_does_not_list_are_missed(model_runner):
 
     model_runner.model = torch.nn.Module()
     with pytest.raises(UnsupportedError, match="0 attention layers for 3"):
-        refuse_model_runner(refusals.gather_facts(model_runner), CONFIG)
+        refuse_model_runner(gather_facts(model_runner), CONFIG)
 
 
 def test_a_fact_that_moved_is_said_so(model_runner):
     del model_runner.use_mla_backend
     with pytest.raises(IncompatibleSGLangError, match="use_mla_backend"):
-        refusals.gather_facts(model_runner)
+        gather_facts(model_runner)

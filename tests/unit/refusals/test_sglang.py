@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.contract import versions
-from sglang_rpc.contract.refusals.model import ALLOCATORS, KV_POOLS, MODEL_ROWS, ROW_POOLS, TREES
+from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS
+from sglang_rpc.contract.refusals.model import ALLOCATORS, MODEL_ROWS, TREES
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS, refuse_server_args
 from sglang_rpc.errors import UnsupportedError
 from tests.unit.refusals.examples import (
