@@ -53,6 +53,7 @@ class Req:
     prefix_len: int = 0
     last_node: Any = None
     is_retracted: bool = False
+    session: Any = None
     finished_reason: Any = None
     to_finish: Any = None
     rid: str = "rid"

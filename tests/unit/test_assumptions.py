@@ -103,9 +103,9 @@ follow_imports = skip
 WITH_DEFAULT = {
     ("hooks/markers.py", "request_selectable_think_end_tokens"): "one detector has it, which is pinned",
     ("hooks/requests.py", "sampling_params"): "requests of every kind pass",
-    ("contract/refusals/model.py", "kv_cache_layout"): "pools of every kind pass; RPC's own are pinned",
-    ("contract/refusals/model.py", "linker"): "trees of every kind pass; RPC's own is pinned",
-    ("contract/refusals/model.py", "quant_method"): "pools of every kind pass; RPC's own are pinned",
+    ("contract/refusals/facts.py", "kv_cache_layout"): "pools of every kind pass; RPC's own are pinned",
+    ("contract/refusals/facts.py", "linker"): "trees of every kind pass; RPC's own is pinned",
+    ("contract/refusals/facts.py", "quant_method"): "pools of every kind pass; RPC's own are pinned",
     ("contract/refusals/request.py", "field"): "requests of every kind pass; those with the fields are pinned",
     ("contract/refusals/request.py", "name"): "parameters of every kind pass; SGLang's own are pinned",
     ("contract/refusals/request.py", "sampling_params"): "requests of every kind pass",

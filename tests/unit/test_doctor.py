@@ -98,7 +98,7 @@ def test_what_breaks_rpc_is_named(said, circumstance, target, state):
         (
             "a model that may have windows",
             0,
-            "checked once it is loaded, and it depends on `layer_types` and `sliding_window`",
+            "checked once it is loaded, and it depends on `sliding_window`",
         ),
         ("a model of another package", 0, "SomeForCausalLM: no architecture that RPC knows; its layers are checked"),
         ("no model", 1, "sglang-rpc doctor: SGLang can't read the configuration of "),
