@@ -1,8 +1,8 @@
 """The server against a plain loop, answer by answer: `python -m eval.parity --samples FILE.jsonl --model-path DIR`.
 
-FILE holds greedy samples of eval.accuracy or eval.compare, under the policy `rpc` or with nothing evicted. Each is
-generated once more by transformers, one request at a time, with the same compression (eval/parity/loop.py). Writes a
-row a problem beside FILE, `FILE.parity.csv`.
+FILE holds greedy samples of eval.accuracy or eval.compare, under the policy `rpc` or `peak` or with nothing evicted.
+Each is generated once more by transformers, with the same compression (eval/parity/loop.py, rules.py). Writes a row per
+problem beside FILE, `FILE.parity.csv`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from eval.accuracy import tasks
 from eval.accuracy.__main__ import positive
 from eval.accuracy.errors import EvalError
 from eval.accuracy.store import read
-from eval.parity.loop import RECORDING, Generated, Method, Thoughts, generate
+from eval.parity.loop import RECORDING, Generated, Thoughts, generate
+from eval.parity.rules import RULES, Method
 
 THINK = ("<think>", "</think>")
 COLUMNS = ("problem", "same_answer", "same_text", "server", "loop", "expected", "tokens", "loop_tokens", "closest_gap")
@@ -67,6 +69,22 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
                 f"problem {row['problem']} of {options.samples} is not what the task {config['task']} asks today; "
                 "sample again"
             )
+    tokenizer, model = _load(options)
+    prompts = {row["problem"]: _prompt(tokenizer, asked[row["problem"]].message) for row in mine}
+    thinks = method is not None and config["server"]["scope_in_effect"] == "think"
+    stop = model.generation_config.eos_token_id
+    stop = {tokenizer.eos_token_id} | set(stop if isinstance(stop, list) else [stop])
+    found: dict[str, Generated] = {}
+    with tqdm(total=len(mine), unit="problem", disable=options.quiet) as bar:
+        for thoughts, batch in _batches(tokenizer, prompts, thinks, options.batch):
+            of = [prompts[id] for id in batch]
+            found |= zip(batch, generate(model, of, config["max_tokens"], stop, method, thoughts), strict=True)
+            bar.update(len(batch))
+    return [_row(row, asked[row["problem"]], task, tokenizer, found[row["problem"]]) for row in mine]
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Tokenizer and model. Raises EvalError."""
     transformers_logging.disable_progress_bar()  # of loading weights
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model_path)
@@ -75,18 +93,23 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
     except (OSError, ValueError) as error:
         raise EvalError(f"--model-path {options.model_path} holds no model that transformers loads: {error}") from error
-    model = model.to(options.device).eval()
-    stop = model.generation_config.eos_token_id
-    stop = {tokenizer.eos_token_id} | set(stop if isinstance(stop, list) else [stop])
-    rows = []
-    for row in tqdm(mine, unit="problem", disable=options.quiet):
-        problem = asked[row["problem"]]
-        chat = [{"role": "user", "content": problem.message}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        thoughts = _thoughts(tokenizer, prompt) if method and config["server"]["scope_in_effect"] == "think" else None
-        made = generate(model, prompt, config["max_tokens"], stop, method, thoughts)
-        rows.append(_row(row, problem, task, tokenizer, made))
-    return rows
+    return tokenizer, model.to(options.device).eval()
+
+
+def _prompt(tokenizer: Any, message: str) -> list[int]:
+    chat = [{"role": "user", "content": message}]
+    return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+
+def _batches(
+    tokenizer: Any, prompts: Mapping[str, list[int]], thinks: bool, most: int
+) -> Iterator[tuple[Thoughts | None, list[str]]]:
+    """Problems whose prompts are equally long and all leave the thoughts open, or all do not; at most so many."""
+    alike: dict[tuple[int, Thoughts | None], list[str]] = {}
+    for id, prompt in prompts.items():
+        alike.setdefault((len(prompt), _thoughts(tokenizer, prompt) if thinks else None), []).append(id)
+    for (_, thoughts), ids in alike.items():
+        yield from ((thoughts, ids[at : at + most]) for at in range(0, len(ids), most))
 
 
 def method_of(config: dict[str, Any]) -> Method | None:
@@ -96,10 +119,11 @@ def method_of(config: dict[str, Any]) -> Method | None:
         raise EvalError(f"only greedy samples can be compared, these have temperature {config['temperature']}")
     if server is None or asked.get("enabled") is False:
         return None
-    if server["policy"] != "rpc":
-        raise EvalError(f"the loop knows the policy 'rpc' and none, these samples are of {server['policy']!r}")
+    if server["policy"] not in RULES:
+        known = ", ".join(RULES)
+        raise EvalError(f"the loop knows the policies {known}, these samples are of {server['policy']!r}")
     both = {**server, **asked}
-    return Method(**{name: both[name] for name in Method.__dataclass_fields__})
+    return Method(**{name: both[name] for name in Method.__dataclass_fields__ if name in both})
 
 
 def _thoughts(tokenizer: Any, prompt: list[int]) -> Thoughts:
@@ -134,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=Path, required=True, metavar="FILE.jsonl", help="of eval.accuracy, greedy")
     parser.add_argument("--model-path", required=True, help="the model that gave them")
     parser.add_argument("--problems", type=positive, default=100)
+    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="problems decoded together at most")
     parser.add_argument("--data", type=Path, metavar="FILE", help="rows of the task, if they were given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")

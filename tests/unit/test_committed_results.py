@@ -60,6 +60,22 @@ def test_a_committed_verdict_is_what_its_registration_gives():
         assert [path.read_text("utf-8") for path in committed] == [text], folders
 
 
+@pytest.mark.parametrize(
+    ("name", "problems"),
+    [
+        ("near-rpc-P64-R32-c4", 100),
+        ("near-rpc-P64-R32-c8", 100),
+        ("far-rpc-P64-R32-c4", 100),
+        ("far-peak-P64-R32-c4", 300),
+    ],
+)
+def test_the_server_and_the_plain_loop_gave_equal_texts(name, problems):
+    with (RESULTS / "cpu-reasoner-parity" / f"{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["problem"] for row in rows}) == len(rows) == problems
+    assert {(row["same_answer"], row["same_text"]) for row in rows} == {("True", "True")}
+
+
 def test_the_committed_trace_can_be_shown():
     trace = reader.read(RESULTS / "trace-reasoner" / "trace.jsonl")
     assert len(trace.compressions) == 8

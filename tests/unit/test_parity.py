@@ -13,9 +13,13 @@ from transformers import AutoModelForCausalLM
 from eval.accuracy import tasks
 from eval.accuracy.errors import EvalError
 from eval.parity import __main__ as parity
-from eval.parity.loop import RECORDING, Method, Thoughts, generate
+from eval.parity import rules
+from eval.parity.loop import RECORDING, Generated, Thoughts, generate
+from eval.parity.rules import Layer, Method
 from eval.reasoner import ledger
 from eval.reasoner.words import END_THINK, EOS, THINK, problems
+from sglang_rpc.types import ScoreRule
+from tests.loops import rule_oracle
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = Path(os.environ.get("SGLANG_RPC_GOLDENS", ROOT.parent / "shared" / "goldens"))
@@ -26,13 +30,18 @@ def load(path: Path):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=RECORDING).eval()
 
 
+def alone(model, prompt, *rest) -> Generated:
+    (made,) = generate(model, [prompt], *rest)
+    return made
+
+
 @pytest.mark.parametrize("name", ["gqa_all_p64", "gqa_group_p64", "gqa_max_p48"])
 def test_the_loop_is_the_authors_token_for_token(name):
     told = json.loads((GOLDENS / name / "golden.json").read_text())
     method = Method(
         told["P"], told["R"], told["c"], told["kernel_size"], told["pooling"].removesuffix("pool"), told["aggregation"]
     )
-    made = generate(load(GOLDENS / name), told["prompt"], len(told["output"]), set(), method, None)
+    made = alone(load(GOLDENS / name), told["prompt"], len(told["output"]), set(), method, None)
     assert made.ids == told["output"]
     last_entry = len(told["output"]) - 1  # the newest token has no KV yet
     events = (last_entry - told["R"]) // told["P"]
@@ -46,7 +55,7 @@ def test_what_stands_outside_the_thoughts_is_not_compressed():
     problem = problems(ledger, ledger.Level(4, 8, 1), 1, seed=0)[0]
 
     def held(thoughts: Thoughts | None) -> tuple[int, int]:
-        made = generate(model, problem.prompt, 37, {EOS}, method, thoughts)
+        made = alone(model, problem.prompt, 37, {EOS}, method, thoughts)
         return made.compressions, made.held + 1 - len(made.ids)
 
     assert held(None) == held(Thoughts(THINK, END_THINK, open=True))
@@ -58,9 +67,125 @@ def test_what_stands_outside_the_thoughts_is_not_compressed():
 
 def test_without_a_method_the_reasoner_solves_its_problem():
     problem = problems(ledger, ledger.Level(4, 8, 3), 1, seed=5)[0]
-    made = generate(load(REASONER), problem.prompt, 400, {EOS}, None, None)
+    made = alone(load(REASONER), problem.prompt, 400, {EOS}, None, None)
     assert made.ids == [*problem.thoughts, END_THINK, *problem.answer, EOS]
     assert (made.compressions, made.held) == (0, len(made.ids) - 1)
+
+
+@pytest.mark.parametrize(
+    ("begins", "closes", "stops"),
+    [(None, "7", "<eos>"), ("3", "</think>", "<eos>"), (None, "</think>", "5")],
+    ids=["closed at different steps", "begun at different steps", "ended at different steps"],
+)
+def test_requests_decoded_together_are_what_each_is_alone(begins, closes, stops):
+    """Any number may stand for a marker, so that the requests of a batch part at one step or another."""
+    model, method = load(REASONER), Method(16, 4, 2)
+    start = THINK if begins is None else ledger.WORDS[begins]
+    thoughts = Thoughts(start, ledger.WORDS[closes], open=begins is None)
+    prompts = [problem.prompt for problem in problems(ledger, ledger.Level(4, 16, 2), 4, seed=3)]
+    together = generate(model, prompts, 60, {ledger.WORDS[stops]}, method, thoughts)
+    assert len({(made.compressions, made.held, len(made.ids)) for made in together}) > 1, "the batch never splits"
+    assert any(made.compressions for made in together)
+    for prompt, made in zip(prompts, together, strict=True):
+        each = alone(model, prompt, 60, {ledger.WORDS[stops]}, method, thoughts)
+        assert (made.ids, made.compressions, made.held) == (each.ids, each.compressions, each.held)
+        assert made.gaps == pytest.approx(each.gaps, abs=1e-2)
+
+
+@pytest.mark.parametrize("policy", rules.RULES)
+@pytest.mark.parametrize(("min_kept", "kept"), [(0, 3 * 4), (7, 3 * 4), (20, 20), (1000, 3 * 16)])
+def test_each_compression_keeps_what_the_ratio_leaves_but_at_least_the_floor(policy, min_kept, kept):
+    method = Method(16, 4, 4, policy=policy, min_kept=min_kept)
+    prompt = problems(ledger, ledger.Level(4, 8, 1), 1, seed=0)[0].prompt
+    made = alone(load(REASONER), prompt, 3 * 16 + 4 + 1, set(), method, None)
+    assert made.compressions == 3
+    assert made.held == kept + 4
+
+
+def test_peak_remembers_what_rpc_forgets():
+    model, thoughts = load(REASONER), Thoughts(THINK, END_THINK, open=True)
+    asked = problems(ledger, ledger.LADDER["far"], 3, seed=7)
+
+    def right(policy: str) -> int:
+        prompts = [problem.prompt for problem in asked]
+        made = generate(model, prompts, 180, {EOS}, Method(64, 32, 4, policy=policy), thoughts)
+        return sum(each.ids == problem.thoughts[:180] for each, problem in zip(made, asked, strict=True))
+
+    assert (right("peak"), right("rpc")) == (3, 0)
+
+
+# ---- the rules ----
+
+RULE = {"softmax": "visible", "over_queries": "max", "value_power": 1}
+BEGIN, CANDIDATES, WINDOW, GROUP, HEADS, DIM = 9, 60, 5, 3, 2, 8
+
+
+def layer(requests: int = 2) -> Layer:
+    made = torch.Generator().manual_seed(1)
+    entries = BEGIN + CANDIDATES + WINDOW
+    queries = 2 * torch.randn(requests, WINDOW, GROUP * HEADS, DIM, generator=made)
+    keys, values = (torch.randn(requests, HEADS, entries, DIM, generator=made) for _ in range(2))
+    return Layer(queries, keys, values, BEGIN, DIM**-0.5)
+
+
+def by_the_oracle(given: Layer, request: int, **rule) -> torch.Tensor:
+    """float64 [kv_heads, candidates]."""
+    entries = given.keys.shape[2]
+    candidates = list(range(BEGIN, entries - WINDOW))
+    return torch.stack(
+        [
+            rule_oracle.scores(
+                ScoreRule(**rule),
+                queries=given.queries[request, :, head * GROUP : (head + 1) * GROUP],
+                at=list(range(entries - WINDOW, entries)),
+                keys=given.keys[request, head],
+                positions=list(range(entries)),
+                candidates=candidates,
+                norms=given.values[request, head, candidates].norm(dim=-1),
+                scaling=given.scaling,
+            )
+            for head in range(HEADS)
+        ]
+    )
+
+
+@pytest.mark.parametrize("aggregation", ["all", "group"])
+def test_peak_is_the_oracles(aggregation):
+    given = layer()
+    found = rules.peak(given, Method(64, WINDOW, 4, policy="peak", aggregation=aggregation))
+    for request in range(2):
+        expected = by_the_oracle(given, request, **RULE)
+        expected = expected if aggregation == "group" else expected.sum(0, keepdim=True)
+        torch.testing.assert_close(found[request].double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "other", [{"softmax": "candidates"}, {"over_queries": "sum"}, {"value_power": 0}, {"over_heads": "max"}]
+)
+def test_each_part_of_peaks_rule_decides_what_is_kept(other):
+    """So that the loop is no other rule by chance: with one part changed, other entries are kept."""
+    given = layer()
+    found = rules.peak(given, Method(64, WINDOW, 4, policy="peak"))[:, 0]
+
+    def kept(scores: torch.Tensor) -> list[int]:
+        return sorted(scores.topk(CANDIDATES // 4).indices.tolist())
+
+    for request in range(2):
+        assert kept(found[request]) == kept(by_the_oracle(given, request, **RULE).sum(0))
+        assert kept(found[request]) != kept(by_the_oracle(given, request, **(RULE | other)).sum(0))
+
+
+def test_peak_by_hand():
+    """One head, two queries, scale 1: a prompt entry, two candidates and the queries' own two entries.
+
+    Logits are logarithms, so that weights are fractions. Query 0 does not see the last entry.
+    """
+    weigh = torch.tensor([[4, 3, 1, 2, 90], [1, 1, 6, 1, 3]]).log()  # [query, entry]
+    queries = torch.eye(2)[None, :, None]  # [requests, queries, heads, dim]
+    values = torch.tensor([[9.0, 9.0], [3.0, 4.0], [0.0, 1.0], [9.0, 9.0], [9.0, 9.0]])
+    given = Layer(queries, weigh.T[None, None], values[None, None], 1, 1.0)
+    found = rules.peak(given, Method(4, 2, 2, policy="peak"))
+    torch.testing.assert_close(found, torch.tensor([[[5 * 3 / 10, 1 * 6 / 12]]]))
 
 
 # ---- a file of samples ----
@@ -132,6 +257,29 @@ def test_a_thought_that_was_compressed_is_compressed_here_too(samples, capsys):
     lines[0]["config"]["rpc"] = {"interval": 16, "window": 4, "ratio": 8}
     assert run(write()) == 1
     assert "0 texts equal" in capsys.readouterr().out
+
+
+def test_samples_of_peak_are_generated_by_peak_and_with_the_requests_own_floor():
+    config = {
+        "temperature": 0.0,
+        "rpc": {"interval": 64, "window": 32, "ratio": 8, "min_kept": 16},
+        "server": {"rpc": {"interval": 4096, "ratio": 4, "policy": "peak", "aggregation": "group", "min_kept": 3}},
+    }
+    assert parity.method_of(config) == Method(64, 32, 8, aggregation="group", policy="peak", min_kept=16)
+    del config["rpc"]["min_kept"], config["server"]["rpc"]["min_kept"]  # samples of a version that knew no floor
+    assert parity.method_of(config).min_kept == 0
+
+
+@pytest.mark.parametrize("most", ["1", "5"])
+def test_problems_are_decoded_together_if_their_prompts_are_equally_long(samples, monkeypatch, most):
+    path = samples[1]()
+    asked = []
+    whole = parity.generate
+    monkeypatch.setattr(
+        parity, "generate", lambda model, prompts, *rest: asked.append(len(prompts)) or whole(model, prompts, *rest)
+    )
+    assert parity.main(["--samples", str(path), "--model-path", str(REASONER), "--quiet", "--batch", most]) == 0
+    assert asked == ([1, 1] if most == "1" else [2])
 
 
 @pytest.mark.parametrize(
