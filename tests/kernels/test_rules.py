@@ -9,6 +9,7 @@ import torch
 
 from sglang_rpc.backends.triton_backend import TritonBackend
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory import triton_compaction
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import peak, rpc
 from sglang_rpc.policy.resolve import find_policy
@@ -204,10 +205,23 @@ def test_where_the_ring_begins_and_in_which_order_requests_come_does_not_matter(
     assert torch.equal(in_kernels(made, PEAK, group=False), found.flip(1))
 
 
-@pytest.mark.parametrize("name", RELATIVES)
-@pytest.mark.parametrize("group", [False, True])
-def test_kernels_keep_what_the_reference_keeps_index_for_index(name, group):
-    made, rule = case([(300, 75), (64, 20)], layers=2, window=6), RELATIVES[name]
+LARGER = dict(sizes=[(300, 75), (64, 20)], layers=2, window=6)
+OTHERS = {
+    "bfloat16": dict(sizes=[(90, 20)], dtype=torch.bfloat16, layers=1, window=6, page=16),
+    "float8": dict(sizes=[(90, 20)], dtype=torch.float8_e5m2, layers=1, window=6),
+    "seven heads of one, a soft cap": dict(sizes=[(90, 20)], heads=7, kv_heads=1, layers=1, window=5, cap=3.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "shape"),
+    [
+        *((name, group, LARGER) for name in RELATIVES for group in (False, True)),
+        *(("peak", False, shape) for shape in OTHERS.values()),
+    ],
+)
+def test_kernels_keep_what_the_reference_keeps_index_for_index(name, group, shape):
+    made, rule = case(**shape), RELATIVES[name]
     kept = select(in_kernels(made, rule, group), made.batch, 1, "max")
     for layer, kv in enumerate(made.layers):
         for index, c in enumerate(made.compressions):
@@ -269,14 +283,17 @@ def test_latents_in_the_whole_backend():
     assert len(loop.requests[0].done) == 2
 
 
-def launches(monkeypatch, made: Case, rule: ScoreRule) -> int:
-    """Kernels that scoring and selection launch."""
+def launches(monkeypatch, policy: str) -> int:
+    """Kernels that one compression of two requests launches."""
+    made = case([(9, 4), (5, 2)], layers=1, heads=2, head_dim=16, window=2)
+    ring = QueryRing(layers=1, slots=4, rows=8, window=2, heads=2, head_dim=16, dtype=torch.float32, device=DEVICE)
+    backend = TritonBackend(RPCConfig(policy=policy), find_policy(policy), made.layers, ring, made.req_to_token, None)
     counted = []
-    for module in (triton_scores, triton_select):
+    for module in (triton_scores, triton_select, triton_compaction):
         for name, kernel in vars(module).copy().items():
             if name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, Counted(kernel, counted))
-    select(in_kernels(made, rule, group=False), made.batch, 7, "avg")
+    backend.compress(made.compressions)
     return len(counted)
 
 
@@ -289,14 +306,9 @@ class Counted:
         return self.kernel[grid]
 
 
-def test_no_rule_takes_another_launch(monkeypatch):
-    made = case([(30, 4)], layers=2, window=4)
-    with monkeypatch.context() as patch:
-        plain = launches(patch, made, ScoreRule())
-    assert plain == 5
-    for rule in RELATIVES.values():
-        with monkeypatch.context() as patch:
-            assert launches(patch, made, rule) == plain
+@pytest.mark.parametrize("policy", ["rpc", "peak", "sglang_rpc.policy.peak:squares"])
+def test_a_compression_takes_six_launches_under_every_rule(monkeypatch, policy):
+    assert launches(monkeypatch, policy) == 6
 
 
 def test_scratch_memory_counts_the_whole_row_where_the_softmax_does():
