@@ -1,16 +1,20 @@
-"""How long a compression takes on a GPU, part by part: `python -m eval.bench.kernels --out DIR`.
+"""How long a compression takes on a GPU, part by part and policy by policy: `python -m eval.bench.kernels --out DIR`.
 
-    scores     log-sum-exp and column scores of all layers        reads every candidate's key twice
-    flashinfer the log-sum-exp from FlashInfer instead            (and reads every key a third time, as a value)
+    lse        log-sum-exp of all layers, over what a policy's softmax is over    reads its keys once
+    scores     the same and column scores                                   and every candidate's key, perhaps its value
+    flashinfer the log-sum-exp from FlashInfer instead            (and reads its keys once more, as values)
     select     pooling, radix selection
     move       what is kept moves to the front                    reads and writes it once
     total      all of it, as the server runs it
     reference  all of it in PyTorch
 
-Of each: microseconds, the bytes it must move, and these over the copy bandwidth measured on the same GPU. Each row is
-written as soon as it is measured. FlashInfer's come last, as it is another package, which may be missing, have no
-kernel for this GPU or take minutes to compile one: a row without numbers then says why. This is the one benchmark that
-imports sglang_rpc's kernels instead of speaking to a server.
+Of each: microseconds, the bytes it must move, these over the copy bandwidth measured on the same GPU, and the time over
+that of the first policy, which is `rpc` by default. The last line says what the others' totals cost in these. No policy
+changes what is moved, so that part, and PyTorch's, are of the first policy alone.
+
+Each row is written as soon as it is measured. FlashInfer's come last, as it is another package, which may be missing,
+have no kernel for this GPU or take minutes to compile one: a row without numbers then says why. This is the one
+benchmark that imports sglang_rpc's kernels instead of speaking to a server.
 """
 
 from __future__ import annotations
@@ -21,142 +25,39 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from eval.bench.kernel_parts import DTYPES, RULES, Part, Scene, Shape, flashinfer_parts, parts
 from eval.bench.machine import conditions
+from eval.bench.shapes import SHAPES
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.types import Compression, CompressionBatch, KVLayer
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "fp8_e4m3": torch.float8_e4m3fn}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One rank's share of a model; the default is DeepSeek-R1-Distill-Qwen-7B."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: str
 
 
 @dataclass(frozen=True)
 class Result:
     """One row; without numbers where `error` says why."""
 
+    policy: str
     part: str
     candidates: int
     batch: int
     microseconds: float | None = None
     gigabytes: float | None = None
     copy_share: float | None = None  #: of the measured copy bandwidth
+    to_first: float | None = None  #: time over that of the first policy; None for the first, and where it has none
     error: str = ""
 
     def __str__(self) -> str:
-        where = f"{self.batch:3d} x {self.candidates:6d}  {self.part:10s} "
+        where = f"{self.batch:3d} x {self.candidates:6d}  {self.policy:6s} {self.part:10s} "
         if self.microseconds is None:
             return f"{where}left out: {self.error}"
         share = f"{100 * (self.copy_share or 0):5.1f} % of a copy's bandwidth"
-        return f"{where}{self.microseconds:10.0f} us  {self.gigabytes:8.3f} GB  {share}"
-
-
-class Scene:
-    """`batch` requests with `candidates` candidates each, a pool that holds them, and what serves them."""
-
-    def __init__(self, shape: Shape, config: RPCConfig, candidates: int, batch: int, device: str = "cuda"):
-        self.config = config
-        window = config.window
-        end = candidates + window
-        dtype, slots = DTYPES[shape.dtype], batch * end + 1
-        made = torch.Generator(device).manual_seed(0)
-
-        def random(*size: int, like: torch.dtype) -> torch.Tensor:
-            return torch.randn(*size, generator=made, device=device, dtype=torch.bfloat16).to(like)
-
-        def buffer() -> torch.Tensor:
-            kept = random(slots, shape.kv_heads, shape.head_dim, like=dtype)
-            return kept.view(torch.uint8) if dtype.itemsize == 1 else kept
-
-        scaling = shape.head_dim**-0.5
-        self.layers = [KVLayer(buffer(), buffer(), dtype, scaling) for _ in range(shape.layers)]
-        self.ring = QueryRing(
-            layers=shape.layers,
-            slots=batch,
-            rows=batch + 1,
-            window=window,
-            heads=shape.heads,
-            head_dim=shape.head_dim,
-            dtype=torch.float16 if dtype == torch.float16 else torch.bfloat16,
-            device=device,
-        )
-        self.ring.buffer.copy_(random(*self.ring.buffer.shape, like=self.ring.buffer.dtype))
-        self.req_to_token = torch.zeros(batch + 1, end, dtype=torch.int32, device=device)
-        # Slots of a request are scattered, as after long serving.
-        self.req_to_token[1:] = 1 + torch.randperm(slots - 1, generator=made, device=device).view(batch, end).int()
-        self.compressions = [
-            Compression(
-                row=index + 1,
-                slot=index + 1,
-                prompt_length=0,
-                generated=end,
-                window=window,
-                begin=0,
-                end=end,
-                keep=max(1, candidates - config.interval + config.budget_step),
-                event=1,
-                late=False,
-            )
-            for index in range(batch)
-        ]
-        self.keys_bytes = batch * candidates * shape.kv_heads * shape.head_dim * dtype.itemsize * shape.layers
-        kept = self.compressions[0].keep + window
-        self.moved_bytes = 4 * batch * kept * shape.kv_heads * shape.head_dim * dtype.itemsize * shape.layers
-        self.score_bytes = 4 * batch * candidates * shape.layers
-
-
-def parts(scene: Scene) -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """Name, bytes that must move, and what to time, of all that needs no other package."""
-    from sglang_rpc.backends.choose import make_backend
-    from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
-    from sglang_rpc.scoring.key_table import KeyTable
-    from sglang_rpc.scoring.triton_scores import candidate_scores
-    from sglang_rpc.scoring.triton_select import select
-
-    config, ring, rows = scene.config, scene.ring, scene.req_to_token
-    keys, slices = KeyTable(scene.layers), SliceTable(scene.layers)
-    batch = CompressionBatch.of(scene.compressions, rows.device)
-
-    def score(lse: torch.Tensor | None = None) -> torch.Tensor:
-        return candidate_scores(keys, ring.buffer, rows, batch, selector=config.selector, group=False, lse=lse)
-
-    scores = score()
-    kept = select(scores, batch, config.kernel_size, config.pooling)
-    yield "scores", 2 * scene.keys_bytes, score
-    yield "select", 6 * scene.score_bytes, lambda: select(scores, batch, config.kernel_size, config.pooling)
-    yield "move", scene.moved_bytes, lambda: move_kept(slices, rows, batch, kept)
-    all_bytes = 2 * scene.keys_bytes + 6 * scene.score_bytes + scene.moved_bytes
-    for name, scoring in (("total", "triton"), ("reference", "reference")):
-        path = make_backend(RPCConfig(**{**asdict(config), "scoring": scoring}), scene.layers, ring, rows, None)
-        yield name, all_bytes, lambda path=path: path.compress(scene.compressions)
-
-
-def flashinfer_part(scene: Scene) -> tuple[str, int, Callable[[], object]]:
-    """As `parts`. What is timed may raise anything: FlashInfer is imported, and compiles, when it is first called."""
-
-    @functools.cache
-    def lse() -> Callable[..., object]:
-        from sglang_rpc.scoring.flashinfer_lse import FlashInferLSE
-
-        return FlashInferLSE(scene.layers, scene.ring.buffer)
-
-    selector = scene.config.selector
-    return "flashinfer", 2 * scene.keys_bytes, lambda: lse()(scene.compressions, scene.req_to_token, selector=selector)
+        ratio = "" if self.to_first is None else f", {self.to_first:.2f} x the first policy's time"
+        return f"{where}{self.microseconds:10.0f} us  {self.gigabytes:8.3f} GB  {share}{ratio}"
 
 
 def copy_bandwidth() -> float:
@@ -176,12 +77,13 @@ def milliseconds(work: Callable[[], object]) -> float:
 def arguments() -> argparse.Namespace:
     made = argparse.ArgumentParser(prog="python -m eval.bench.kernels", description=__doc__.splitlines()[0])
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="where kernels.csv goes")
+    made.add_argument("--policies", nargs="+", default=["rpc", "peak"], choices=sorted(RULES), help="the first is 1.0")
+    made.add_argument("--shape", nargs="+", default=["qwen-7b"], choices=sorted(SHAPES), help="models' attention")
+    for name in ("layers", "heads", "kv-heads", "head-dim"):
+        made.add_argument(f"--{name}", type=int, metavar="N", help="instead of the shape's")
     made.add_argument("--candidates", type=int, nargs="+", default=[1024, 4096, 16384, 65536], metavar="N")
+    made.add_argument("--prompt-tokens", type=int, default=1024, metavar="N", help="before them in each row")
     made.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64], metavar="B")
-    made.add_argument("--layers", type=int, default=28)
-    made.add_argument("--heads", type=int, default=28)
-    made.add_argument("--kv-heads", type=int, default=4)
-    made.add_argument("--head-dim", type=int, default=128)
     made.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="of the KV cache")
     made.add_argument("--interval", type=int, default=1024, metavar="P")
     made.add_argument("--window", type=int, default=32, metavar="R")
@@ -189,31 +91,63 @@ def arguments() -> argparse.Namespace:
     return made.parse_args()
 
 
+def shape_of(name: str, given: argparse.Namespace) -> Shape:
+    """A built-in shape, with the numbers that are given instead of its own."""
+    config = SHAPES[name]
+    heads = config["num_attention_heads"]
+
+    def chosen(value: int | None, own: int) -> int:
+        return own if value is None else value
+
+    return Shape(
+        chosen(given.layers, config["num_hidden_layers"]),
+        chosen(given.heads, heads),
+        chosen(given.kv_heads, config["num_key_value_heads"]),
+        chosen(given.head_dim, config["hidden_size"] // heads),
+        given.dtype,
+    )
+
+
 def main() -> None:
     given = arguments()
     if not torch.cuda.is_available():
         sys.exit("eval.bench.kernels measures GPU kernels, and PyTorch sees no GPU here: run it on a CUDA host")
-    shape = Shape(given.layers, given.heads, given.kv_heads, given.head_dim, given.dtype)
     config = RPCConfig(interval=given.interval, window=given.window, ratio=given.ratio, scope="all")
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: a copy moves {bandwidth / 1e9:.0f} GB/s")
-    setting = {**asdict(shape), "interval": given.interval, "window": given.window, "ratio": given.ratio}
-    setting |= {"copy_gb_s": round(bandwidth / 1e9), **conditions()}
+    common = {"interval": given.interval, "window": given.window, "ratio": given.ratio}
+    common |= {"prompt_tokens": given.prompt_tokens, "copy_gb_s": round(bandwidth / 1e9), **conditions()}
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / "kernels.csv").open("w", newline="") as file:
         table: csv.DictWriter[str] | None = None
         sizes = list(itertools.product(given.candidates, given.batch))
-        bar = tqdm(total=2 * len(sizes))
-        for result in results(functools.partial(Scene, shape, config), sizes, bandwidth, bar.update):
-            row = {**asdict(result), **setting}
-            if table is None:
-                table = csv.DictWriter(file, row)
-                table.writeheader()
-            table.writerow(row)
-            file.flush()
-            bar.write(str(result))
+        bar = tqdm(total=2 * len(sizes) * len(given.shape))
+        for name in given.shape:
+            shape, found = shape_of(name, given), []
+            make = functools.partial(Scene, shape, config, prompt=given.prompt_tokens, policies=given.policies)
+            for result in results(make, sizes, bandwidth, bar.update):
+                row = {**asdict(result), "shape": name, **asdict(shape), **common}
+                if table is None:
+                    table = csv.DictWriter(file, row)
+                    table.writeheader()
+                table.writerow(row)
+                file.flush()
+                bar.write(str(result))
+                found.append(result)
+            for sentence in verdicts(found):
+                bar.write(f"{name}: {sentence}")
         bar.close()
     print(given.out / "kernels.csv")
+
+
+def verdicts(found: Sequence[Result]) -> Iterator[str]:
+    """What each further policy's compression costs in the first one's, over all sizes."""
+    totals: dict[str, list[float]] = {}
+    for result in found:
+        if result.part == "total" and result.to_first is not None:
+            totals.setdefault(result.policy, []).append(result.to_first)
+    for policy, times in totals.items():
+        yield f"a compression of {policy} takes {min(times):.2f} to {max(times):.2f} times {found[0].policy}'s"
 
 
 def results(
@@ -228,32 +162,41 @@ def results(
     """
     for measured in (_kernels, _flashinfer):
         for candidates, batch in sizes:
-            yield from measured(make, candidates, batch, bandwidth)
+            first: dict[str, Result] = {}  # of each part
+            for result in measured(make, candidates, batch, bandwidth):
+                yield _beside(result, first.setdefault(result.part, result))
             done()
+
+
+def _beside(result: Result, first: Result) -> Result:
+    if result.policy == first.policy or result.microseconds is None or first.microseconds is None:
+        return result
+    return replace(result, to_first=result.microseconds / first.microseconds)
 
 
 def _kernels(make: Callable[[int, int], Scene], candidates: int, batch: int, bandwidth: float) -> Iterator[Result]:
     try:
-        scene = make(candidates, batch)
-        for name, size, work in parts(scene):
-            yield _measured(name, size, work, candidates, batch, bandwidth)
+        for part in parts(make(candidates, batch)):
+            yield _measured(part, candidates, batch, bandwidth)
     except torch.OutOfMemoryError:
-        yield Result("all others", candidates, batch, error="more than this GPU holds")
+        yield Result("all", "all others", candidates, batch, error="more than this GPU holds")
 
 
 def _flashinfer(make: Callable[[int, int], Scene], candidates: int, batch: int, bandwidth: float) -> Iterator[Result]:
+    policy = "all"
     try:
-        yield _measured(*flashinfer_part(make(candidates, batch)), candidates, batch, bandwidth)
+        for part in flashinfer_parts(make(candidates, batch)):
+            policy = part.policy
+            yield _measured(part, candidates, batch, bandwidth)
     except Exception as error:  # of another package, or of a device that it left unusable
         first = (str(error).splitlines() or [""])[0]
-        yield Result("flashinfer", candidates, batch, error=f"{type(error).__name__}: {first}")
+        yield Result(policy, "flashinfer", candidates, batch, error=f"{type(error).__name__}: {first}")
 
 
-def _measured(
-    part: str, size: int, work: Callable[[], object], candidates: int, batch: int, bandwidth: float
-) -> Result:
-    seconds = milliseconds(work) / 1e3
-    return Result(part, candidates, batch, seconds * 1e6, size / 1e9, size / seconds / bandwidth)
+def _measured(part: Part, candidates: int, batch: int, bandwidth: float) -> Result:
+    seconds = milliseconds(part.work) / 1e3
+    share = part.bytes / seconds / bandwidth
+    return Result(part.policy, part.name, candidates, batch, seconds * 1e6, part.bytes / 1e9, share)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from launch.gpu_check.step import Step
 #: Before lines of the log that are not the command's own.
 OURS = "[gpu_check] "
 WIDTH = 230  #: characters of a line
-MOST_DETAILS, MOST_FAILURES, LAST = 12, 8, 3
+MOST_DETAILS, MOST_FAILURES, LAST = 16, 8, 3
 #: pytest's list of failures, then its reasons, then what Python says of an exception.
 FAILURE = re.compile(r"^(FAILED|ERROR) ")
 REASON = re.compile(r"^E  |^\w*(Error|Exception|Interrupt)\b|\bCUDA error\b|Segmentation fault")

@@ -91,15 +91,16 @@ FIRST = (
     ),
     Step(
         "timings",
-        "how long scoring, selecting and moving take, beside this GPU's copy bandwidth",
+        "how long scoring, selecting and moving take, beside this GPU's copy bandwidth, and what peak costs beside rpc",
         (
             *("{python}", "-m", "eval.bench.kernels", "--out", "{results}/kernels"),
             *("--candidates", "1024", "4096", "16384", "--batch", "1", "8", "64"),
         ),
-        110,
+        150,
         40,
-        r"\btotal +\d+ us",
-        details=r"a copy moves|left out|16384 +(scores|select|move) ",
+        r"a compression of peak takes",
+        proof=r"\btotal +\d+ us",
+        details=r"a copy moves|left out|16384 +(rpc +(scores|select|move)|peak +scores) ",
         modules=("torch", "sglang", "triton", "tqdm"),
     ),
 )

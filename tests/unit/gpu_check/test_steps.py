@@ -11,7 +11,7 @@ import pytest
 
 from eval.bench import kernels
 from eval.bench import options as bench
-from launch.gpu_check import options
+from launch.gpu_check import digest, options
 from launch.gpu_check.commands import command_of
 from launch.gpu_check.host import BACKENDS, Host
 from launch.gpu_check.programs import pairs
@@ -79,6 +79,24 @@ def test_the_benchmark_understands_its_flags(step):
 def test_the_kernels_benchmark_understands_its_flags(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["kernels", *words("timings")[3:]])
     assert kernels.arguments().candidates == [1024, 4096, 16384]
+
+
+def test_the_kernels_benchmark_says_what_the_summary_shows(tmp_path):
+    """Its headline, its proof, and the largest size's rows."""
+    measured = [("rpc", ("scores", "select", "move", "total")), ("peak", ("scores", "select", "total"))]
+    results = [
+        kernels.Result(policy, part, size, 64, 900.0, 1.0, 0.7, None if policy == "rpc" else 1.25)
+        for size in (4096, 16384)
+        for policy, parts in measured
+        for part in parts
+    ]
+    log = tmp_path / "log"
+    log.write_text("".join(f"{line}\n" for line in (*results, *kernels.verdicts(results))))
+    found = digest.digest(log, STEPS["timings"], failed=False)
+    assert found.headline == "a compression of peak takes 1.25 to 1.25 times rpc's"
+    assert found.proven
+    shown = [line.split()[2:5] for line in found.details]
+    assert shown == [["16384", "rpc", part] for part in ("scores", "select", "move")] + [["16384", "peak", "scores"]]
 
 
 def test_every_attention_backend_has_a_step():
