@@ -1,6 +1,8 @@
 """How many query slots there are, and the memory that RPC takes out of the KV pool's."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +62,9 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
         return None  # once the pool is there, the model is refused
     slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype))
     # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room.
-    tokens = configurator.config_from_budget(available).max_total_num_tokens
-    rows = configurator.resolve_max_num_reqs(tokens)
+    with _without_warnings():
+        tokens = configurator.config_from_budget(available).max_total_num_tokens
+        rows = configurator.resolve_max_num_reqs(tokens)
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
@@ -76,6 +79,17 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
         # 4 bytes beside each KV head's key and value, which are at least a head dim of bytes each.
         available -= available * 4 // (4 + 2 * layers[0].qk_head_dim)
     return available
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """SGLang asks itself the same right afterwards, of the smaller pool, and warns of all that it would have here."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def ring_shape(config: RPCConfig, layers: Sequence[AttentionLayer], dtype: torch.dtype) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """How many query slots a server has, and the query ring's share of SGLang's memory budget."""
 
+import logging
+
 import pytest
 import torch
 
@@ -126,3 +128,30 @@ def test_of_window_layers_no_query_is_recorded(monkeypatch):
     assert left == AVAILABLE - 8 * SLOT - SCRATCH_BYTES
     monkeypatch.setattr(query_slots, "decoder_layers", lambda model: [window])  # refused later, with a sentence
     assert query_slots.leave_room(AVAILABLE, configurator(RPCConfig())) is None
+
+
+class Warns(KVCacheConfigurator):
+    """Warns where SGLang does: through its own logger, and through the root's."""
+
+    def config_from_budget(self, budget_bytes):
+        logging.warning("max_total_tokens is larger than the profiled value")
+        return super().config_from_budget(budget_bytes)
+
+    def resolve_max_num_reqs(self, token_capacity):
+        logging.getLogger("sglang.srt.mem_cache").warning("max_running_requests was reduced")
+        if self.requests == 0:
+            raise RuntimeError
+        return super().resolve_max_num_reqs(token_capacity)
+
+
+@pytest.mark.parametrize("requests", [None, 0])
+def test_sglangs_warnings_of_the_pools_size_are_left_to_sglang(caplog, requests):
+    given = Warns(server_args(RPCConfig()), "cpu", requests=requests)
+    if requests is None:
+        query_slots.leave_room(AVAILABLE, given, 80)
+    else:
+        with pytest.raises(RuntimeError):
+            query_slots.leave_room(AVAILABLE, given, 80)
+    assert not caplog.records
+    given.config_from_budget(AVAILABLE)  # SGLang's own question
+    assert len(caplog.records) == 1
