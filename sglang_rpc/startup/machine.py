@@ -97,12 +97,22 @@ def _flashinfer(used: bool) -> Fact:
 
 def _attention(capability: int, rocm: bool) -> Fact:
     usable = gpu_backends(capability, rocm)
-    value = ", ".join(usable)
-    if rocm or capability // 10 != 9 or "fa3" in usable:
+    value, reason = ", ".join(usable), _unusable_default(capability, rocm, usable)
+    if not reason:
         return Fact("Attention", value)
-    advice = "fa3, SGLang's choice on this GPU, needs flash_ops of sgl-kernel, which cannot be loaded"
     other = "flashinfer" if "flashinfer" in usable else "triton"
-    return Fact("Attention", value, WARNING, f"{advice}; add --attention-backend {other}")
+    return Fact("Attention", value, WARNING, f"{reason}; add --attention-backend {other}")
+
+
+def _unusable_default(capability: int, rocm: bool, usable: list[str]) -> str:
+    """Why RPC would not start with the backend that SGLang chooses on this GPU; empty if it would."""
+    if rocm:
+        return "RPC refuses aiter, SGLang's choice on this GPU for most models"
+    if capability // 10 == 10:
+        return "RPC refuses trtllm_mha, SGLang's choice on this GPU for models without latent attention (MLA)"
+    if capability // 10 == 9 and "fa3" not in usable:
+        return "fa3, SGLang's choice on this GPU, needs flash_ops of sgl-kernel, which cannot be loaded"
+    return ""
 
 
 def gpu_backends(capability: int, rocm: bool) -> list[str]:

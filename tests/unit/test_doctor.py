@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -250,23 +251,41 @@ def test_attention_backends_of_a_gpu(monkeypatch, sgl_kernel, capability, rocm, 
 
 
 @pytest.mark.parametrize(
-    ("capability", "flash_ops", "flashinfer", "advice"),
+    ("capability", "rocm", "flash_ops", "flashinfer", "named", "advice"),
     [
-        (90, True, True, ""),
-        (90, False, True, "add --attention-backend flashinfer"),
-        (90, False, False, "add --attention-backend triton"),
-        (80, False, True, ""),  # SGLang's choice there is another
+        (90, False, True, True, "", ""),
+        (90, False, False, True, "fa3", "add --attention-backend flashinfer"),
+        (90, False, False, False, "fa3", "add --attention-backend triton"),
+        (80, False, False, True, "", ""),  # SGLang's choice there is another
+        (100, False, True, True, "trtllm_mha", "add --attention-backend flashinfer"),
+        (103, False, True, False, "trtllm_mha", "add --attention-backend triton"),
+        (120, False, True, True, "", ""),  # flashinfer
+        (94, True, True, True, "aiter", "add --attention-backend triton"),
     ],
 )
-def test_a_choice_of_sglangs_that_cannot_be_loaded_is_a_warning(
-    monkeypatch, sgl_kernel, capability, flash_ops, flashinfer, advice
+def test_a_choice_of_sglangs_that_rpc_cannot_start_with_is_a_warning(
+    monkeypatch, sgl_kernel, capability, rocm, flash_ops, flashinfer, named, advice
 ):
     sgl_kernel(flash_ops)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if flashinfer else None)
-    fact = machine._attention(capability, rocm=False)
+    fact = machine._attention(capability, rocm)
     assert fact.advice.endswith(advice)
+    assert named in fact.advice
     assert fact.state == (machine.WARNING if advice else machine.OK)
-    assert ("fa3" in fact.value) == flash_ops
+    assert ("fa3" in fact.value) == (flash_ops and capability == 90)
+
+
+@pytest.mark.parametrize(("sm100", "hip", "named"), [(True, False, "trtllm_mha"), (False, True, "aiter")])
+def test_sglang_chooses_what_the_doctor_says(monkeypatch, sm100, hip, named):
+    """For a plain dense model; if this differs, `machine._unusable_default` speaks of an older SGLang."""
+    base = pytest.importorskip("sglang.srt.arg_groups.model_override_base")
+    platform = SimpleNamespace(is_hopper_with_cuda_12_3=False, is_sm100=sm100, is_hip=hip, has_flashinfer=True)
+    monkeypatch.setattr(base, "get_platform", lambda: platform)
+    monkeypatch.setattr(base, "resolving_view", lambda args: SimpleNamespace(speculative_algorithm=None, tp_size=1))
+    monkeypatch.setattr(base, "resolved_view", lambda args: args)
+    monkeypatch.setattr(base, "is_no_spec_infer_or_topk_one", lambda args: True)
+    model = SimpleNamespace(hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"]), has_asymmetric_kv=False)
+    assert base.get_default_attn_backend(None, False, model) == named
 
 
 @pytest.mark.parametrize(
