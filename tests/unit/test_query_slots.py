@@ -124,10 +124,10 @@ def test_more_slots_than_there_is_memory_for_are_refused_with_the_most_that_fit(
 def test_of_window_layers_no_query_is_recorded(monkeypatch):
     layer, window = AttentionLayer(tp_q_head_num=3, qk_head_dim=5), AttentionLayer(sliding_window_size=100)
     monkeypatch.setattr(query_slots, "decoder_layers", lambda model: [window, layer, window, layer, window])
-    left = query_slots.leave_room(AVAILABLE, configurator(RPCConfig(query_slots=7)))
+    left = query_slots.leave_room(AVAILABLE, configurator(RPCConfig(query_slots=7)), 80)
     assert left == AVAILABLE - 8 * SLOT - SCRATCH_BYTES
     monkeypatch.setattr(query_slots, "decoder_layers", lambda model: [window])  # refused later, with a sentence
-    assert query_slots.leave_room(AVAILABLE, configurator(RPCConfig())) is None
+    assert query_slots.leave_room(AVAILABLE, configurator(RPCConfig()), 80) is None
 
 
 class Warns(KVCacheConfigurator):
