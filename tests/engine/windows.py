@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.engine.oracle import Rule
 
+KINDS = ("sliding_attention", "full_attention")
 WINDOW = 24  #: tokens, its own included, as configurations count
 SHARED = dict(
     vocab_size=512,
@@ -29,7 +30,7 @@ SHARED = dict(
     num_key_value_heads=2,
     max_position_embeddings=2048,
     sliding_window=WINDOW,
-    layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    layer_types=[*KINDS, *KINDS],
     bos_token_id=1,
     eos_token_id=2,
     pad_token_id=0,
@@ -56,12 +57,20 @@ FAMILIES = {
         config=dict(
             head_dim=16,
             query_pre_attn_scalar=24,
+            hidden_act="gelu_pytorch_tanh",  # by which name SGLang reads it
             attn_logit_softcapping=2.0,
             final_logit_softcapping=30.0,
             architectures=["Gemma2ForCausalLM"],
         ),
     ),
-    "olmo3": Family("olmo3", config=dict(architectures=["Olmo3ForCausalLM"])),
+    # SGLang reads one theta for all layers, and not from where transformers writes it: here both have the same.
+    "olmo3": Family(
+        "olmo3",
+        config=dict(
+            architectures=["Olmo3ForCausalLM"],
+            rope_parameters={kind: dict(rope_type="default", rope_theta=10000.0) for kind in KINDS},
+        ),
+    ),
     # SGLang takes its window for the tokens before one's own: it sees one more than in transformers.
     "cohere2": Family("cohere2", reach=WINDOW, config=dict(architectures=["Cohere2ForCausalLM"], logit_scale=0.5)),
 }
