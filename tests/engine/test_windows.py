@@ -77,7 +77,8 @@ def test_each_token_has_the_probability_that_the_judge_gives_it(running, tmp_pat
         receipt = meta["rpc"]
         rule = Rule(rpc["interval"], rpc["window"], rpc["ratio"]) if "interval" in rpc else None
         expected, gaps, closest = judge.logprobs(prompt, output, rule, rpc.get("min_kept", 0))
-        assert receipt["compressions"] == (judge.events if rule is not None else 0), (receipt, judge.events)
+        # Under overlap one more may come, before it is known that no token does.
+        assert receipt["compressions"] - judge.events in ((0, 1) if rule is not None else (0,)), (receipt, judge.events)
         assert receipt["late"] == 0, receipt
         retracted += receipt["retractions"]
         actual = torch.tensor([logprob for logprob, _, _ in meta["output_token_logprobs"]])

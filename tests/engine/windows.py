@@ -183,7 +183,7 @@ class Judge:
                 due, rest = divmod(step - rule.window, rule.interval)
                 keep = max(least, due * int(rule.interval / rule.ratio))
                 held = step - rule.window - int(self.evicted[self.full[0]].sum())
-                if due >= 1 and rest == 0 and keep < held:
+                if due >= 1 and rest == 0 and keep < held and step < len(output) - 1:  # else no token comes after it
                     closest = min(closest, self._compress(rule, len(prompt), step, keep))
                     events += 1
             following = len(output)
