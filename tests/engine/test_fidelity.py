@@ -105,7 +105,7 @@ def test_the_command_measures_what_a_plain_loop_does(running, files, tmp_path, m
         assert float(row["kl"]) == pytest.approx(loop[R + P + 1 :, 0].mean(), rel=1e-3)
         assert float(row["kl"]) > 0.01
         assert abs(float(row["kl_before"])) < 1e-9
-        assert (row["compressions"], row["peak_entries"]) == ("5", str(5 * P // 4 + R + P))
+        assert (row["compressions"], row["peak_entries"]) == ("5", str(TOKENS - 1 - 5 * (P - P // 4)))
         assert (told[FULL, text.name]["kl"], told[FULL, text.name]["to_full"]) == ("0", "0")
     assert command.main([*given, *sizes]) == 0
     assert len(started) == 1  # all is there
@@ -123,4 +123,4 @@ def test_without_an_eviction_nothing_changes(running, files, tmp_path):
         assert np.abs(ours[:, 0]).max() < 1e-9
         assert ours[:, 1].all()
         assert ours[:, 3].tolist() == list(range(TOKENS))
-        assert np.allclose(ours[:, 2], read(store.tokens(full, text))[:, 2], rtol=1e-5)
+        assert np.allclose(ours[:, 2], read(store.tokens(full, text))[:, 2], rtol=1e-4)
