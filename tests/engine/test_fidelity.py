@@ -68,8 +68,8 @@ def by_the_loop(text: texts.Text, method: Method) -> tuple[np.ndarray, int]:
     """[tokens, 3] of KL, agreement and loss, and entries held at the end."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation=RECORDING).eval()
     full, ours = Told(model, text.tokens), Told(model, text.tokens)
-    generate(full, text.prompt, len(text.tokens), set(), None, None)
-    made = generate(ours, text.prompt, len(text.tokens), set(), method, None)
+    generate(full, [text.prompt], len(text.tokens), set(), None, None)
+    (made,) = generate(ours, [text.prompt], len(text.tokens), set(), method, None)
     assert made.ids == text.tokens
     each = [measure(*logits, token) for *logits, token in zip(ours.logits, full.logits, text.tokens, strict=True)]
     return np.array([[one.kl, one.agree, one.loss] for one in each]), made.held
