@@ -94,7 +94,7 @@ def test_a_server_gets_the_same_as_flags(cuda, monkeypatch, tmp_path):
         asked.update(command=command, env=env)
 
     monkeypatch.setattr(servers.subprocess, "Popen", popen)
-    monkeypatch.setattr(servers, "_wait", lambda running: None)
+    monkeypatch.setattr(servers, "wait_for", lambda running: None)
     monkeypatch.setattr(servers, "stop", lambda process: None)
     with servers.server(tmp_path, "--dtype", "float32", "--attention-backend=fa3", "--sampling-backend", "flashinfer"):
         pass

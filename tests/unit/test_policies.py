@@ -308,7 +308,9 @@ def test_the_guide_is_the_example(tmp_path, monkeypatch):
 def test_h2o_is_refused_under_cuda_graphs_alone(device, graphs, monkeypatch):
     """By the arguments as SGLang resolved them: the record itself still says what the user gave."""
     resolved = SimpleNamespace(
-        device=device, cuda_graph_config=graphs and SimpleNamespace(decode=SimpleNamespace(backend=graphs))
+        device=device,
+        enable_two_batch_overlap=False,
+        cuda_graph_config=graphs and SimpleNamespace(decode=SimpleNamespace(backend=graphs)),
     )
     overrides = ModuleType("sglang.srt.arg_groups.overrides")
     overrides.resolving_view = lambda given: resolved
