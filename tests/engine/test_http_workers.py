@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import threading
 from collections.abc import Iterator
 
@@ -41,10 +42,10 @@ def running(golden, tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture(params=[0, 1])
 def one_worker(request, running) -> Iterator[Server]:
     """The server, of whose two workers only this one runs."""
-    workers = sorted(
-        (child for child in psutil.Process(running.process.pid).children() if "tokenizer_worker" in title(child)),
-        key=lambda child: child.pid,
-    )
+    workers, until = workers_of(running), time.monotonic() + 60
+    while len(workers) < 2 and time.monotonic() < until:  # one answers as soon as it is up, the other may not be yet
+        time.sleep(0.5)
+        workers = workers_of(running)
     assert len(workers) == 2
     other = workers[1 - request.param]
     other.send_signal(signal.SIGSTOP)
@@ -52,6 +53,11 @@ def one_worker(request, running) -> Iterator[Server]:
         yield running
     finally:
         other.send_signal(signal.SIGCONT)
+
+
+def workers_of(running: Server) -> list[psutil.Process]:
+    children = psutil.Process(running.process.pid).children()
+    return sorted((child for child in children if "tokenizer_worker" in title(child)), key=lambda child: child.pid)
 
 
 def title(process: psutil.Process) -> str:
