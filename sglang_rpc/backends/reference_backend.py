@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -28,7 +29,7 @@ class ReferenceBackend:
     observer: Observer | None = None
     name = "reference"
 
-    @property
+    @cached_property
     def _by_kind(self) -> LayersByKind:
         return LayersByKind.of(self.layers)
 
