@@ -11,9 +11,14 @@ from sglang_rpc.contract.versions import SUPPORTED
 from tests.unit.architectures.configs import configs
 
 #: Architectures whose generations were judged token by token, and by what. All of it ran on a CPU, in float32.
+WINDOWS = "`tests/engine/test_windows.py`, on a CPU"
 SHOWN = {
+    "Cohere2ForCausalLM": WINDOWS,
     "DeepseekV2ForCausalLM": "`tests/engine/test_latent.py`, on a CPU",
+    "Gemma2ForCausalLM": f"{WINDOWS}, without its cap on attention logits",
+    "Gemma3ForCausalLM": WINDOWS,
     "LlamaForCausalLM": "`tests/engine/test_text.py` with real weights, `eval/reasoner`, on a CPU",
+    "Olmo2ForCausalLM": f"{WINDOWS}, as OLMo 3",
     "Qwen2ForCausalLM": "`tests/engine/test_goldens.py`, `test_random.py`, on a CPU",
     "Qwen2_5_VLForConditionalGeneration": "`tests/engine/test_mrope.py`, with images and without, on a CPU",
 }  #: Those whose layers a test builds.
@@ -58,13 +63,13 @@ def page(table: Callable[[tuple[str, ...], Iterable[tuple[str, ...]]], list[str]
 
 
 def _in_short(kind: Kind) -> str:
-    return "served" if row_of(kind) is None else "depends" if kind.depends else "refused"
+    return "depends" if kind.depends else "served" if row_of(kind) is None else "refused"
 
 
 def _answer(kind: Kind) -> tuple[str, str, str, str]:
     row = row_of(kind)
     if row is None:
-        return "served", "", "", ""
+        return f"depends on {kind.depends}" if kind.depends else "served", "", "", ""
     answer = f"depends on {kind.depends}; otherwise refused" if kind.depends else "refused"
     return answer, f"`unsupported.{row.name}`", row.why, row.way_out or "only `--disable-rpc`"
 

@@ -118,10 +118,10 @@ def _model(path: str) -> int:
     row = None if kind is None else row_of(kind)
     if kind is None:
         print(f"{name}: no architecture that RPC knows; its layers are checked once it is loaded")
-    elif row is None:
-        print(f"{name}: {kind.title}; RPC serves it")
     elif kind.depends:
         print(f"{name}: {kind.title}; its layers are checked once it is loaded, and it depends on {kind.depends}")
+    elif row is None:
+        print(f"{name}: {kind.title}; RPC serves it")
     else:
         print(f"{name}: {kind.title}; RPC refuses it once it is loaded: {row.why} [unsupported.{row.name}]")
         return 1

@@ -75,7 +75,6 @@ LATENT_OR_SPARSE = Kind(
 LANGUAGE_MODEL_INSIDE = Kind(
     "that of the language model inside",
     "DeepseekOCRForCausalLM InternVLChatModel LlavaForConditionalGeneration PixtralForConditionalGeneration",
-    {"recurrent_state": True},
     depends="the language model, for whose architecture the same holds",
 )
 NOT_GENERATIVE = Kind(
