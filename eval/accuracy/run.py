@@ -26,7 +26,6 @@ from eval.accuracy.verdict import Problem, Verdict
 from eval.bench import machine
 
 HERE = Path(__file__).parent
-MADE_UP = [HERE.parent / "reasoner" / f"{name}.py" for name in ("words", "ledger", "program")]
 #: Seconds for one answer, thoughts included, after which the request is sent again.
 ANSWER_SECONDS = 4 * 3600
 #: Of /server_info: what decides answers beside the model.
@@ -72,7 +71,7 @@ def run(asked: Run) -> Report:
     )
     if asked.samples > 1 and sampling.temperature == 0:
         raise EvalError(f"--samples {asked.samples} at temperature 0 would be the same sample again; use --samples 1")
-    server = _server(base_url)
+    server = server_settings(base_url)
     if asked.rpc is not None and server["rpc"] is None:
         raise EvalError(f"--rpc needs a server with RPC, and {base_url} runs without")
     for name in ["trace", *(asked.rpc or {})]:
@@ -84,8 +83,8 @@ def run(asked: Run) -> Report:
         "measure": task.measure,
         "graders": task.graders,
         **asdict(sampling),
-        "model_sha": _sha_of_model(server.pop("model_path")),
-        "grader_sha": machine.sha_of(sorted([*HERE.glob("*.py"), *MADE_UP])),
+        "model_sha": sha_of_model(server.pop("model_path")),
+        "grader_sha": machine.sha_of(sorted([*HERE.glob("*.py"), *tasks.sources(asked.task)])),
         "server": server,
     }
     said = {"samples": asked.samples, "concurrency": asked.concurrency, "source": task.source, **machine.conditions()}
@@ -159,7 +158,7 @@ def _served(base_url: str, wanted: str | None) -> str:
     return wanted or names[0]
 
 
-def _server(base_url: str) -> dict[str, Any]:
+def server_settings(base_url: str) -> dict[str, Any]:
     """What of the server decides its answers; `rpc` is None where RPC is off."""
     try:
         with urllib.request.urlopen(base_url.removesuffix("/v1") + "/server_info", timeout=60) as response:
@@ -176,7 +175,7 @@ def _server(base_url: str) -> dict[str, Any]:
         ) from error
 
 
-def _sha_of_model(path: str | None) -> str:
+def sha_of_model(path: str | None) -> str:
     """Of a local model's configuration and weights: all of small files, size and beginning of large ones."""
     directory = Path(path or "")
     if not path or not directory.is_dir():

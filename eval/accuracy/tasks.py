@@ -64,6 +64,14 @@ def find(name: str, problems: int | None = None, seed: int = 0, data: Path | Non
     raise EvalError(f"--task must be one of {', '.join(NAMES)}, got {name!r}")
 
 
+def sources(name: str) -> list[Path]:
+    """The modules that make up a task's problems; none of a task that has them from elsewhere."""
+    kind = name.partition(":")[0]
+    if kind not in MADE_UP:
+        return []
+    return [Path(module.__file__) for module in (made_up, MADE_UP[kind][0])]
+
+
 def _made_up(kind: str, level: str, count: int, seed: int) -> Task:
     """A small reasoner's own problems, solved greedily: the model was taught one right way.
 

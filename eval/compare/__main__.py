@@ -21,7 +21,7 @@ from eval.accuracy.errors import EvalError
 from eval.accuracy.run import Run, run
 from eval.bench import machine, server, shapes
 from eval.bench.errors import BenchError
-from eval.compare import options, registration, table
+from eval.compare import options, registration, table, written
 from eval.compare.arms import FULL, Arm
 from eval.compare.plots import plot
 from sglang_rpc.policy.resolve import accumulates
@@ -67,18 +67,7 @@ def _claim(asked: argparse.Namespace) -> None:
     """Begin the directory, or find that it is this comparison's, as registered if it is. Raises EvalError."""
     options.check(asked)
     registration.check(asked)
-    common = options.common(asked)
-    path = asked.out / "comparison.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(json.dumps(common, indent=1) + "\n")
-    known = json.loads(path.read_text())
-    for name, value in common.items():
-        if known.get(name) != value:
-            raise EvalError(
-                f"{asked.out} holds another comparison: {name} was {known.get(name)!r} and is {value!r} now; "
-                "choose another --out"
-            )
+    written.claim(asked.out / "comparison.json", options.common(asked), "comparison")
 
 
 def _problems(asked: argparse.Namespace) -> list[str]:

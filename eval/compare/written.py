@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.accuracy.errors import EvalError
 from eval.compare import entries
 from eval.compare.arms import FULL
 
@@ -15,6 +17,20 @@ NUMBERS = (
     *("ratio", "interval", "window", "min_kept", "accuracy", "error", "accuracy_low", "accuracy_high"),
     *("mean_entries", "peak_entries", "held_entries", "peak_share"),
 )
+
+
+def claim(path: Path, common: Mapping[str, Any], what: str) -> None:
+    """Begin a directory with what all in it have in common, or find that it is this one's. Raises EvalError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(common, indent=1) + "\n")
+    known = json.loads(path.read_text())
+    for name, value in common.items():
+        if known.get(name) != value:
+            raise EvalError(
+                f"{path.parent} holds another {what}: {name} was {known.get(name)!r} and is {value!r} now; "
+                "choose another --out"
+            )
 
 
 def said(directory: Path, name: str = "comparison.json") -> dict[str, Any]:

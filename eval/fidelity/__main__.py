@@ -9,7 +9,6 @@ what the full KV cache predicted; it can be deleted once no more arms are wanted
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import shutil
 import signal
@@ -21,7 +20,7 @@ from typing import Any
 from eval.accuracy.__main__ import positive
 from eval.accuracy.errors import EvalError
 from eval.bench.errors import BenchError
-from eval.compare import table
+from eval.compare import table, written
 from eval.compare.arms import FULL, Arm, arms, label
 from eval.fidelity import rows, summary, texts
 from eval.fidelity.measuring import Measuring
@@ -115,17 +114,7 @@ def _claim(options: argparse.Namespace, read: Sequence[texts.Text], flags: list[
         "tokens": options.tokens,
         "texts": {text.name: text.sha256 for text in read},
     }
-    path = options.out / "fidelity.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(json.dumps(common, indent=1) + "\n")
-    known = json.loads(path.read_text())
-    for name, value in common.items():
-        if known.get(name) != value:
-            raise EvalError(
-                f"{options.out} holds another measurement: {name} was {known.get(name)!r} and is {value!r} now; "
-                "choose another --out"
-            )
+    written.claim(options.out / "fidelity.json", common, "measurement")
 
 
 def _room(options: argparse.Namespace, count: int, vocabulary: int) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.accuracy.errors import EvalError
-from eval.accuracy.run import _server as server_settings
-from eval.accuracy.run import _sha_of_model as sha_of_model
+from eval.accuracy.run import server_settings, sha_of_model
 from eval.accuracy.store import Store
 from eval.bench import machine, server
 from eval.bench.errors import BenchError

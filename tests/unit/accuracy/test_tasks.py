@@ -111,3 +111,12 @@ def test_a_missing_grader_is_named(monkeypatch, tmp_path):
     data = written(tmp_path / "d.jsonl", {"problem": "P", "answer": 4})
     with pytest.raises(EvalError, match=r"no-such-package is not installed.*pip install -e '\.\[eval\]'"):
         tasks.find("aime24", data=data)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [("reasoner:far", ["words", "ledger"]), ("program:once", ["words", "program"]), ("gsm8k", [])],
+)
+def test_samples_are_of_the_modules_that_make_their_problems_up(name, modules):
+    """Those of one made-up task stay when another's module changes."""
+    assert [path.stem for path in tasks.sources(name)] == modules
