@@ -39,7 +39,7 @@ def leader(column: Sequence[Row]) -> Row:
 
 
 def ties(column: Sequence[Row], shares: Mapping[str, Mapping[str, float]]) -> set[str]:
-    """Arms that are not behind the column's best by more than the standard error of the paired difference.
+    """Arms that are not worse than the column's best by more than the standard error of the paired difference.
 
     None where nothing was right; none whose KV entries are not known.
 

@@ -21,7 +21,7 @@ from eval.compare.plots import style
 #: Below the table.
 LEGEND = (
     "Over each column: KV entries of generated tokens that a request held, mean / peak, of the column's best policy. "
-    "Bold: the best, and all that are not behind it by more than the standard error of the difference, taken problem "
+    "Bold: the best, and all that are not worse by more than the standard error of the difference, taken problem "
     "by problem."
 )
 

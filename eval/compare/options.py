@@ -50,7 +50,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def policies(asked: argparse.Namespace) -> list[str]:
-    """Those asked for, and the baselines behind them."""
+    """Those asked for, then the baselines."""
     return list(dict.fromkeys([*asked.policies, *BASELINES]))
 
 

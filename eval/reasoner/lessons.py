@@ -66,9 +66,9 @@ class LedgerLesson:
         """Numbers of the ledgers, of the lines, and of the answer."""
         target, before = rows[:, prompt:], rows[:, prompt - 1 : -1]
         number = _among(target, ledger.NUMBER, ledger.MOD)
-        behind = (target == END_THINK).cumsum(1) > 0
+        after = (target == END_THINK).cumsum(1) > 0
         entry = (before >= ledger.KEY) & (before < ledger.ASK)
-        return [number & entry, number & ~entry & ~behind, number & behind]
+        return [number & entry, number & ~entry & ~after, number & after]
 
 
 @dataclass(frozen=True)

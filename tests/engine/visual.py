@@ -2,7 +2,7 @@
 all KV and masks, layer by layer, what was evicted. It shares no code with the package.
 
 Its rope has three axes (mrope): tokens of an image differ in time, height and width, text after it counts on from the
-largest, so that positions lag behind the number of tokens.
+largest, so that positions are smaller than the number of tokens.
 """
 
 from __future__ import annotations
