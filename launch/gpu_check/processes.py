@@ -51,7 +51,7 @@ def run(
         try:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
-                env={**environment, MARK: mark}, start_new_session=True,
+                env={**environment, MARK: mark}, start_new_session=True, preexec_fn=_hear_interrupts,
             )  # fmt: skip
         except OSError as error:
             out.write(f"not started: {error}\n".encode())
@@ -67,6 +67,11 @@ def run(
             child.wait()
             _end_all(mark, before)
     return Ended(code, seconds, len(left))
+
+
+def _hear_interrupts() -> None:
+    """In the child: a shell starts what it runs in the background deaf to interrupts, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_until_gone(mark: str, before: frozenset[int]) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,12 @@ def test_what_cannot_be_started_says_so(tmp_path):
     assert "No such file" in (tmp_path / "log").read_text()
 
 
-def test_an_interrupt_comes_before_the_kill(run):
+@pytest.mark.parametrize(
+    "inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["as ever", "in the background"]
+)
+def test_an_interrupt_comes_before_the_kill(run, request, inherited):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, inherited)
     began = time.monotonic()
     ended = run("import time\ntry: time.sleep(300)\nexcept KeyboardInterrupt: print('where it was')", limit=1, grace=20)
     assert ended.code is None
