@@ -73,10 +73,10 @@ def test_it_is_compared_by_its_name(python, tmp_path):
     # One policy's share of a comparison: the others' would start a server each.
     program = """if True:
         import sys
-        from eval.compare import __main__ as compare, options
+        from eval.compare import measure, options
         asked = options.parser("").parse_args(sys.argv[1:])
-        compare._claim(asked)
-        compare._measure([arm for arm in options.arms_of(asked) if arm.policy == "long-keys"], asked)
+        measure.claim(asked)
+        measure.measure_policy("long-keys", [asked])
     """
     model = str(ROOT / "eval" / "reasoner" / "model")
     flags = "--task reasoner:near --problems 2 --policies long-keys --ratios 4 --min-kept 24"

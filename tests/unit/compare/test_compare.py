@@ -1,15 +1,16 @@
 """eval.compare: arms, pairs and the table, from files of samples alone."""
 
+import contextlib
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from eval.accuracy.errors import EvalError
-from eval.compare import __main__ as compare
+from eval.compare import measure, registered, registration, table
 from eval.compare import options as flags
-from eval.compare import registration, table
 from eval.compare.arms import FULL, Arm, arms, label
 from eval.compare.plots import pareto, plot
 
@@ -140,19 +141,64 @@ def parse(*argv):
 @pytest.fixture
 def options(measured, monkeypatch):
     _, out = measured
-    monkeypatch.setattr(compare.server, "running", lambda *_: 1 / 0)
-    monkeypatch.setattr(compare, "_problems", lambda options: ["a", "b", "c", "d"][: options.problems])
+    monkeypatch.setattr(measure.server, "running", lambda *_: 1 / 0)
+    monkeypatch.setattr(measure, "_problems", lambda options: ["a", "b", "c", "d"][: options.problems])
     return parse("--out", str(out), "--problems", "3", "--ratios", "4")
 
 
 def test_what_is_there_is_not_measured_again(measured, options):
-    compare._measure(measured[0], options)
+    measure.measure_policy("rpc", [options])
     options.problems = 4
     with pytest.raises(ZeroDivisionError):
-        compare._measure(measured[0], options)
+        measure.measure_policy("rpc", [options])
     options.problems, options.samples = 3, 2
     with pytest.raises(ZeroDivisionError):
-        compare._measure(measured[0], options)
+        measure.measure_policy("rpc", [options])
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What servers would have been started, and what each would have been asked."""
+    servers = []
+
+    @contextlib.contextmanager
+    def running(module, flags, log, env):
+        servers.append((flags, []))
+        yield SimpleNamespace(url=f"http://{len(servers)}", flush=lambda: None)
+
+    monkeypatch.setattr(measure.server, "running", running)
+    monkeypatch.setattr(
+        measure, "run", lambda asked: servers[-1][1].append(f"{asked.out.parent.name}/{asked.out.stem}")
+    )
+    return servers
+
+
+def test_folders_share_a_server_per_policy_where_they_can(tmp_path, served):
+    common = ["--policies", "peak", "--problems", "2"]
+    near = parse("--out", str(tmp_path / "near"), *common, "--task", "reasoner:near", "--ratios", "4,8")
+    far = parse("--out", str(tmp_path / "far"), *common, "--ratios", "2")
+    wide = parse("--out", str(tmp_path / "wide"), *common, "--ratios", "2", "--window", "16")
+    assert measure.measure([near, far, wide]) == []
+    asked = [done for _, done in served]
+    assert asked[:2] == [
+        ["near/full", "far/full"],
+        ["near/peak-P64-R32-c4", "near/peak-P64-R32-c8", "far/peak-P64-R32-c2"],
+    ]
+    assert asked[4:6] == [["wide/full"], ["wide/peak-P64-R16-c2"]]
+    assert len(asked) == 8  # full, peak, random and streaming, twice
+    assert [flags[flags.index("--rpc-window") + 1] for flags, _ in served] == ["32"] * 4 + ["16"] * 4
+
+
+def test_a_policy_that_fails_keeps_no_other_from_being_measured(tmp_path, served, monkeypatch):
+    def run(asked):
+        if asked.out.stem.startswith("random"):
+            raise EvalError("no answer")
+        served[-1][1].append(asked.out.stem)
+
+    monkeypatch.setattr(measure, "run", run)
+    failed = measure.measure([parse("--out", str(tmp_path), "--policies", "peak", "--ratios", "4", "--problems", "2")])
+    assert failed == ["random: no answer"]
+    assert [done for _, done in served] == [["full"], ["peak-P64-R32-c4"], [], ["streaming-P64-R32-c4"]]
 
 
 def test_arms_that_lack_a_problem_are_left_out(measured):
@@ -163,11 +209,11 @@ def test_arms_that_lack_a_problem_are_left_out(measured):
 
 
 def test_another_comparison_is_refused(options):
-    compare._claim(options)
-    compare._claim(options)
+    measure.claim(options)
+    measure.claim(options)
     options.model_path = "another"
     with pytest.raises(EvalError, match="holds another comparison: model_path was 'm' and is 'another' now"):
-        compare._claim(options)
+        measure.claim(options)
 
 
 @pytest.mark.parametrize("other", ["model_sha", "data_sha256"])
@@ -194,7 +240,7 @@ def test_samples_of_another_model_or_of_other_problems_are_not_compared(measured
 )
 def test_what_is_sure_to_fail_is_refused_before_a_server_starts(tmp_path, flags, named):
     with pytest.raises(EvalError, match=named) as told:
-        compare._claim(parse("--out", str(tmp_path), *flags))
+        measure.claim(parse("--out", str(tmp_path), *flags))
     assert "\n" not in str(told.value)
     assert not (tmp_path / "comparison.json").exists()
 
@@ -258,12 +304,40 @@ def test_a_folder_is_measured_as_registered(tmp_path):
     asked = parse("--out", str(tmp_path), "--policies", "peak")
     registered = registration.Registration("?", "d", "c", 0.05, {tmp_path.name: flags.described(asked)}, [], [])
     (tmp_path / registration.NAME).write_text(json.dumps(registered.to_json()))
-    compare._claim(asked)
-    compare._claim(parse("--out", str(tmp_path), "--policies", "peak", "--concurrency", "99"))
+    measure.claim(asked)
+    measure.claim(parse("--out", str(tmp_path), "--policies", "peak", "--concurrency", "99"))
     for other in (["--problems", "5"], ["--policies", "peak,rpc"], ["--problem-seed", "1"], ["--min-kept", "8"]):
         with pytest.raises(EvalError, match=f"is registered for another comparison: {other[0][2:].replace('-', '_')}"):
-            compare._claim(parse("--out", str(tmp_path), "--policies", "peak", *other))
+            measure.claim(parse("--out", str(tmp_path), "--policies", "peak", *other))
     registered = registration.Registration("?", "d", "c", 0.05, {"another": flags.described(asked)}, [], [])
     (tmp_path / registration.NAME).write_text(json.dumps(registered.to_json()))
     with pytest.raises(EvalError, match="registers another and not"):
-        compare._claim(asked)
+        measure.claim(asked)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--task", "reasoner:near", "--ratios", "4,2.5", "--min-kept", "0,16", "--samples", "2", "--window", "16"],
+        ["--server-flags", "--dtype float32 --chat-template 'a b'", "--data", "rows.jsonl"],
+        ["--server-flags", ""],
+    ],
+)
+def test_a_registration_says_the_whole_command_line(tmp_path, more):
+    asked = parse("--out", str(tmp_path), "--policies", "peak,long-keys", *more)
+    folder = {tmp_path.name: flags.described(asked)}
+    made = registration.Registration("?", "d", "c", 0.05, folder, [], [])
+    (tmp_path / registration.NAME).write_text(json.dumps(made.to_json()))
+    found = registered.registered(tmp_path, 7)
+    assert flags.described(found) == flags.described(asked)
+    assert (found.out, found.concurrency) == (tmp_path, 7)
+
+
+def test_only_what_is_registered_is_measured_by_its_registration(tmp_path, capsys):
+    assert registered.main(["--results", str(tmp_path)]) == 1
+    assert "has no registered.json; register it, or measure it with eval.compare" in capsys.readouterr().err
+    made = registration.Registration("?", "d", "c", 0.05, {"far": {}}, [], [])
+    (tmp_path / registration.NAME).write_text(json.dumps(made.to_json()))
+    assert registered.main(["--results", str(tmp_path)]) == 1
+    assert f"registers far and not {tmp_path.name}" in capsys.readouterr().err
