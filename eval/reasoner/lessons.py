@@ -74,9 +74,7 @@ class LedgerLesson:
 @dataclass(frozen=True)
 class ProgramLesson:
     family: Family = program
-    size: Size = field(
-        default_factory=lambda: Size(hidden=96, layers=4, heads=6, head_dim=48, wide=256, back=(1, 2, 3, 4, 5, 6))
-    )
+    size: Size = field(default_factory=lambda: Size(layers=4, heads=6, kv_heads=3, head_dim=64, back=(1, 2, 4, 5, 6)))
     meanings: tuple[Alike, ...] = (
         Alike((program.DEFINED, program.CALLED, program.CALLER), program.FUNCTIONS),
         Alike((program.NUMBER, program.INCREMENT), program.MOD),
@@ -85,13 +83,16 @@ class ProgramLesson:
     steady: float = 0.2
     calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 24), (16, 24, 32), (24, 30, 36))
     shapes: Mapping[str, float] = field(default_factory=lambda: {"walk": 0.7, "once": 0.2, "flat": 0.1})
-    depths: tuple[int, ...] = (3, 6, 12)
+    depths: tuple[int, ...] = (6, 12, 36)
+    #: Where most returns belong to calls just before, they are guessed from there, and none is ever looked up.
+    callings: tuple[float, ...] = (0.55, 0.9)
 
     def level(self, stage: int, generator: np.random.Generator) -> program.Level:
         return program.Level(
             calls=int(generator.choice(self.calls[stage])),
             shape=str(generator.choice(list(self.shapes), p=list(self.shapes.values()))),
             depth=int(generator.choice(self.depths)),
+            calling=float(generator.choice(self.callings)),
         )
 
     def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:

@@ -12,7 +12,8 @@ stand where a function was called: in the line before, and in its own. That may 
 Nothing asks for them in between, as the ledger's lines do; a number is said again at each return to its function. The
 sum carries each wrong number on.
 
-Difficulty has three dials: `calls`, `shape` and `depth`, the most functions open at once (of `walk`):
+Difficulty has four dials: `calls`, `shape`, and of `walk` the most functions open at once (`depth`) and how often it goes
+deeper where it could return too (`calling`):
 
 walk   calls and returns at random: most facts are needed soon, few after long
 once   two functions, then calls that return at once, then back through the two: facts said once, asked for at the end
@@ -30,7 +31,6 @@ from eval.reasoner.words import BOS, END_THINK, EOS, FRAME, THINK, Vocabulary
 MOD = 10
 FUNCTIONS = 36
 SHAPES = ("walk", "once", "flat")
-CALLING = 0.55  #: how often a walk goes deeper where it could return too
 
 WORDS = Vocabulary(
     (
@@ -57,6 +57,7 @@ class Level:
     calls: int = FUNCTIONS
     shape: str = "walk"
     depth: int = 12
+    calling: float = 0.55  #: how often a walk goes deeper where it could return too
 
     def __post_init__(self) -> None:
         if not 3 <= self.calls <= FUNCTIONS:
@@ -65,6 +66,8 @@ class Level:
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
         if self.depth < 2:
             raise ValueError(f"depth must be 2 or more, got {self.depth}")
+        if not 0 <= self.calling <= 1:
+            raise ValueError(f"calling must be 0 to 1, got {self.calling}")
 
     @property
     def prompt_tokens(self) -> int:
@@ -102,7 +105,7 @@ def _lines(level: Level, generator: np.random.Generator) -> list[bool]:
     lines, depth, left = [True], 1, level.calls - 1
     while left or depth > 1:
         can_call, can_return = left > 0 and depth < level.depth, depth > 1
-        call = can_call and (not can_return or generator.random() < CALLING)
+        call = can_call and (not can_return or generator.random() < level.calling)
         lines.append(call)
         depth += 1 if call else -1
         left -= call

@@ -52,6 +52,8 @@ def test_shapes_ask_for_what_they_say():
     walk = depths(Level(36, "walk", depth=7))
     assert (walk[0], walk[-1], max(walk)) == (1, 1, 7)
     assert min(walk[:-1]) >= 1
+    assert depths(Level(5, depth=5, calling=1.0)) == [1, 2, 3, 4, 5, 4, 3, 2, 1]
+    assert depths(Level(4, depth=4, calling=0.0)) == depths(Level(4, "flat"))
 
 
 def test_problems_are_the_same_on_every_machine():
@@ -70,7 +72,12 @@ def test_a_problem_is_judged_by_its_own_solution():
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [(dict(calls=2), "calls must be 3 to 36"), (dict(shape="round"), "shape must be one of"), (dict(depth=1), "depth")],
+    [
+        (dict(calls=2), "calls must be 3 to 36"),
+        (dict(shape="round"), "shape must be one of"),
+        (dict(depth=1), "depth"),
+        (dict(calling=1.1), "calling must be 0 to 1"),
+    ],
 )
 def test_a_level_that_cannot_be_drawn_is_refused(given, named):
     with pytest.raises(ValueError, match=named):
