@@ -74,16 +74,15 @@ class LedgerLesson:
 @dataclass(frozen=True)
 class ProgramLesson:
     family: Family = program
-    size: Size = field(default_factory=lambda: Size(layers=4, heads=6, kv_heads=3, head_dim=64, back=(1, 2, 4, 5, 6)))
-    meanings: tuple[Alike, ...] = (
-        Alike((program.DEFINED, program.CALLED, program.CALLER), program.FUNCTIONS),
-        Alike((program.NUMBER, program.INCREMENT), program.MOD),
+    size: Size = field(
+        default_factory=lambda: Size(hidden=144, layers=4, heads=6, kv_heads=3, head_dim=48, back=(1, 2, 3, 4, 5, 7))
     )
+    meanings: tuple[Alike, ...] = (Alike((program.NUMBER, program.INCREMENT), program.MOD),)
     enough: tuple[float, ...] = (0.9, 0.92, 0.95, 0.96, 2.0)
     steady: float = 0.2
-    calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 24), (16, 24, 32), (24, 30, 36))
+    calls: tuple[tuple[int, ...], ...] = ((4, 6), (6, 8, 12), (12, 16, 20), (16, 20, 24), (24, 28, 30))
     shapes: Mapping[str, float] = field(default_factory=lambda: {"walk": 0.7, "once": 0.2, "flat": 0.1})
-    depths: tuple[int, ...] = (6, 12, 36)
+    depths: tuple[int, ...] = (6, 12, 30)
     #: Where most returns belong to calls just before, they are guessed from there, and none is ever looked up.
     callings: tuple[float, ...] = (0.55, 0.9)
 
@@ -96,14 +95,15 @@ class ProgramLesson:
         )
 
     def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
-        """Calls and returns; who goes on after a return, and its number; the number of a called function; sums."""
+        """Calls and returns; the frame that a return leaves, its caller, its number; numbers of calls; sums."""
         target, before = rows[:, prompt:], rows[:, prompt - 1 : -1]
         number = _among(target, program.NUMBER, program.MOD)
-        back = before == program.RETURN
+        left = before == program.RETURN
         return [
-            _among(target, program.CALL, 2),
-            back,
-            number & _after(back),
+            _among(before, program.LINE, 2 * program.FUNCTIONS),
+            left,
+            _after(left),
+            _after(_after(left)),
             number & _among(before, program.CALLED, program.FUNCTIONS),
             number & _after(number),
         ]

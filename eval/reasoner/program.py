@@ -1,19 +1,18 @@
 """A small program with calls: problems whose solution needs a stack that stands nowhere but in the thoughts.
 
     prompt   <bos> p0 +3 @f7 p1 +9 @f2 p2 return p3 +1 @f5 ... <think>     a call adds to the caller's number
-    thoughts p0 call +3 f7 3 3           a call: line, what it adds, function, its number, sum of all numbers so far
-             p1 call +9 f2 2 5
-             p2 return _f7 3 8           a return: line, the function that goes on, its number, the sum
-             p3 call +1 f5 4 2 ...
-    answer   </think> _f7 3 1 <eos>      the last line: where it ended, the number, the sum
+    thoughts p0 +3 r7 main 0 f7 3 3     a call: line, what it adds, its frame, function, its number, sum of numbers
+             p1 +9 r2 _f7 3 f2 2 5      the frame r2: who called f2, and the caller's number
+             p2 return r2 _f7 3 8       a return: line, the frame that is left, who goes on, its number, the sum
+             p3 +1 r5 _f7 3 f5 4 2 ...
+    answer   </think> _f7 3 1 <eos>     the last line: where it ended, the number, the sum
 
-All numbers are mod 10. A return must look up who called the function that ends, and what the caller's number is. Both
-stand where a function was called: in the line before, and in its own. That may be a few lines back, or the whole trace.
-Nothing asks for them in between, as the ledger's lines do; a number is said again at each return to its function. The
-sum carries each wrong number on.
+All numbers are mod 10. A return must look up the frame of the function that ends. It stands where that function was
+called: a line back, or the whole trace. Nothing asks for it in between, as the ledger's lines do; a caller's number is
+said again with each call and return of its own. The sum carries each wrong number on.
 
-Difficulty has four dials: `calls`, `shape`, and of `walk` the most functions open at once (`depth`) and how often it goes
-deeper where it could return too (`calling`):
+Difficulty has four dials: `calls`, `shape`, and of `walk` the most functions open at once (`depth`) and how often it
+goes deeper where it could return too (`calling`):
 
 walk   calls and returns at random: most facts are needed soon, few after long
 once   two functions, then calls that return at once, then back through the two: facts said once, asked for at the end
@@ -29,24 +28,25 @@ import numpy as np
 from eval.reasoner.words import BOS, END_THINK, EOS, FRAME, THINK, Vocabulary
 
 MOD = 10
-FUNCTIONS = 36
+FUNCTIONS = 30
 SHAPES = ("walk", "once", "flat")
 
 WORDS = Vocabulary(
     (
         *FRAME,
-        "call",
         "return",
+        "main",
         *(f"+{d}" for d in range(MOD)),
         *(f"{d}" for d in range(MOD)),
         *(f"@f{i}" for i in range(FUNCTIONS)),
+        *(f"r{i}" for i in range(FUNCTIONS)),
         *(f"f{i}" for i in range(FUNCTIONS)),
         *(f"_f{i}" for i in range(FUNCTIONS)),
         *(f"p{i}" for i in range(2 * FUNCTIONS)),
     )
 )
-CALL, RETURN, INCREMENT, NUMBER, DEFINED, CALLED, CALLER, LINE = (
-    WORDS[word] for word in ("call", "return", "+0", "0", "@f0", "f0", "_f0", "p0")
+RETURN, MAIN, INCREMENT, NUMBER, DEFINED, LEFT, CALLED, CALLER, LINE = (
+    WORDS[word] for word in ("return", "main", "+0", "0", "@f0", "r0", "f0", "_f0", "p0")
 )
 
 
@@ -75,7 +75,7 @@ class Level:
 
     @property
     def thought_tokens(self) -> int:
-        return 11 * self.calls - 5
+        return 14 * self.calls - 6
 
 
 LADDER = {
@@ -121,13 +121,20 @@ def _run(lines: list[bool], functions: list[int], increments: list[int]) -> list
         if call:
             function, increment = next(coming)
             prompt += [LINE + number, INCREMENT + increment, DEFINED + function]
-            numbers[function] = (numbers[stack[-1]] + increment) % MOD if stack else increment
-            thoughts += [LINE + number, CALL, INCREMENT + increment, CALLED + function]
+            caller, before = (CALLER + stack[-1], numbers[stack[-1]]) if stack else (MAIN, 0)
+            numbers[function] = (before + increment) % MOD
+            thoughts += [
+                LINE + number,
+                INCREMENT + increment,
+                LEFT + function,
+                caller,
+                NUMBER + before,
+                CALLED + function,
+            ]
             stack.append(function)
         else:
             prompt += [LINE + number, RETURN]
-            stack.pop()
-            thoughts += [LINE + number, RETURN, CALLER + stack[-1]]
+            thoughts += [LINE + number, RETURN, LEFT + stack.pop(), CALLER + stack[-1]]
         total = (total + numbers[stack[-1]]) % MOD
         thoughts += [NUMBER + numbers[stack[-1]], NUMBER + total]
     return [*prompt, THINK, *thoughts, END_THINK, *thoughts[-3:], EOS]

@@ -31,7 +31,7 @@ def test_there_are_tables():
 
 
 def test_the_committed_ladder_is_what_its_comparisons_give():
-    found = [ladder.load(RESULTS / f"cpu-reasoner-{level}") for level in ("near", "far")]
+    found = [ladder.load(RESULTS / f"cpu-reasoner-{level}") for level in ("near", "far", "many")]
     assert (RESULTS / "cpu-reasoner-ladder" / "ladder.md").read_text("utf-8") == ladder.markdown(found)
 
 

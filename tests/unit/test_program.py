@@ -17,13 +17,15 @@ def run(prompt: list[str]) -> list[str]:
     while words:
         out.append(words.pop(0))
         word = words.pop(0)
+        out.append(word)
         if word == "return":
-            running.pop()
-            out += ["return", f"_{running[-1][0]}"]
+            left, _ = running.pop()
+            out += [f"r{left}", f"_f{running[-1][0]}"]
         else:
-            before, name = running[-1][1] if running else 0, words.pop(0)[1:]
+            caller, before = running[-1] if running else ("main", 0)
+            name = words.pop(0).removeprefix("@f")
             running.append((name, (before + int(word)) % 10))
-            out += ["call", word, name]
+            out += [f"r{name}", "main" if caller == "main" else f"_f{caller}", str(before), f"f{name}"]
         total = (total + running[-1][1]) % 10
         out += [str(running[-1][1]), str(total)]
     return [*out, "</think>", *out[-3:], "<eos>"]
@@ -49,7 +51,7 @@ def depths(level: Level) -> list[int]:
 def test_shapes_ask_for_what_they_say():
     assert depths(Level(5, "once")) == [1, 2, 3, 2, 3, 2, 3, 2, 1]
     assert depths(Level(4, "flat")) == [1, 2, 1, 2, 1, 2, 1]
-    walk = depths(Level(36, "walk", depth=7))
+    walk = depths(Level(30, "walk", depth=7))
     assert (walk[0], walk[-1], max(walk)) == (1, 1, 7)
     assert min(walk[:-1]) >= 1
     assert depths(Level(5, depth=5, calling=1.0)) == [1, 2, 3, 4, 5, 4, 3, 2, 1]
@@ -60,7 +62,7 @@ def test_problems_are_the_same_on_every_machine():
     assert problems(program, Level(8), 3, seed=7) == problems(program, Level(8), 5, seed=7)[:3]
     assert problems(program, Level(8), 3, seed=7) != problems(program, Level(8), 3, seed=8)
     first = program.WORDS.decode(problems(program, Level(3), 1, seed=0)[0].prompt)
-    assert first == "<bos> p0 +6 @f21 p1 +9 @f20 p2 return p3 +6 @f4 p4 return <think>"
+    assert first == "<bos> p0 +5 @f2 p1 +6 @f11 p2 return p3 +2 @f25 p4 return <think>"
 
 
 def test_a_problem_is_judged_by_its_own_solution():
@@ -73,7 +75,7 @@ def test_a_problem_is_judged_by_its_own_solution():
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        (dict(calls=2), "calls must be 3 to 36"),
+        (dict(calls=2), "calls must be 3 to 30"),
         (dict(shape="round"), "shape must be one of"),
         (dict(depth=1), "depth"),
         (dict(calling=1.1), "calling must be 0 to 1"),
