@@ -19,6 +19,7 @@ SHAPES = {
     "stock": {},
     "overlap": {},
     "page 16, mixed, retracting": dict(page_size=16, chunked_prefill_size=32, enable_mixed_chunk=True),
+    "tp 2": dict(tp_size=2),
 }
 
 

@@ -21,13 +21,19 @@ SHAPES = {
     "overlap": {},
     "page 16, mixed, retracting": dict(page_size=16, chunked_prefill_size=32, enable_mixed_chunk=True),
     "no overlap, mixed": dict(disable_overlap_schedule=True, chunked_prefill_size=16, enable_mixed_chunk=True),
+    "tp 2": dict(tp_size=2),
 }
-BY_DEFAULT = {"gemma3": "page 16, mixed, retracting", "gemma2": "overlap", "olmo3": "no overlap, mixed"}
+BY_DEFAULT = {
+    "gemma3": ("page 16, mixed, retracting", "tp 2"),
+    "gemma2": ("overlap",),
+    "olmo3": ("no overlap, mixed",),
+    "cohere2": ("overlap",),
+}
 RUNS = [
     pytest.param(
         (family, shape),
         id=f"{family}, {shape}",
-        marks=() if BY_DEFAULT.get(family, "overlap") == shape else pytest.mark.long,
+        marks=() if shape in BY_DEFAULT[family] else pytest.mark.long,
     )
     for family in FAMILIES
     for shape in SHAPES
