@@ -7,46 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-LAYERS = 4
-
-#: For architectures whose configuration class is neither in transformers nor in SGLang: their code reads these.
-GENERIC: dict[str, Any] = dict(
-    model_type="llama",
-    hidden_size=256,
-    intermediate_size=512,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=32,
-    vocab_size=512,
-    max_position_embeddings=4096,
-    rms_norm_eps=1e-6,
-    rope_theta=1e4,
-    hidden_act="silu",
-    layer_norm_eps=1e-5,
-    layer_norm_epsilon=1e-5,
-    tie_word_embeddings=False,
-    use_qkv_bias=False,
-    use_bias=False,
-    qkv_bias=False,
-    bias=False,
-    num_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=64,
-    num_shared_experts=1,
-    n_routed_experts=4,
-    n_shared_experts=1,
-    num_local_experts=4,
-    norm_topk_prob=True,
-    first_k_dense_replace=1,
-    moe_layer_freq=1,
-    n_group=1,
-    topk_group=1,
-    routed_scaling_factor=1.0,
-    topk_method="noaux_tc",
-    scoring_func="sigmoid",
-    embedding_multiplier=1.0,
+from tests.unit.architectures import drafts, wrapped
+from tests.unit.architectures.parts import (
+    BAILING,
+    DEEPSEEK,
+    FEW,
+    GENERIC,
+    HALF_WINDOWS,
+    INDEXER,
+    LATENT,
+    LAYERS,
+    LINEAR,
+    YARN,
 )
+
 GENERIC_NAMES = """
     BailingMoEForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM DeepseekForCausalLM Ernie4_5_ForCausalLM
     Grok1ForCausalLM Grok1ModelForCausalLM IQuestCoderForCausalLM IQuestLoopCoderForCausalLM InternLM2ForCausalLM
@@ -95,84 +69,63 @@ TYPED = """
     ZayaForCausalLM zaya
 """
 
-_YARN = dict(
-    type="yarn",
-    factor=1.0,
-    original_max_position_embeddings=2048,
-    beta_fast=32,
-    beta_slow=1,
-    mscale=1.0,
-    mscale_all_dim=1.0,
-)
-_LATENT = dict(q_lora_rank=64, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32)
-_EXPERTS = ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "first_k_dense_replace", "moe_layer_freq")
-_DEEPSEEK = {name: GENERIC[name] for name in (*_EXPERTS, "topk_method", "n_group", "topk_group", "scoring_func")}
-_DEEPSEEK |= dict(rope_scaling=_YARN, moe_intermediate_size=64, routed_scaling_factor=1.0)
-_INDEXER = dict(index_topk=64, index_n_heads=4, index_head_dim=32)
-_BAILING = dict(embedding_dropout=0.0, use_qk_norm=True, score_function=None)
-_ROPE = dict(rope_type="default", rope_theta=1e4)
-_LINEAR = dict(
-    full_attention_interval=4, linear_num_value_heads_cpu=32, linear_num_key_heads_cpu=16, rope_parameters=_ROPE
-)
-_HALF_WINDOWS = dict(sliding_window=128, layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2))
-_FEW = dict(num_hidden_layers=LAYERS)
 #: What the code reads beside, or for which the class's own value will not do.
 MORE: dict[str, dict[str, Any]] = {
-    "AfmoeForCausalLM": dict(num_experts=4, num_experts_per_tok=2, **_HALF_WINDOWS),
-    "BailingMoEForCausalLM": _BAILING,
-    "BailingMoeForCausalLM": _BAILING,
-    "BailingMoeV2ForCausalLM": _BAILING,
+    "AfmoeForCausalLM": dict(num_experts=4, num_experts_per_tok=2, **HALF_WINDOWS),
+    "BailingMoEForCausalLM": BAILING,
+    "BailingMoeForCausalLM": BAILING,
+    "BailingMoeV2ForCausalLM": BAILING,
     "BertForSequenceClassification": dict(position_embedding_type="absolute"),
     "BertModel": dict(position_embedding_type="absolute"),
-    "Cosmos3ForConditionalGeneration": dict(text_config=_FEW),
-    "DeepseekV2ForCausalLM": _DEEPSEEK,
-    "DeepseekV32ForCausalLM": _DEEPSEEK | _INDEXER,
-    "DeepseekV3ForCausalLM": _DEEPSEEK,
+    "Cosmos3ForConditionalGeneration": dict(text_config=FEW),
+    "DeepseekV2ForCausalLM": DEEPSEEK,
+    "DeepseekV32ForCausalLM": DEEPSEEK | INDEXER,
+    "DeepseekV3ForCausalLM": DEEPSEEK,
     "EmbeddingGemmaModel": dict(use_bidirectional_attention=True),
-    "Exaone4ForCausalLM": dict(sliding_window_pattern="LLLG", **_HALF_WINDOWS),
+    "Exaone4ForCausalLM": dict(sliding_window_pattern="LLLG", **HALF_WINDOWS),
     "ExaoneForCausalLM": dict(pad_token_id=0),
     "ExaoneMoEForCausalLM": dict(is_moe_layer=[0, 1, 1, 1]),
     "ExaoneMoeForCausalLM": dict(is_moe_layer=[0, 1, 1, 1]),
     "Gemma2ForCausalLM": dict(hidden_act="gelu_pytorch_tanh"),
     "Gemma2ForSequenceClassification": dict(hidden_act="gelu_pytorch_tanh"),
     "Glm4MoeLiteForCausalLM": dict(first_k_dense_replace=1),
-    "GlmMoeDsaForCausalLM": _DEEPSEEK,
+    "GlmMoeDsaForCausalLM": DEEPSEEK,
     "GraniteMoeHybridForCausalLM": dict(layer_types=["mamba", "attention"] * (LAYERS // 2)),
     "HYV3ForCausalLM": dict(route_norm=True),
     "KimiLinearForCausalLM": dict(
-        **_LATENT,
+        **LATENT,
         linear_attn_config=dict(
             kda_layers=[1, 2, 3], full_attn_layers=[4], num_heads=4, head_dim=32, short_conv_kernel_size=4
         ),
     ),
-    "KimiVLForConditionalGeneration": dict(text_config=_FEW | _DEEPSEEK),
-    "LLaDA2MoeModelLM": _BAILING,
-    "LagunaForCausalLM": _HALF_WINDOWS,
+    "KimiVLForConditionalGeneration": dict(text_config=FEW | DEEPSEEK),
+    "LLaDA2MoeModelLM": BAILING,
+    "LagunaForCausalLM": HALF_WINDOWS,
     "Lfm2MoeForCausalLM": dict(layer_types=["conv", "full_attention"] * (LAYERS // 2)),
-    "Llama4ForConditionalGeneration": dict(text_config=_FEW),
+    "Llama4ForConditionalGeneration": dict(text_config=FEW),
     "LlamaForClassification": dict(classification_out_size=2),
     "Gemma3ForCausalLM": dict(layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2)),
     "Gemma3nForCausalLM": dict(layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2)),
-    "LongcatFlashForCausalLM": dict(num_layers=LAYERS, rope_scaling=_YARN, use_ngram_embedding=False),
+    "LongcatFlashForCausalLM": dict(num_layers=LAYERS, rope_scaling=YARN, use_ngram_embedding=False),
     "Mamba2ForCausalLM": dict(intermediate_size=512, rms_norm=True),
-    "MellumForCausalLM": _HALF_WINDOWS,
+    "MellumForCausalLM": HALF_WINDOWS,
     "MiniCPMForCausalLM": dict(dim_model_base=256, scale_emb=1, scale_depth=1.0),
     "MiniMaxM2ForCausalLM": dict(scoring_func="sigmoid"),
-    "MistralLarge3ForCausalLM": dict(rope_scaling=_YARN, **_LATENT),
+    "MistralLarge3ForCausalLM": dict(rope_scaling=YARN, **LATENT),
     "NemotronHForCausalLM": dict(n_groups=2, hybrid_override_pattern="M*M*"),
-    "Qwen2VLForConditionalGeneration": dict(vision_config=dict(in_chans=3, depth=1), text_config=_FEW),
-    "Qwen3VLForConditionalGeneration": dict(text_config=_FEW),
-    "Qwen3VLMoeForConditionalGeneration": dict(text_config=_FEW),
-    "Qwen3_5ForCausalLM": _LINEAR,
+    "Qwen2VLForConditionalGeneration": dict(vision_config=dict(in_chans=3, depth=1), text_config=FEW),
+    "Qwen3VLForConditionalGeneration": dict(text_config=FEW),
+    "Qwen3VLMoeForConditionalGeneration": dict(text_config=FEW),
+    "Qwen3_5ForCausalLM": LINEAR,
     "Qwen3_5ForConditionalGeneration": dict(
-        vision_config=dict(deepstack_visual_indexes=[], depth=1), text_config=_FEW | _LINEAR
+        vision_config=dict(deepstack_visual_indexes=[], depth=1), text_config=FEW | LINEAR
     ),
-    "Qwen3_5MoeForCausalLM": _LINEAR,
-    "SarvamMLAForCausalLM": dict(rope_scaling=_YARN, **_LATENT, **_BAILING),
-    "SarvamMoEForCausalLM": _BAILING,
+    "Qwen3_5MoeForCausalLM": LINEAR,
+    "SarvamMLAForCausalLM": dict(rope_scaling=YARN, **LATENT, **BAILING),
+    "SarvamMoEForCausalLM": BAILING,
     "SolarForCausalLM": dict(bskcn_1=[1], bskcn_2=[2], bskcn_3=[3], bskcn_4=[3], bskcn_tv=[0.9, 0.8]),
     "Step3VLForConditionalGeneration": dict(
-        pad_token_id=0, text_config=_FEW | dict(pad_token_id=0, moe_layers_enum="2,3")
+        pad_token_id=0, text_config=FEW | dict(pad_token_id=0, moe_layers_enum="2,3")
     ),
     "XLMRobertaModel": dict(position_embedding_type="absolute"),
     "XverseMoeForCausalLM": dict(moe_top_k=2),
@@ -181,7 +134,7 @@ MORE: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo 3": ("Olmo2ForCausalLM", dict(model_type="olmo3")),
     "Laguna without windows": ("LagunaForCausalLM", dict(model_type="laguna", sliding_window=0)),
-    "DeepSeek V3 with an indexer": ("DeepseekV3ForCausalLM", _INDEXER),
+    "DeepSeek V3 with an indexer": ("DeepseekV3ForCausalLM", INDEXER),
     "a Qwen2 whose configuration names a window": (
         "Qwen2ForCausalLM",
         dict(use_sliding_window=True, sliding_window=64, max_window_layers=1),
@@ -190,15 +143,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+#: Those whose configuration is written out whole.
+GIVEN = wrapped.CONFIGS | drafts.CONFIGS
+
+
 def configs() -> dict[str, dict[str, Any]]:
     """config.json of each architecture, and of each variant under its name."""
     typed = {name: dict(model_type=kind) for name, kind in (pair.split() for pair in TYPED.split(","))}
     made = {name: dict(GENERIC) for name in GENERIC_NAMES.split()} | typed
     for name, config in made.items():
         more = MORE.get(name, {})
-        layers = {} if "text_config" in more else _FEW
+        layers = {} if "text_config" in more else FEW
         config.update(layers | more | dict(architectures=[name], dtype="bfloat16"))
     for variant, (name, more) in VARIANTS.items():
         base = {} if "model_type" in more else made[name]
-        made[variant] = base | _FEW | more | dict(architectures=[name], dtype="bfloat16")
-    return made
+        made[variant] = base | FEW | more | dict(architectures=[name], dtype="bfloat16")
+    return made | {name: config | dict(architectures=[name], dtype="bfloat16") for name, config in GIVEN.items()}

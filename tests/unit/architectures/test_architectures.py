@@ -22,14 +22,19 @@ FOR_GPUS_ALONE = {"FalconMambaForCausalLM", "MambaForCausalLM"}
 #: What the configuration decided in `configs`, or the attention backend: the code of the refusal, or "".
 DECIDED = {
     "AfmoeForCausalLM": "",
+    "Cohere2VisionForConditionalGeneration": "unsupported.window_not_applied",
     "Exaone4ForCausalLM": "",
+    "Gemma3ForConditionalGeneration": "",
     "Gemma3nForCausalLM": "unsupported.window_not_applied",
+    "Gemma3nForConditionalGeneration": "unsupported.window_not_applied",
     "GptOssForCausalLM": "",
     "GraniteMoeSWAForCausalLM": "unsupported.window_not_applied",
     "GraniteSWAForCausalLM": "unsupported.window_not_applied",
     "IQuestLoopCoderForCausalLM": "unsupported.window_not_applied",
     "LagunaForCausalLM": "unsupported.window_not_applied",
     "MellumForCausalLM": "",
+    # Its layers carry the mark of Llama 4's chunks, which no backend makes of it.
+    "MuseSparkForConditionalGeneration": "unsupported.chunked_attention",
     "Spark2_5ForCausalLM": "",
     "DeepSeek V3 with an indexer": "unsupported.sparse_attention",
     "DeepseekV3ForCausalLM": "",
