@@ -84,8 +84,10 @@ def test_the_start_up_check_says_what_the_table_says(said):
 
 
 def test_every_small_model_is_built(said):
-    assert said["unbuilt"] == {}
-    assert said["built"].keys() == configs().keys()
+    """But for those that an older SGLang does not have; the newest has them all, by the first test."""
+    unknown = {name for name, config in configs().items() if config["architectures"][0] not in said["registry"]}
+    assert {name: why for name, why in said["unbuilt"].items() if name not in unknown} == {}
+    assert said["built"].keys() == configs().keys() - unknown
     assert {name for name, _ in VARIANTS.values()} < said["built"].keys()
 
 
