@@ -16,7 +16,7 @@ SHOWN = {
     "Cohere2ForCausalLM": WINDOWS,
     "DeepseekV2ForCausalLM": "`tests/engine/test_latent.py`, on a CPU",
     "Gemma2ForCausalLM": f"{WINDOWS}, without its cap on attention logits",
-    "Gemma3ForCausalLM": WINDOWS,
+    "Gemma3ForCausalLM": f"{WINDOWS}; `test_gemma.py` with real weights",
     "LlamaForCausalLM": "`tests/engine/test_text.py` with real weights, `eval/reasoner`, on a CPU",
     "Olmo2ForCausalLM": f"{WINDOWS}, as OLMo 3",
     "Qwen2ForCausalLM": "`tests/engine/test_goldens.py`, `test_random.py`, on a CPU",

