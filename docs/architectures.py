@@ -12,12 +12,15 @@ from tests.unit.architectures.configs import configs
 
 #: Architectures whose generations were judged token by token, and by what. All of it ran on a CPU, in float32.
 WINDOWS = "`tests/engine/test_windows.py`, on a CPU"
+WINDOW_POOLS = "`tests/engine/test_window_pool.py`, on a CPU, language model alone, dense"
 SHOWN = {
     "Cohere2ForCausalLM": WINDOWS,
     "DeepseekV2ForCausalLM": "`tests/engine/test_latent.py`, on a CPU",
     "Gemma2ForCausalLM": f"{WINDOWS}, without its cap on attention logits",
     "Gemma3ForCausalLM": f"{WINDOWS}; `test_gemma.py` with real weights",
     "LlamaForCausalLM": "`tests/engine/test_text.py` with real weights, `eval/reasoner`, on a CPU",
+    "Gemma4ForCausalLM": f"{WINDOW_POOLS}, which SGLang's own check of backends keeps from CPUs",
+    "MellumForCausalLM": WINDOW_POOLS,
     "Olmo2ForCausalLM": f"{WINDOWS}, as OLMo 3",
     "Qwen2ForCausalLM": "`tests/engine/test_goldens.py`, `test_random.py`, on a CPU",
     "Qwen2_5_VLForConditionalGeneration": "`tests/engine/test_mrope.py`, with images and without, on a CPU",

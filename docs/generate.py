@@ -50,6 +50,11 @@ MODELS = {
         "sliding windows longer than what a compression keeps, `max(F, int(P/c)) + R` entries and one's own",
         "Gemma 2 and 3, OLMo 3, Cohere 2 and others: with the defaults, windows of up to 1057 tokens",
     ),
+    "window_pages": (
+        "sliding windows with a KV pool of their own, of pages of which a compression would evict a part: it evicts "
+        "`P - int(P/c)` entries",
+        "whole pages: the defaults evict 3072 entries",
+    ),
     "window_not_applied": (
         "an attention backend with one window for all layers, which is not theirs, as `flashinfer` or `triton` with "
         "Cohere 2",
@@ -86,11 +91,14 @@ MODELS = {
     "kv_dtype": ("a KV cache of another type", "bfloat16, float16, float32, fp8_e4m3, fp8_e5m2"),
     "kv_layout": ("a KV cache in which a slot lies in pieces", "SGLang's default layout"),
     "kv_pool": (
-        "models with a pool of their own: windows, 4-bit KV",
-        "the pools of full attention and of MLA",
+        "models with a pool of their own: recurrent states, latents with windows, 4-bit KV",
+        "the pools of full attention, of MLA, and of windows beside full attention",
     ),
     "row_pool": ("requests that own more than KV slots, such as a recurrent state", "KV slots alone"),
-    "allocator": ("another allocator of slots, which a model or a flag brings", "SGLang's ordinary two"),
+    "allocator": (
+        "another allocator of slots, which a model or a flag brings: windows alone, or in a ring per request",
+        "SGLang's ordinary two, and that of windows beside full attention",
+    ),
     "tree": ("another prefix cache", "SGLang's default; `--disable-radix-cache`"),
     "second_tier": ("a prefix cache that keeps KV in host memory or a store as well", "one that keeps it in the pool"),
 }

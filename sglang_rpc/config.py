@@ -138,6 +138,12 @@ class RPCConfig:
         "triton: kernels, on a GPU; flashinfer: these, with FlashInfer's log-sum-exp; reference: PyTorch; "
         "auto: triton where it can run",
     )
+    window_pool: str = _setting(
+        "plain",
+        choice(("plain", "swa")),
+        "of a model with sliding windows, plain: --disable-hybrid-swa-memory is on where the model can do without a KV "
+        "pool for its windows, and compressions shrink them too; swa: SGLang chooses, and keeps just the windows there",
+    )
     host_backup_gb: float = _setting(
         4,
         number(0, MAX_TOKENS),

@@ -160,6 +160,12 @@ REST = (
         box=200,
         environment=(("SGLANG_RPC_GPU_BACKENDS", "triton"),),
     ),
+    engines(
+        "windows",
+        "sliding windows with a KV pool of their own, in bfloat16 on each attention backend",
+        "tests/engine/test_gpu_windows.py",
+        box=420,
+    ),
     engines("lora", "an adapter and its base model in one batch", "tests/engine/test_lora.py", box=170, goldens=True),
     engines(
         "storm-mixed",

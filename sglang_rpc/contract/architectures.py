@@ -157,20 +157,23 @@ WINDOWS = Kind(
 WINDOW_POOL = Kind(
     "full attention and sliding windows, in a KV pool of their own",
     """
-    BeamForCausalLM MiMoV2ASRForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM MuseGlimmerForCausalLM
-    MuseGlimmerForConditionalGeneration Step3p5ForCausalLM Step3p7ForConditionalGeneration UnlimitedOCRForCausalLM
+    BeamForCausalLM Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration
+    MiMoV2ASRForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM MuseGlimmerForCausalLM
+    MuseGlimmerForConditionalGeneration Step3p5ForCausalLM Step3p7ForConditionalGeneration
     """,
-    {"kv_pool": "SWAKVPool"},
+    {**WINDOWS.facts, "kv_pool": "SWAKVPool", "window_page": 64},
+    depends="`sliding_window`, and for its pages on the interval: served if compressions keep what a window sees and "
+    "evict whole pages ([models.md](models.md#windows-with-a-kv-pool-of-their-own))",
+)
+ONLY_WINDOWS = Kind(
+    "sliding windows alone",
+    "UnlimitedOCRForCausalLM",
+    {"window_layers": 1, "decoder_layers": 1},
 )
 CHUNKS = Kind(
     "full attention and chunked attention",
     "Llama4ForCausalLM Llama4ForConditionalGeneration",
     {"chunked_layers": 1},
-)
-SHAPED_WINDOWS = Kind(
-    "full attention and sliding windows, with heads of another shape",
-    "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration",
-    {"kv_pool": "SWAKVPool"},
 )
 SHARED_KV = Kind(
     "sliding windows, and layers that use another layer's KV",
@@ -210,7 +213,7 @@ UNSEEN = Kind(
 )
 
 KINDS = (
-    *(FULL, LATENT, LATENT_OR_SPARSE, LANGUAGE_MODEL_INSIDE, WINDOWS, WINDOW_POOL, CHUNKS, SHAPED_WINDOWS, SHARED_KV),
+    *(FULL, LATENT, LATENT_OR_SPARSE, LANGUAGE_MODEL_INSIDE, WINDOWS, WINDOW_POOL, ONLY_WINDOWS, CHUNKS, SHARED_KV),
     RECURRENT,
     *(SPARSE, OWN_LATENT, OTHER_SHAPES, BY_DISTANCE, BIDIRECTIONAL, DRAWING, UNSEEN, DIFFUSION, ENCODER_DECODER),
     *(DRAFT, NOT_GENERATIVE),

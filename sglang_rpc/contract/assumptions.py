@@ -7,7 +7,7 @@ still do what the reason says: that is a warning, and a person reads the change.
 
 from collections.abc import Mapping
 
-from sglang_rpc.contract.sglang import batches, endpoints, memory, model, requests, scheduler, server
+from sglang_rpc.contract.sglang import batches, endpoints, memory, model, requests, scheduler, server, windows
 from sglang_rpc.contract.targets import LATENT, Assumption, assumptions_in
 
 #: module or class -> name in it -> what RPC needs of it
@@ -74,6 +74,9 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "clamp_position": "decode positions come from seq_lens, which are physical; what make_logical replaces",
     },
     "sglang.srt.managers.schedule_batch.ScheduleBatch": {
+        "maybe_evict_swa": "before each decode step, frees what has left a window by the tree's evict_sliding_windows; "
+        "frees nothing of a row whose prefill may be in flight",
+        "_swa_eviction_trigger": "asks of a request's tokens whether as many have left its window as the interval says",
         "prepare_for_decode": "advances orig_seq_lens by one a step on its own account, which keeps it logical; makes "
         "new length tensors",
         "prepare_for_extend": "sets orig_seq_lens to the tokens a row holds, with the prompt's matched part",
@@ -102,7 +105,10 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     # ---- memory
     "sglang.srt.mem_cache.common": {
-        "free_kv_row_segments": "what free_kv_row does with the tail of a row",
+        "free_swa_out_of_window_slots": "frees whole pages of row positions from the cursor on, and moves the cursor; "
+        "asks again whether as many have left the window",
+        "free_kv_row_segments": "what free_kv_row does with the tail of a row; before the cursor only slots of full "
+        "attention are left to free",
         "checkpoint_kv_cache": "a prefill's KV enters the tree through checkpoint()",
         "release_kv_cache": "a finished request's KV enters the tree through checkpoint(); the rest of its row is "
         "freed, then the row",
@@ -172,6 +178,16 @@ _OTHERS: tuple[Assumption, ...] = (
         "sglang.srt.managers.schedule_policy.AddReqResult", "why a request is not admitted", ("NO_TOKEN", "OTHER")
     ),
     Assumption(
+        "sglang.srt.mem_cache.unified_cache.component_type.ComponentType",
+        "which cursor of a row is that of its sliding windows",
+        ("SWA",),
+    ),
+    Assumption(
+        "sglang.srt.environ.Envs",
+        "how many entries leave a window before their slots are freed, together",
+        ("SGLANG_SWA_EVICTION_INTERVAL",),
+    ),
+    Assumption(
         "sglang.srt.parser.reasoning_parser.K2V3Detector",
         "how a detector shows that each request chooses its think tokens",
         ("request_selectable_think_end_tokens",),
@@ -191,7 +207,7 @@ _OTHERS: tuple[Assumption, ...] = (
 
 
 _ALL: tuple[Assumption, ...] = (
-    *assumptions_in(requests, batches, scheduler, memory, model, server, endpoints),
+    *assumptions_in(requests, batches, scheduler, memory, windows, model, server, endpoints),
     *(Assumption(f"{owner}.{name}", reason) for owner, names in _FUNCTIONS.items() for name, reason in names.items()),
     *_OTHERS,
 )

@@ -1,12 +1,13 @@
 """The attention layers of SGLang's models, and where their KV lies."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard, TypeVar, cast
 
 import torch
 
 from sglang_rpc.contract.sglang.memory import KVPool, LatentPool
 from sglang_rpc.contract.sglang.model import AttentionLayer, HookableLayer, LatentAttention, ModelRunner
+from sglang_rpc.contract.windows import has_own_windows, parts_of
 from sglang_rpc.types import KVLayer
 
 Layer = TypeVar("Layer", bound=AttentionLayer)
@@ -48,14 +49,26 @@ def is_latent(pool: KVPool) -> TypeGuard[LatentPool]:
 
 def pool_bytes(pool: KVPool) -> int:
     """Bytes of all K and V buffers on this rank."""
-    buffers = pool.kv_buffer if is_latent(pool) else (*pool.k_buffer, *pool.v_buffer)
-    return sum(buffer.nbytes for buffer in buffers)
+    if is_latent(pool):
+        return sum(buffer.nbytes for buffer in pool.kv_buffer)
+    return sum(buffer.nbytes for part in parts_of(pool) for buffer in (*part.k_buffer, *part.v_buffer))
+
+
+def moved_layers(model_runner: ModelRunner, layers: Sequence[Layer]) -> list[Layer]:
+    """Those of `layers` whose KV a compression moves: all but windows with a pool of their own."""
+    own = has_own_windows(model_runner.token_to_kv_pool_allocator.get_kvcache())
+    return full_attention(layers) if own else list(layers)
 
 
 def kv_layer(model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
     """Where this layer's KV lies in the pool, and how its logits are scaled."""
     pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
-    index = layer.layer_id - pool.start_layer
+    if has_own_windows(pool):
+        index, own = pool.layers_mapping[layer.layer_id]
+        assert not own, f"layer {layer.layer_id} has no window, and its KV is in the pool for windows"
+        pool = pool.full_kv_pool
+    else:
+        index = layer.layer_id - pool.start_layer
     # Keys quantised to FP8 are stored divided by k_scale.
     k_scale = 1.0 if layer.k_scale_float is None else layer.k_scale_float
     if is_latent(pool):

@@ -8,6 +8,7 @@
 | `agreement` | was every rank of the server started with the same settings? |
 | `markers` | which tokens begin and end thinking? |
 | `plain_pool` | for which models with sliding windows is SGLang's plain KV pool chosen? |
+| `window_pool` | what happens where sliding-window layers have a KV pool of their own? |
 | `query_slots` | how many requests can be recorded, and what memory does that take from the KV pool? |
 | `requests` | which options has a request, and is it served at all? |
 | `endpoints` | how do options travel from endpoints whose request models drop them? |

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks import result_in_flight, resume
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sglang_rpc.contract.sglang.requests import Req
     from sglang_rpc.contract.sglang.scheduler import PrefillAdder, Scheduler
     from sglang_rpc.contract.sglang.scheduler import PrefillAdder as Base
+    from sglang_rpc.contract.sglang.windows import WindowBudget
 else:
     Base = object  # SGLang's class is chosen at run time: see `_adder_class`
 
@@ -56,6 +57,7 @@ class PeakAdder(Base):
     _forecast: Forecast
     _built = False  #: SGLang's constructor asks for a sum before there is a forecast
     _cost = 0
+    _asked = 0  #: new tokens that the request being costed may have in all
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -120,6 +122,11 @@ class PeakAdder(Base):
         needed = self._pages(now) - self._pages(prefix) + self._cost + 1
         return super()._select_prefill_admission(req, total_tokens=total_tokens - asked + needed, **kwargs)
 
+    def _swa_new_tokens(self, req: Req) -> int:
+        # Of window layers with a KV pool of their own SGLang reserves at most a window, by tokens to come. There
+        # compressions spare no slots, so it hears of the tokens that were asked for, not of the cost.
+        return _clip(max(0, self._asked - len(req.output_ids)))
+
     def _pages(self, entries: int) -> int:
         """Slots of the pages that so many entries lie in."""
         return self.ceil_paged_tokens(entries)
@@ -146,6 +153,7 @@ class PeakAdder(Base):
         self._cost = self._forecast.peak_with(plan) - self._forecast.peak
         params = req.sampling_params
         asked = params.max_new_tokens, params.ignore_eos
+        self._asked = params.max_new_tokens
         params.max_new_tokens, params.ignore_eos = len(req.output_ids) + self._cost, False
         try:
             yield
@@ -158,8 +166,16 @@ class PeakAdder(Base):
             return
         booked = 0 if partly else _clip(req.sampling_params.max_new_tokens)
         self.memory_budget.total_offset += self._cost - booked
+        if self._rpc.own_windows and not partly:
+            self._book_windows(req, booked)
         self._taken.append(plan)
         self._forecast.add(plan)
+
+    def _book_windows(self, req: Req, booked: int) -> None:
+        """What window layers will hold, of all tokens to come, instead of those that SGLang `booked`."""
+        budget, prefilled = cast("WindowBudget", self.memory_budget), self.ceil_paged_tokens(req.extend_len)
+        before, after = (budget.swa_tokens(prefilled, tokens) for tokens in (booked, self._swa_new_tokens(req)))
+        budget.swa_offset += after - before
 
     def _forecast_of_running(self) -> Forecast:
         reqs = () if self.running_batch is None else self.running_batch.reqs

@@ -15,13 +15,26 @@ from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
 
+NOT_OF_WINDOW_POOLS = (
+    "no host backups are made where sliding windows have a KV pool of their own: a retracted request is prefilled "
+    "again, uncompressed"
+)
 
-def set_aside(config: RPCConfig, layers: Sequence[KVLayer], group: GroupCoordinator | None) -> HostBackup:
-    """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less.
+
+def set_aside(
+    config: RPCConfig, layers: Sequence[KVLayer], group: GroupCoordinator | None, own_windows: bool = False
+) -> HostBackup:
+    """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less. Nothing where window
+    layers have a KV pool of their own.
 
     Ranks of `group` get equally much, the least that any of them can have: they must refuse the same backups. They
     agree before anyone pins, for what one has pinned is missing for its neighbours, and again on what they got.
     """
+    if own_windows:
+        if config.host_backup_gb:
+            chosen = config.window_pool == "swa"
+            logger.warning("RPC: %s%s", NOT_OF_WINDOW_POOLS, "; leave --rpc-window-pool out" if chosen else "")
+        return HostBackup(layers, 0)
     asked = int(config.host_backup_gb * 1e9)
     on_gpu = layers[0].keys.is_cuda
     # Unpinned memory is taken from the host as it is used, and can be swapped out.

@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from sglang_rpc.contract.layers import decoder_layers, full_attention, kv_layer, latent_attentions, pool_bytes
+from sglang_rpc.contract.layers import (
+    decoder_layers,
+    full_attention,
+    kv_layer,
+    latent_attentions,
+    moved_layers,
+    pool_bytes,
+)
 from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.contract.refused import ends_if_refused
@@ -20,12 +27,14 @@ from sglang_rpc.contract.sglang.model import (
     PrefillCudaGraphRunner,
 )
 from sglang_rpc.contract.targets import AFTER, AROUND, LATENT, hook, hook_of
+from sglang_rpc.contract.windows import full_slots_free
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
 from sglang_rpc.hooks.query_slots import count_slots, ring_shape
 from sglang_rpc.hooks.runtime import state_of
 from sglang_rpc.hooks.step import attention_call, single_rows
+from sglang_rpc.hooks.window_pool import window_pool_of
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.resolve import accumulates
 from sglang_rpc.types import LayersByKind
@@ -58,13 +67,13 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     allocator = model_runner.token_to_kv_pool_allocator  # of which nothing is taken yet
     slots = count_slots(
         config,
-        tokens=allocator.available_size(),
+        tokens=full_slots_free(allocator),
         rows=rows - 1,
         slot_bytes=QueryRing.slot_bytes(**shape),
         pool_bytes=pool_bytes(allocator.get_kvcache()),
     )
     ring = QueryRing(slots=slots.slots, rows=rows, device=model_runner.device, **shape)
-    kv_layers = [kv_layer(model_runner, layer) for layer in layers]
+    kv_layers = [kv_layer(model_runner, layer) for layer in moved_layers(model_runner, layers)]
     every_step = accumulates(config.policy)
     if every_step:
         kv_layers = [layer if layer.window else accumulating(layer) for layer in kv_layers]
@@ -72,7 +81,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     if every_step:
         for layer, kv in zip(recorded, LayersByKind.of(kv_layers).full, strict=True):
             layer.register_forward_hook(Accumulate(model_runner, kv), with_kwargs=True)
-    model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots)
+    model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots, window_pool_of(model_runner))
     _load_kernels(ring, latent[0].kv_lora_rank if latent else None)
 
 

@@ -7,6 +7,7 @@ import torch
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.hooks.runtime import SchedulerRPC
+from sglang_rpc.hooks.window_pool import move_window_slots
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.pressure import slots_freed
 from sglang_rpc.types import Compression
@@ -58,7 +59,9 @@ def _free_tail(runtime: SchedulerRPC, req: Req, c: Compression) -> int:
     """
     page = runtime.page_size
     first_free = ceil_align(c.new_end, page)
-    if first_free < c.end:
+    if runtime.own_windows:
+        move_window_slots(runtime.scheduler, req, c)
+    elif first_free < c.end:
         runtime.scheduler.tree_cache.free_kv_row(req.kv, [(first_free, c.end)])
     req.kv.kv_committed_len = req.kv.kv_allocated_len = c.new_end
     return slots_freed(c, page)

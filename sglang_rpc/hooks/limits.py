@@ -39,10 +39,10 @@ def fit_to_pool(scheduler: Scheduler, req: Req, state: RequestState, asked: int 
     if scheduler.max_new_tokens_limit:
         limit = min(limit, scheduler.max_new_tokens_limit)
     if asked is None:
-        tokens = max(1, longest(limit, room, state.options))  # of none, `refuse_prompt` speaks
+        tokens = max(1, longest(limit, room, state.options, state.page))  # of none, `refuse_prompt` speaks
     else:
         tokens = min(asked, limit)
-        refuse_unfit(tokens, prompt, room, scheduler.max_total_num_tokens, state.options)
+        refuse_unfit(tokens, prompt, room, scheduler.max_total_num_tokens, state.options, state.page)
     params = req.sampling_params
     params.max_new_tokens = max(0, tokens)
     params.min_new_tokens = min(at_least, params.max_new_tokens)

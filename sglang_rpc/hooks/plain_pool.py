@@ -34,7 +34,8 @@ def choose_plain_pool(
 
     Says so in one line of the log.
     """
-    if architecture not in SERVED_FROM_EITHER or intended_config(server_args) is None:
+    config = intended_config(server_args)
+    if config is None or config.window_pool != "plain" or architecture not in SERVED_FROM_EITHER:
         return None
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.configs.model_config import is_hybrid_swa_model
@@ -44,7 +45,8 @@ def choose_plain_pool(
         return None
     # A warning, as SGLang's own lines of this kind, for the log may not be set up yet.
     logger.warning(
-        "RPC: --disable-hybrid-swa-memory is on: %s is served from the plain KV pool, which RPC can compress",
+        "RPC: --disable-hybrid-swa-memory is on: %s is served from the plain KV pool, where windows shrink too; "
+        "--rpc-window-pool swa leaves it off",
         architecture,
     )
     return [*declared, ("sglang-rpc", {"disable_hybrid_swa_memory": True})]

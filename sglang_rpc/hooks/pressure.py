@@ -8,6 +8,7 @@ from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AFTER, hook
+from sglang_rpc.contract.windows import full_slots_free
 from sglang_rpc.hooks import result_in_flight, rows
 from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
@@ -22,8 +23,9 @@ MARGIN = 4
 
 
 def free_slots(scheduler: Scheduler) -> int:
-    """Pool slots that can be had: free, or held by nobody but the tree."""
-    return scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size()
+    """Pool slots that can be had: free, or held by nobody but the tree. Of those that compressions free, where layers
+    with sliding windows have a pool of their own."""
+    return full_slots_free(scheduler.token_to_kv_pool_allocator) + scheduler.tree_cache.evictable_size()
 
 
 def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:

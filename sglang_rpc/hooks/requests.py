@@ -57,7 +57,7 @@ def attach_state(original: Callable[..., None], scheduler: Scheduler, req: Req) 
         )
         state = RequestState(options, refused=refuse_request(req, options.asked and options.enabled))
         if state.active:
-            refuse_reach(options, runtime.compressor.reach)
+            refuse_reach(options, runtime.compressor.reach, runtime.compressor.page)
         runtime.compressor.begin(state, req.origin_input_ids)
         if state.active and state.thoughts is None:  # else nobody knows what it holds, and SGLang's clip is right
             fit_to_pool(scheduler, req, state, asked, at_least)

@@ -51,6 +51,7 @@ class SchedulerRPC:
             scheduler.req_to_token_pool.req_to_token,
             markers=find_markers(scheduler, config),
             gists=find_gists(scheduler, config),
+            window_pool=model.window_pool,
             reduce=group.all_reduce if group is not None and together else None,
         )
         if group is not None:
@@ -60,7 +61,8 @@ class SchedulerRPC:
                 for size in (2**8, 2**22):
                     group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.tracer = _tracer(scheduler, config, self.compressor, group)
-        self.backups = backup_memory.set_aside(config, model.layers, group)
+        self.own_windows = model.window_pool is not None  #: whether window layers have a KV pool of their own
+        self.backups = backup_memory.set_aside(config, model.layers, group, self.own_windows)
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None

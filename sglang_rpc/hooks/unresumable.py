@@ -59,10 +59,14 @@ def sentence(runtime: SchedulerRPC, tokens: int, saved: bool) -> str:
             "ask for fewer tokens, or start the server with more memory."
         )
     used, limit = runtime.backups.used / 1e9, runtime.backups.limit / 1e9
+    without = f" ({used:.2f} of {limit:.2f} GB of host backups in use)"
+    larger = "a larger --rpc-host-backup-gb or "
+    if runtime.own_windows:  # of which none are made
+        without = larger = ""
     return (
-        f"Retracted after {tokens} tokens without a KV backup ({used:.2f} of {limit:.2f} GB of host backups in use): "
+        f"Retracted after {tokens} tokens without a KV backup{without}: "
         f"computed again, uncompressed, it needs more than the {slots} slots of the KV pool; ask for fewer "
-        "tokens, or start the server with a larger --rpc-host-backup-gb or more memory."
+        f"tokens, or start the server with {larger}more memory."
     )
 
 

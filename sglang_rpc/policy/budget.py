@@ -9,7 +9,8 @@ nothing is evicted.
 
 A model with sliding windows needs more: a window layer keeps the newest candidates, and what its next token sees must
 be among them. With a reach of S entries before its own that takes max(F, T) + R >= S, and of a compression before its
-due date as many candidates.
+due date as many candidates. Where window layers have a pool of their own, of pages, whole pages are evicted: P - T must
+be a multiple of the page, and what is evicted at another time is rounded down to one.
 
 All counts are KV entries of one request's compressible region; nothing here knows of prompts, pages or slots.
 Because every count is known on the host, no scheduling decision ever waits for the device.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import count
 
 from sglang_rpc.config import RequestOptions, RPCConfig
 
@@ -32,11 +34,12 @@ class Budget:
     step: int  #: T: entries that each compression adds
     least: int = 0  #: F: candidates that every compression keeps
     reach: int = 0  #: S: entries before its own that a token of a sliding-window layer sees; 0: there is none
+    page: int = 1  #: compressions evict multiples of so many entries
 
     @classmethod
-    def of(cls, options: RequestOptions | RPCConfig, reach: int = 0) -> Budget:
+    def of(cls, options: RequestOptions | RPCConfig, reach: int = 0, page: int = 1) -> Budget:
         """What a request with these options may hold, of a model whose sliding windows have this reach."""
-        return cls(options.interval, options.window, options.budget_step, options.min_kept, reach)
+        return cls(options.interval, options.window, options.budget_step, options.min_kept, reach, page)
 
     def compressions_due(self, generated: int) -> int:
         """How many compressions `generated` entries call for: the first at P+R, then one every P."""
@@ -50,6 +53,10 @@ class Budget:
         """How many candidates (region without its last R entries) survive the `compressions`-th compression, if there
         are that many."""
         return max(self.least, compressions * self.step)
+
+    def in_whole_pages(self, candidates: int, keep: int) -> int:
+        """How many of `candidates` survive where `keep` should: as few more as make the evicted ones whole pages."""
+        return candidates - (candidates - keep) // self.page * self.page
 
     def early_kept(self, generated: int, compressions: int, ratio: float) -> int:
         """Candidates that survive a compression before the due date, at `generated` entries and `ratio`: the budget so
@@ -66,14 +73,15 @@ class Budget:
     def peak(self, generated: int) -> int:
         """The most entries held at once by a request that generates `generated` entries in all.
 
-        Between compressions n and n+1 the region grows from n*T+R to n*T+R+P, so the last full interval decides.
+        Between compressions n and n+1 the region grows from n*T+R to n*T+R+P, so the last full interval decides. What
+        remains of a page comes on top.
         """
         done = self.compressions_due(generated)
         if done == 0:
             return generated
         before_last = self._survivors(done - 1) + self.window + self.interval
         after_last = self._survivors(done) + generated - done * self.interval
-        return max(before_last, after_last)
+        return max(before_last, after_last) + self.page - 1
 
     def _survivors(self, compressions: int) -> int:
         """Candidates after the `compressions`-th date, on which there were an interval more than after the last."""
@@ -93,6 +101,20 @@ def reach_missed(options: RequestOptions | RPCConfig, reach: int) -> str | None:
         f"{reach} entries before a token, of which only the newest {kept + options.window} stay with "
         f"{', '.join(settings[:-1])} and {settings[-1]} (interval {shortest_interval(needed, options.ratio)} or "
         f"min_kept {needed} would do)"
+    )
+
+
+def pages_missed(options: RequestOptions | RPCConfig, page: int) -> str | None:
+    """How what a compression evicts differs from whole pages, as a part of a sentence, with the interval that would do;
+    None if it does not."""
+    evicted = options.interval - options.budget_step
+    if evicted % page == 0:
+        return None
+    # One step further either T grows or what is evicted does, so that one of the next intervals has whole pages.
+    better = next(p for p in count(options.interval) if (p - int(p / options.ratio)) % page == 0)
+    return (
+        f"pages of {page} slots, where with interval {options.interval} and ratio {options.ratio:g} a compression "
+        f"evicts {evicted} entries (interval {better} would do)"
     )
 
 

@@ -38,13 +38,14 @@ class Plan:
     min_kept: int = 0  #: candidates that each compression keeps at least
     prompt: int = 0  #: entries before the generated region, in the same pages
     holds_slot: bool = False  #: whether it has a query slot, so that its next compression comes at `compresses_at`
+    rest: int = 0  #: candidates that compressions may keep beside, for want of a whole page
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Its numbers, in the order in which `highest_held` unpacks them."""
         return (
             *(self.held, self.generated, self.remaining, self.compresses_at),
-            *(self.start, self.interval, self.window, self.budget_step, self.min_kept, self.holds_slot),
+            *(self.start, self.interval, self.window, self.budget_step, self.min_kept, self.holds_slot, self.rest),
         )
 
 
@@ -125,7 +126,7 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait
         wait: steps that a compression comes later at most, for want of a query slot.
     """
     columns = np.array([plan.counts for plan in plans], dtype=np.int64).T[:, :, None]
-    held, now, remaining, compresses_at, start, interval, window, step, least, holds_slot = columns
+    held, now, remaining, compresses_at, start, interval, window, step, least, holds_slot, rest = columns
     next_date = np.maximum(compresses_at - start - window, 0) // interval
     compresses_at = np.maximum(compresses_at, now) + np.where(holds_slot, 0, wait)
     window = window + wait
@@ -142,7 +143,7 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait
     inside = (dates >= 1) & (date >= np.maximum(first, compresses_at) - start)
     before = np.minimum(np.maximum(least, (dates - 1) * step), (dates - 1) * interval)
     at_date = np.where(inside, start + before + window + interval, 0)
-    compressed = np.where(last > compresses_at, np.maximum(at_end, at_date), 0)
+    compressed = np.where(last > compresses_at, np.maximum(at_end, at_date) + rest, 0)
 
     highest = np.maximum(until_compressed, compressed)
     ends = np.array([[plan.ends] for plan in plans])
@@ -151,9 +152,12 @@ def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait
     return np.where(gone, 0, np.where(beyond, highest.max(axis=1, keepdims=True), highest))
 
 
-def longest(want: int, room: int, options: RequestOptions) -> int:
-    """The largest n <= `want` such that n generated tokens never hold more than `room` entries."""
-    return largest(want, lambda n: Budget.of(options).peak(n) <= room)
+def longest(want: int, room: int, options: RequestOptions, page: int = 1) -> int:
+    """The largest n <= `want` such that n generated tokens never hold more than `room` entries.
+
+    `page`: entries of which compressions evict multiples.
+    """
+    return largest(want, lambda n: Budget.of(options, page=page).peak(n) <= room)
 
 
 def largest(want: int, fits: Callable[[int], bool]) -> int:
@@ -167,17 +171,18 @@ def largest(want: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestOptions) -> None:
+def refuse_unfit(want: int, prompt: int, room: int, pool: int, options: RequestOptions, page: int = 1) -> None:
     """Raises ConfigError, with the arithmetic, if `want` tokens cannot be generated in `room` entries.
 
     Args:
         prompt: tokens of the prompt.
         room: entries that the pool, of `pool` slots, has for what is generated after this prompt.
+        page: entries of which compressions evict multiples.
     """
-    fits = longest(want, room, options)
+    fits = longest(want, room, options, page)
     if fits >= want:
         return
-    peak = Budget.of(options).peak(want)
+    peak = Budget.of(options, page=page).peak(want)
     least, less = (f", min_kept {options.min_kept}", ", a lower min_kept") if options.min_kept else ("", "")
     raise ConfigError(
         f"{want} new tokens do not fit: with interval {options.interval}, window {options.window} and ratio "

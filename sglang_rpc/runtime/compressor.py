@@ -13,6 +13,7 @@ import torch
 from sglang_rpc.backends.choose import make_backend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.window_slots import WindowPool
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.runtime import decision
@@ -36,6 +37,7 @@ class Compressor:
         *,
         markers: ThinkMarkers | None = None,
         gists: Gists | None = None,
+        window_pool: WindowPool | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         """
@@ -44,13 +46,17 @@ class Compressor:
             req_to_token: int [rows, max_context]: pool slot of each row position.
             markers: how thoughts begin and end; None: every request has scope `all`.
             gists: of policy lightthinker, which needs them.
+            window_pool: of window layers that are not among `layers`, but have a pool of their own.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
         """
         self.config = config
         by_kind = LayersByKind.of(layers)
         self.layers = by_kind.full  #: whose candidates are scored
-        self.window_layers = len(by_kind.windows)  #: that keep the newest entries
-        self.reach = by_kind.reach  #: of its sliding windows: entries before its own that a token sees; 0: none
+        own = window_pool or WindowPool(layers=0, reach=0, page=1)
+        self.window_layers = len(by_kind.windows) + own.layers  #: that keep the newest entries
+        #: Of its sliding windows: entries before its own that a token sees; 0: none.
+        self.reach = max(by_kind.reach, own.reach)
+        self.page = own.page  #: compressions evict multiples of so many entries
         self.ring = ring
         self.markers = markers
         self.gists = gists
@@ -65,7 +71,7 @@ class Compressor:
 
         Its compressions leave the model's sliding windows whole from now on.
         """
-        state.reach = self.reach
+        state.reach, state.page = self.reach, self.page
         if state.options.scope == "think":
             assert self.markers is not None, "scope think needs think markers"
             state.segment = SegmentTracker(self.markers, prompt)

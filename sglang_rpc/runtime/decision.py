@@ -90,7 +90,8 @@ def early_gain(state: RequestState, generated: int, ratio: float) -> int:
     options = state.options
     region = generated - state.start
     keep = state.budget.early_kept(region, state.clock.events, ratio)
-    return region - state.evicted - options.window - max(1, keep)
+    candidates = region - state.evicted - options.window
+    return candidates - state.budget.in_whole_pages(candidates, max(1, keep))
 
 
 def _due(state: RequestState, generated: int) -> CheckAgain | Compress:
@@ -105,9 +106,10 @@ def _due(state: RequestState, generated: int) -> CheckAgain | Compress:
     if at > generated:
         return CheckAgain(at, QuerySlot.DUE)
     events = state.budget.compressions_due(generated - state.start)
-    keep = state.budget.kept(events)
+    candidates = generated - state.evicted - state.start - options.window
+    keep = state.budget.in_whole_pages(candidates, state.budget.kept(events))
     # A late compression dropped more than its share: the next date may find fewer candidates than its budget.
-    if keep >= generated - state.evicted - state.start - options.window:
+    if keep >= candidates:
         return replace(next_date(state, generated, events), passed=events)
     return Compress(state.start, keep, options.window, events, late=generated != due)
 

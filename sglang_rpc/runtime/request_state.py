@@ -57,6 +57,7 @@ class RequestState:
     options: RequestOptions
     refused: str | None = None  #: why this request is never compressed, if it is not
     reach: int = 0  #: entries before its own that a token of the model's sliding-window layers sees
+    page: int = 1  #: compressions evict multiples of so many entries
     segment: SegmentTracker | None = None  #: scope `think`; scope `all` has none
     thoughts: Thoughts | None = None  #: policy lightthinker: these are evicted, and there are no due dates
     clock: Clock = field(default_factory=Clock)  #: dates; reset by a retraction
@@ -84,7 +85,7 @@ class RequestState:
     @property
     def budget(self) -> Budget:
         """What it may hold when."""
-        return Budget.of(self.options, self.reach)
+        return Budget.of(self.options, self.reach, self.page)
 
     def read(self, output_ids: Sequence[int], generated: int) -> None:
         """Read `output_ids[:generated]` for think markers and gists; tokens read before are not read again."""
@@ -151,6 +152,7 @@ class RequestState:
             min_kept=budget.least,
             prompt=prompt,
             holds_slot=recorded_since is not None,
+            rest=budget.page - 1,
         )
 
     def receipt(self, generated: int) -> dict[str, Any]:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import torch
 
+from sglang_rpc.contract.targets import hooks_in
+from sglang_rpc.contract.windows import full_slots_free, has_own_windows
+from sglang_rpc.hooks.install import install
+from sglang_rpc.startup.cpu import window_reads
+
 _most_running = 0  #: the largest decode batch so far
 _decodes = {"graph": 0, "eager": 0}  #: decode steps so far
 
@@ -17,6 +22,7 @@ def run_scheduler_process(*args, **kwargs):
     """As SGLang's, with the spy's method on the scheduler."""
     from sglang.srt.managers import scheduler
 
+    install(hooks_in(window_reads))  # without RPC too, where SGLang itself would read the wrong slots
     scheduler.Scheduler.spy = _spy
     run_batch = scheduler.Scheduler.run_batch
 
@@ -40,7 +46,17 @@ def _spy(self, path: str, prompt: list[int]) -> None:
 
     match = self.tree_cache.match_prefix(MatchPrefixParams(key=RadixKey(array("q", prompt), None)))
     slots = self.tree_cache.path_device_indices(match.last_device_node)[: match.device_prefix_len]
-    pool = self.token_to_kv_pool_allocator.get_kvcache()
+    allocator = self.token_to_kv_pool_allocator
+    pool = allocator.get_kvcache()
+    own = has_own_windows(pool)
+    windows = own and {
+        "total": allocator.size_swa,
+        "free": allocator.swa_available_size(),
+        "evictable": self.tree_cache.swa_evictable_size(),
+        "protected": self.tree_cache.swa_protected_size(),
+        "mapped": int((pool.full_to_swa_index_mapping > 0).sum()),
+    }
+    pool = pool.full_kv_pool if own else pool
     digest = hashlib.sha256()
     for buffer in pool.kv_buffer if hasattr(pool, "kv_buffer") else (*pool.k_buffer, *pool.v_buffer):
         digest.update(buffer[slots].contiguous().cpu().view(torch.uint8).numpy().tobytes())
@@ -48,7 +64,8 @@ def _spy(self, path: str, prompt: list[int]) -> None:
         json.dumps(
             {
                 "total": self.max_total_num_tokens,
-                "free": self.token_to_kv_pool_allocator.available_size(),
+                "free": full_slots_free(allocator),
+                "windows": windows,
                 "evictable": self.tree_cache.evictable_size(),
                 "protected": self.tree_cache.protected_size(),
                 "free_rows": self.req_to_token_pool.available_size(),

@@ -81,11 +81,12 @@ def write_model(path: Path, family: Family, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family.model_type, **{**SHARED, **family.config})
     model = AutoModelForCausalLM.from_config(config).float().eval()
-    gemma = family.model_type.startswith("gemma")  # whose norms add 1
+    gemma = family.model_type.startswith("gemma")
+    adds_one = gemma and family.model_type != "gemma4_text"  # to the weights of norms
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
-                weight.normal_(0.0 if gemma else 1.0, 0.3)
+                weight.normal_(0.0 if adds_one else 1.0, 0.3)
             elif "embed" in name:
                 weight.normal_(0, 0.05 if gemma else 1.0)
             elif "q_proj" in name or "k_proj" in name:
@@ -125,7 +126,7 @@ class Judge:
         hidden = before > own
         if layer in self.full:
             hidden = hidden | self.evicted[layer][: len(at)]
-            self.queries[layer] = torch.cat([self.queries[layer], q[0]], 1)[:, -64:]
+            self.queries[layer] = torch.cat([self.queries.get(layer, q[0, :, :0]), q[0]], 1)[:, -64:]
             self.keys[layer], self.scale[layer] = k[0], (scaling, softcap)
         else:
             hidden = hidden | (before < own - self.reach)
@@ -155,16 +156,14 @@ class Judge:
         return closest
 
     @torch.inference_mode()
-    def logprobs(self, prompt: list[int], output: list[int], rule: Rule | None, least: int = 0):
+    def logprobs(self, prompt: list[int], output: list[int], rule: Rule | None, least: int = 0, page: int = 1):
         """Log probability of each output token, how far its logit lies below the best, and the closest cut.
 
-        `least`: candidates that each compression keeps at least.
+        `least`: candidates that each compression keeps at least. `page`: entries of which it evicts a multiple.
         """
         length = len(prompt) + len(output)
-        heads, dim = self.model.config.num_attention_heads, 0
-        dim = getattr(self.model.config, "head_dim", None) or self.model.config.hidden_size // heads
         self.evicted = {layer: torch.zeros(length, dtype=torch.bool) for layer in self.full}
-        self.queries = {layer: torch.zeros(heads, 0, dim) for layer in self.full}
+        self.queries: dict[int, torch.Tensor] = {}
         self.keys: dict[int, torch.Tensor] = {}
         self.scale: dict[int, tuple[float, float | None]] = {}
         cache, closest, events = DynamicCache(), math.inf, 0
@@ -183,6 +182,7 @@ class Judge:
                 due, rest = divmod(step - rule.window, rule.interval)
                 keep = max(least, due * int(rule.interval / rule.ratio))
                 held = step - rule.window - int(self.evicted[self.full[0]].sum())
+                keep = held - (held - keep) // page * page
                 if due >= 1 and rest == 0 and keep < held and step < len(output) - 1:  # else no token comes after it
                     closest = min(closest, self._compress(rule, len(prompt), step, keep))
                     events += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from sglang_rpc.runtime.request_state import RequestState
@@ -30,6 +31,7 @@ class ReqKvInfo:
     cache_protected_len: int = 0
     kv_committed_len: int = 0
     kv_allocated_len: int = 0
+    cursors: dict[Any, int] = field(default_factory=dict)
 
     @property
     def holds_kv(self) -> bool:
@@ -37,6 +39,12 @@ class ReqKvInfo:
 
     def mark_kv_released(self) -> None:
         self.kv_allocated_len = 0
+
+    def get_evicted_seqlen(self, component_type: Enum) -> int:
+        return self.cursors.get(component_type, 0)
+
+    def set_evicted_seqlen(self, component_type: Enum, length: int) -> None:
+        self.cursors[component_type] = length
 
 
 @dataclass(eq=False)
@@ -50,6 +58,7 @@ class Req:
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     full_untruncated_fill_ids: array[int] = field(default_factory=ids)
     extend_end: int = 0
+    extend_len: int = 0
     prefix_len: int = 0
     last_node: Any = None
     is_retracted: bool = False

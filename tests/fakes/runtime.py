@@ -29,6 +29,7 @@ class Runtime:
     ring: QueryRing = field(default_factory=lambda: ring(slots=1000))
     backups: HostBackup = field(default_factory=lambda: HostBackup([], 0))
     recording_ahead: list[RequestState] = field(default_factory=list)
+    own_windows: bool = False
     step: int = 0
     retraction_is_certain: bool | None = None
 

@@ -85,6 +85,7 @@ READ_UNSEEN = {
         ),
         "by name, of requests of every kind (contract/refusals/request.py)",
     ),
+    "windows.WindowKVPool.layer_num": "as KVPool's, of pools of both kinds",
     "server.CudaGraphConfig.prefill": "of `Arguments` (contract/refusals/server.py)",
     "server.Engine.server_args_class": "of SGLang's class itself, a base of RPC's",
     "server.ReasoningParser.detector": "of SGLang's class itself, made by RPC",

@@ -25,6 +25,7 @@ OWN = {
     models.ModelConfig: {"kv_heads"},
     models.ModelRunner: {"rpc"},
     requests.Req: {"rpc"},
+    requests.ReqKvInfo: {"cursors"},
     scheduler.BeamCoordinator: {"retired"},
     scheduler.Scheduler: {"rpc"},
     scheduler.Sender: {"sent"},

@@ -13,10 +13,11 @@ from sglang_rpc.contract.sglang.model import LatentAttention, ModelConfig, Model
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.sglang.server import ParallelArgs
 from sglang_rpc.contract.versions import SUPPORTED
+from sglang_rpc.contract.windows import POOL, allocator_name, has_own_windows, parts_of, pool_name
 from sglang_rpc.errors import IncompatibleSGLangError
 
 #: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
-KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
+KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool", POOL)
 ROW_POOLS = ("ReqToTokenPool",)
 #: Whose choice between absorbed and expanded latents RPC knows.
 DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
@@ -43,6 +44,7 @@ class ServingFacts:
     other_attention: int = 0  #: encoder-only, bidirectional or cross attention
     window_layers: int = 0  #: sliding-window attention
     reach: int = 0  #: entries before its own that a token of these sees, at most
+    window_page: int = 1  #: slots of a page, where window layers have a pool of their own
     other_windows: int = 0  #: layers with another window than the one that SGLang tells its attention backend
     chunked_layers: int = 0  #: chunked-local attention
     distance_layers: int = 0  #: attention that depends on the distance to a key (xAI temperature, ALiBi)
@@ -126,12 +128,13 @@ def _pool_facts(runner: ModelRunner) -> dict[str, Any]:
     allocator, rows = runner.token_to_kv_pool_allocator, runner.req_to_token_pool
     pool = allocator.get_kvcache()
     names: dict[str, Any] = dict(
-        kv_pool=type(pool).__name__,
+        kv_pool=pool_name(pool),
         row_pool=type(rows).__name__,
-        allocator=type(allocator).__name__,
+        allocator=allocator_name(allocator),
         rows_own_more=type(rows).__name__ in ROW_POOLS and rows._aux_cache is not None,
     )
-    quantization = getattr(pool, "quant_method", None)
+    first = parts_of(pool)[0]
+    quantization = getattr(first, "quant_method", None)
     names["kv_quantization"] = "unquantized" if quantization is None else quantization.name
     if names["kv_pool"] not in KV_POOLS:
         layers = _layer_facts(runner, None)
@@ -139,7 +142,8 @@ def _pool_facts(runner: ModelRunner) -> dict[str, Any]:
     return dict(
         **names,
         **_layer_facts(runner, pool),
-        kv_layout="nhd" if is_latent(pool) else getattr(pool, "kv_cache_layout", "unknown"),
+        kv_layout="nhd" if is_latent(pool) else getattr(first, "kv_cache_layout", "unknown"),
+        window_page=allocator.page_size if has_own_windows(pool) else 1,
         kv_dtype=str(pool.dtype).removeprefix("torch."),
         pool_layers=pool.layer_num,
     )

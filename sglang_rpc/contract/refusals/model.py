@@ -8,11 +8,12 @@ from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS, ServingFacts
 from sglang_rpc.contract.refusals.row import Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.sglang.model import ModelConfig
-from sglang_rpc.policy.budget import reach_missed
+from sglang_rpc.contract.windows import ALLOCATOR
+from sglang_rpc.policy.budget import pages_missed, reach_missed
 from sglang_rpc.policy.resolve import accumulates, find_policy
 
 #: A subclass may free slots in another way.
-ALLOCATORS = ("PagedTokenToKVPoolAllocator", "TokenToKVPoolAllocator")
+ALLOCATORS = ("PagedTokenToKVPoolAllocator", "TokenToKVPoolAllocator", ALLOCATOR)
 TREES = ("UnifiedRadixCache",)
 KV_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
 #: Attention backends that take the window of each layer from the layer; the others have one for all.
@@ -97,6 +98,14 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         ),
         "a sliding window must see what it would see uncompressed",
         "use a longer --rpc-interval or a higher --rpc-min-kept",
+    ),
+    window_pages=Row(
+        lambda f, config: (
+            (missed := pages_missed(config, f.window_page))
+            and f"{f.model}, whose sliding-window layers have a KV pool of their own, of {missed},"
+        ),
+        "whole pages move in that pool",
+        "use an --rpc-interval of which whole pages are evicted, or a smaller --page-size",
     ),
     window_not_applied=Row(
         lambda f, _: next(
@@ -225,7 +234,7 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
     ),
     allocator=Row(
         lambda f, _: f.allocator not in ALLOCATORS and f"the allocator {f.allocator}",
-        f"RPC frees the tails of requests through {' and '.join(ALLOCATORS)} only",
+        f"RPC frees the tails of requests through {', '.join(ALLOCATORS)} only",
     ),
     tree=Row(
         lambda f, _: f.tree is not None and f.tree not in TREES and f"the prefix cache {f.tree}",

@@ -6,7 +6,7 @@ from typing import Any
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract.refusals.row import Row, named
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.policy.budget import reach_missed
+from sglang_rpc.policy.budget import pages_missed, reach_missed
 
 
 def refuse_request(request: Any, asked: bool | None = None) -> str | None:
@@ -36,10 +36,14 @@ def refuse_request(request: Any, asked: bool | None = None) -> str | None:
     return None
 
 
-def refuse_reach(options: RequestOptions, reach: int) -> None:
-    """Raises ConfigError if compressions with these options would take entries from sliding windows of this reach."""
+def refuse_reach(options: RequestOptions, reach: int, page: int = 1) -> None:
+    """Raises ConfigError if compressions with these options would take entries from sliding windows of this reach, or
+    evict a part of a page where these windows have a pool of their own, of such pages."""
     if missed := reach_missed(options, reach):
         raise ConfigError(f"custom_params.rpc does not suit this model, whose windows see {missed}", "request.reach")
+    if missed := pages_missed(options, page):
+        sentence = f"custom_params.rpc does not suit this model, whose windows have a KV pool of their own, of {missed}"
+        raise ConfigError(sentence, "request.pages")
 
 
 def _sampling_params(request: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_rpc.contract.targets import assumed
@@ -37,6 +38,12 @@ class ReqKvInfo(Protocol):
     def mark_kv_released(self) -> None:
         """sets the allocated length to zero"""
 
+    def get_evicted_seqlen(self, component_type: Enum) -> int:
+        """the cursor: of row positions before it, the component's slots have been freed, but for the tree's"""
+
+    def set_evicted_seqlen(self, component_type: Enum, length: int) -> None:
+        """moves the cursor"""
+
 
 class TreeNode(Protocol):
     """A node of the tree, which RPC only hands on."""
@@ -56,6 +63,7 @@ class Session(Protocol):
 @assumed(f"{_BATCH}.Req", "a request's tokens and state; a plain class, so that it takes `rpc`")
 class Req(Protocol):
     extend_end: int  #: of the ids, where this step's prefill ends
+    extend_len: int  #: tokens that this step prefills
     extra_key: str | None  #: what keeps prompts of equal ids apart in the tree
     finished_reason: FinishReason | None
     full_untruncated_fill_ids: array[int]  #: what is prefilled after `prefix_len`

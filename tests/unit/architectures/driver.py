@@ -67,7 +67,13 @@ def pool_of(model_config: Any) -> tuple[Any, str, str]:
     if uses_ssm_state(model_config):
         return instance("HybridLinearKVPool"), "HybridReqToTokenPool", plain[1]
     if model_config.is_hybrid_swa and model_config.hf_config.architectures[0] not in SERVED_FROM_EITHER:
-        return instance("SWAKVPool"), plain[0], "SWATokenToKVPoolAllocator"
+        parts = [
+            instance("MHATokenToKVPool", kv_cache_layout="nhd", k_buffer=[], v_buffer=[], quant_method=None)
+            for _ in range(2)
+        ]
+        known = dict(dtype=torch.bfloat16, layer_num=model_config.num_attention_layers)
+        pool = instance("SWAKVPool", full_kv_pool=parts[0], swa_kv_pool=parts[1], **known)
+        return pool, plain[0], "SWATokenToKVPoolAllocator"
     if is_deepseek_dsa(model_config.hf_config):
         return instance("DSATokenToKVPool"), *plain
     known = dict(dtype=torch.bfloat16, layer_num=model_config.num_attention_layers)
@@ -90,7 +96,7 @@ def runner_of(model_config: Any, model: torch.nn.Module) -> Any:
         decode_attention_backend_str="triton",
         prefill_attention_backend_str="triton",
         req_to_token_pool=instance(rows, **({"_aux_cache": None} if rows == "ReqToTokenPool" else {})),
-        token_to_kv_pool_allocator=instance(allocator, get_kvcache=lambda: pool),
+        token_to_kv_pool_allocator=instance(allocator, get_kvcache=lambda: pool, page_size=64, _swa_req_ring=False),
     )
 
 

@@ -22,6 +22,7 @@ FOR_GPUS_ALONE = {"FalconMambaForCausalLM", "MambaForCausalLM"}
 #: What the configuration decided in `configs`, or the attention backend: the code of the refusal, or "".
 DECIDED = {
     "AfmoeForCausalLM": "",
+    "BeamForCausalLM": "",
     "Cohere2VisionForConditionalGeneration": "unsupported.window_not_applied",
     "Exaone4ForCausalLM": "",
     "Gemma3ForConditionalGeneration": "",

@@ -174,6 +174,11 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
         "LlamaForCausalLM has 12 sliding-window layers that see 4095 entries before a token, of which only the newest "
         "1056 stay with interval 4096, window 32 and ratio 4 (interval 16252 or min_kept 4063 would do)",
     ),
+    "window_pages": (
+        dict(window_layers=12, decoder_layers=24, pool_layers=24, reach=127, window_page=5),
+        "LlamaForCausalLM, whose sliding-window layers have a KV pool of their own, of pages of 5 slots, where with "
+        "interval 4096 and ratio 4 a compression evicts 3072 entries (interval 4099 would do),",
+    ),
     "window_not_applied": (
         dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31, other_windows=1, decode_backend="flashinfer"),
         "the attention backend flashinfer with LlamaForCausalLM",
@@ -193,9 +198,12 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "kv_quantization": (dict(kv_quantization="cpu_fp8_e4m3"), "cpu_fp8_e4m3"),
     "kv_dtype": (dict(kv_dtype="float4_e2m1fn_x2"), "float4_e2m1fn_x2"),
     "kv_layout": (dict(kv_layout="hnd"), "hnd"),
-    "kv_pool": (dict(kv_pool="SWAKVPool"), "SWAKVPool"),
+    "kv_pool": (
+        dict(kv_pool="SWAKVPool of MLATokenToKVPool and MLATokenToKVPool"),
+        "SWAKVPool of MLATokenToKVPool and MLATokenToKVPool",
+    ),
     "row_pool": (dict(row_pool="HybridReqToTokenPool"), "HybridReqToTokenPool"),
-    "allocator": (dict(allocator="SWATokenToKVPoolAllocator"), "SWATokenToKVPoolAllocator"),
+    "allocator": (dict(allocator="PureSWATokenToKVPoolAllocator"), "the allocator PureSWATokenToKVPoolAllocator"),
     "tree": (dict(tree="LMCacheUnifiedRadixCache"), "LMCacheUnifiedRadixCache"),
     "second_tier": (dict(tree="UnifiedRadixCache", second_tier=True), "second tier"),
 }

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_rpc.contract import versions
+from sglang_rpc.contract import versions, windows
 from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS
 from sglang_rpc.contract.refusals.model import ALLOCATORS, MODEL_ROWS, TREES
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS, refuse_server_args
@@ -81,11 +81,15 @@ def test_every_choice_of_sglangs_is_decided(sglang_arguments):
 
 
 def test_classes_are_sglangs(sglang_arguments):
-    from sglang.srt.mem_cache import allocator, memory_pool, unified_radix_cache
+    from sglang.srt.mem_cache import allocator, memory_pool, swa_memory_pool, unified_radix_cache
+    from sglang.srt.mem_cache.allocator import swa
 
+    own = {windows.POOL}
     for names, module in (
-        (KV_POOLS + ROW_POOLS, memory_pool),
-        (ALLOCATORS, allocator),
+        ({*KV_POOLS, *ROW_POOLS} - own, memory_pool),
+        (own, swa_memory_pool),
+        ({*ALLOCATORS} - {windows.ALLOCATOR}, allocator),
+        ({windows.ALLOCATOR}, swa),
         (TREES, unified_radix_cache),
     ):
         for name in names:

@@ -39,6 +39,7 @@ def test_chosen_beside_sglangs_own_settings_and_said_once(architecture, argument
     assert declared == [*OWN, ("sglang-rpc", {"disable_hybrid_swa_memory": True})]
     (line,) = caplog.messages
     assert line.startswith(f"RPC: --disable-hybrid-swa-memory is on: {architecture} is served from the plain KV pool")
+    assert line.endswith("; --rpc-window-pool swa leaves it off")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,8 @@ def test_not_where_rpc_is_off_or_the_user_has_chosen(arguments, monkeypatch):
     assert choose_plain_pool(OWN, server_args=unattached, **cases) is not None
     monkeypatch.delenv(CONFIG_ENV)
     assert choose_plain_pool(OWN, server_args=unattached, **cases) is None
+    settings.attach(arguments, RPCConfig(window_pool="swa"))
+    assert choose_plain_pool(OWN, server_args=arguments, **cases) is None
     chosen = type(arguments)(model_path="dummy", disable_hybrid_swa_memory=True)
     settings.attach(chosen, RPCConfig())
     assert choose_plain_pool(OWN, server_args=chosen, **cases) is None
