@@ -11,6 +11,7 @@ from sglang_rpc.contract.versions import SUPPORTED
 from tests.unit.architectures.configs import configs
 
 #: Architectures whose generations were judged token by token, and by what. All of it ran on a CPU, in float32.
+RECURRENT = "`tests/engine/test_recurrent.py`, on a CPU"
 WINDOWS = "`tests/engine/test_windows.py`, on a CPU"
 WINDOW_POOLS = "`tests/engine/test_window_pool.py`, on a CPU, language model alone, dense"
 SHOWN = {
@@ -23,8 +24,11 @@ SHOWN = {
     "MellumForCausalLM": WINDOW_POOLS,
     "Olmo2ForCausalLM": f"{WINDOWS}, as OLMo 3",
     "Qwen2ForCausalLM": "`tests/engine/test_goldens.py`, `test_random.py`, on a CPU",
+    "Qwen3NextForCausalLM": RECURRENT,
+    "Qwen3_5ForCausalLM": f"{RECURRENT}, dense",
     "Qwen2_5_VLForConditionalGeneration": "`tests/engine/test_mrope.py`, with images and without, on a CPU",
-}  #: Those whose layers a test builds.
+}
+#: Those whose layers a test builds.
 CHECKED = frozenset(configs())
 
 PAGE = f"""# Architectures

@@ -35,7 +35,10 @@ MODELS = {
     "draft_model": ("draft models of speculative decoding", "the models that they draft for"),
     "diffusion": ("models that generate by diffusion, such as LLaDA and SDAR", "models that generate token by token"),
     "encoder_decoder": ("encoder-decoder models, such as Whisper", "decoder-only models"),
-    "recurrent_state": ("Mamba, linear attention, and hybrids, such as Nemotron-H", "attention in every layer"),
+    "recurrent_state": (
+        "recurrent layers alone, or beside lightning attention, windows or indexers, such as Mamba and Ring 2.5",
+        "full attention beside gated delta nets, KDA, Mamba 2, short convolutions, such as Qwen3-Next and Nemotron-H",
+    ),
     "sparse_attention": (
         "attention to keys that an indexer chooses (DSA and others), such as DeepSeek V3.2 and GLM-5",
         "attention to every key",
@@ -91,10 +94,10 @@ MODELS = {
     "kv_dtype": ("a KV cache of another type", "bfloat16, float16, float32, fp8_e4m3, fp8_e5m2"),
     "kv_layout": ("a KV cache in which a slot lies in pieces", "SGLang's default layout"),
     "kv_pool": (
-        "models with a pool of their own: recurrent states, latents with windows, 4-bit KV",
+        "models with a pool of their own: latents with windows, 4-bit KV",
         "the pools of full attention, of MLA, and of windows beside full attention",
     ),
-    "row_pool": ("requests that own more than KV slots, such as a recurrent state", "KV slots alone"),
+    "row_pool": ("requests that own more than KV slots and recurrent states", "KV slots, recurrent states"),
     "allocator": (
         "another allocator of slots, which a model or a flag brings: windows alone, or in a ring per request",
         "SGLang's ordinary two, and that of windows beside full attention",

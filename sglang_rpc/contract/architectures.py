@@ -120,19 +120,25 @@ ENCODER_DECODER = Kind(
     {"encoder_decoder": True},
 )
 RECURRENT = Kind(
-    "recurrent layers (Mamba, linear attention, short convolutions), alone or beside attention",
+    "full attention beside recurrent layers: gated delta nets, KDA, Mamba 2, short convolutions",
     """
-    BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration FalconH1ForCausalLM
-    FalconMambaForCausalLM Glm5NextForConditionalGeneration GraniteMoeHybridForCausalLM InklingForConditionalGeneration
-    InternS2MobiusForConditionalGeneration InternS2PreviewForConditionalGeneration JetNemotronForCausalLM
-    JetVLMForConditionalGeneration KimiK3ForConditionalGeneration KimiK3LinearForCausalLM KimiLinearForCausalLM
-    Lfm2ForCausalLM Lfm2MoeForCausalLM Lfm2VlForConditionalGeneration Mamba2ForCausalLM MambaForCausalLM
-    MiniCPMSALAForCausalLM MiniCPMV4_6ForConditionalGeneration MiniCPMV4_7ForConditionalGeneration NemotronHForCausalLM
+    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration FalconH1ForCausalLM GraniteMoeHybridForCausalLM
+    InternS2MobiusForConditionalGeneration InternS2PreviewForConditionalGeneration KimiK3ForConditionalGeneration
+    KimiK3LinearForCausalLM KimiLinearForCausalLM Lfm2ForCausalLM Lfm2MoeForCausalLM Lfm2VlForConditionalGeneration
+    MiniCPMV4_6ForConditionalGeneration MiniCPMV4_7ForConditionalGeneration NemotronHForCausalLM
     NemotronHPuzzleForCausalLM NemotronH_Nano_Omni_Reasoning_V3 NemotronH_Nano_VL_V2 NemotronH_Omni_Reasoning_V3
     Qwen3NextForCausalLM Qwen3_5ForCausalLM Qwen3_5ForConditionalGeneration Qwen3_5MoeForCausalLM
-    Qwen3_5MoeForConditionalGeneration Qwen4ExpForConditionalGeneration ZayaForCausalLM
+    Qwen3_5MoeForConditionalGeneration
     """,
-    {"recurrent_state": True},
+)
+OTHER_RECURRENCE = Kind(
+    "recurrent layers alone, or beside attention of another kind (lightning, windows, indexers, convolutions)",
+    """
+    BailingMoeV2_5ForCausalLM FalconMambaForCausalLM Glm5NextForConditionalGeneration InklingForConditionalGeneration
+    JetNemotronForCausalLM JetVLMForConditionalGeneration Mamba2ForCausalLM MambaForCausalLM MiniCPMSALAForCausalLM
+    Qwen4ExpForConditionalGeneration ZayaForCausalLM
+    """,
+    {"other_recurrence": True},
 )
 SPARSE = Kind(
     "sparse attention, whose indexer chooses keys (DSA and others)",
@@ -214,7 +220,7 @@ UNSEEN = Kind(
 
 KINDS = (
     *(FULL, LATENT, LATENT_OR_SPARSE, LANGUAGE_MODEL_INSIDE, WINDOWS, WINDOW_POOL, ONLY_WINDOWS, CHUNKS, SHARED_KV),
-    RECURRENT,
+    *(RECURRENT, OTHER_RECURRENCE),
     *(SPARSE, OWN_LATENT, OTHER_SHAPES, BY_DISTANCE, BIDIRECTIONAL, DRAWING, UNSEEN, DIFFUSION, ENCODER_DECODER),
     *(DRAFT, NOT_GENERATIVE),
 )

@@ -5,10 +5,13 @@ from typing import TypeGuard, TypeVar, cast
 
 import torch
 
-from sglang_rpc.contract.sglang.memory import KVPool, LatentPool
+from sglang_rpc.contract.sglang.memory import Allocator, HybridPool, KVPool, LatentPool
 from sglang_rpc.contract.sglang.model import AttentionLayer, HookableLayer, LatentAttention, ModelRunner
 from sglang_rpc.contract.windows import has_own_windows, parts_of
 from sglang_rpc.types import KVLayer
+
+#: Exactly this class: in a subclass, slots may be known by other numbers.
+HYBRID_POOL = "HybridLinearKVPool"
 
 Layer = TypeVar("Layer", bound=AttentionLayer)
 
@@ -42,6 +45,19 @@ def latent_attentions(model: torch.nn.Module) -> list[LatentAttention]:
     return cast("list[LatentAttention]", found)
 
 
+def hybrid_pool(allocator: Allocator) -> HybridPool | None:
+    """The pool of a model with recurrent layers beside attention; None of another, or of a class that RPC does not
+    know."""
+    pool = allocator.get_kvcache()
+    return cast("HybridPool", pool) if type(pool).__name__ == HYBRID_POOL else None
+
+
+def kv_pool(allocator: Allocator) -> KVPool:
+    """Where K and V of the attention layers lie; beside recurrent layers, a part of the model's pool."""
+    hybrid = hybrid_pool(allocator)
+    return allocator.get_kvcache() if hybrid is None else hybrid.full_kv_pool
+
+
 def is_latent(pool: KVPool) -> TypeGuard[LatentPool]:
     """Whether a token's KV is one latent, which is key and value in one."""
     return hasattr(pool, "kv_lora_rank")
@@ -62,8 +78,11 @@ def moved_layers(model_runner: ModelRunner, layers: Sequence[Layer]) -> list[Lay
 
 def kv_layer(model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
     """Where this layer's KV lies in the pool, and how its logits are scaled."""
-    pool = model_runner.token_to_kv_pool_allocator.get_kvcache()
-    if has_own_windows(pool):
+    allocator = model_runner.token_to_kv_pool_allocator
+    pool, hybrid = kv_pool(allocator), hybrid_pool(allocator)
+    if hybrid is not None:
+        index = hybrid.full_attention_layer_id_mapping[layer.layer_id]
+    elif has_own_windows(pool):
         index, own = pool.layers_mapping[layer.layer_id]
         assert not own, f"layer {layer.layer_id} has no window, and its KV is in the pool for windows"
         pool = pool.full_kv_pool

@@ -24,6 +24,8 @@
 | `capture` | how do queries get into the query ring? |
 | `accumulate` | how is the attention of every step added up, for policies that ask? |
 | `tree` | what may the prefix tree hold of a compressed request? |
+| `recurrence` | what happens to recurrent states beside compressed KV? |
+| `state_slots` | how many recurrent states are there, and do they bind before KV does? |
 | `resume` | how does a retracted request come back with its KV? |
 | `backup_memory` | how much host memory do backups get? |
 | `backups` | when is a retracted request's KV saved, and when dropped? |

@@ -16,6 +16,8 @@ def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
     entries = state.clock.physical(len(req.output_ids) - 1, prompt)
     if runtime.own_windows or not (state.active or state.evicted) or len(req.output_ids) == 0 or not req.kv.holds_kv:
         return None
+    if runtime.recurrent:
+        return None  # its recurrent state is not kept
     if not entries <= req.kv.kv_committed_len <= entries + 1 or req.input_embeds is not None:
         return None  # still being prefilled
     if req.return_logprob and 0 <= req.logprob_start_len < prompt:

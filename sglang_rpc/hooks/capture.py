@@ -10,6 +10,7 @@ from sglang_rpc.contract.layers import (
     decoder_layers,
     full_attention,
     kv_layer,
+    kv_pool,
     latent_attentions,
     moved_layers,
     pool_bytes,
@@ -70,7 +71,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         tokens=full_slots_free(allocator),
         rows=rows - 1,
         slot_bytes=QueryRing.slot_bytes(**shape),
-        pool_bytes=pool_bytes(allocator.get_kvcache()),
+        pool_bytes=pool_bytes(kv_pool(allocator)),
     )
     ring = QueryRing(slots=slots.slots, rows=rows, device=model_runner.device, **shape)
     kv_layers = [kv_layer(model_runner, layer) for layer in moved_layers(model_runner, layers)]

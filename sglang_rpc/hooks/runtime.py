@@ -1,12 +1,13 @@
 """RPC in one scheduler: built when the scheduler is whole, found by every hook through `runtime_of`."""
 
 import logging
+from dataclasses import replace
 
 import torch
 
 import sglang_rpc
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.layers import is_latent
+from sglang_rpc.contract.layers import hybrid_pool, is_latent, kv_pool
 from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.contract.refused import ends_if_refused
@@ -21,6 +22,7 @@ from sglang_rpc.hooks import backup_memory
 from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
 from sglang_rpc.hooks.model import model_rpc
+from sglang_rpc.hooks.state_slots import state_slots
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
@@ -42,7 +44,7 @@ class SchedulerRPC:
         self.query_slots = model.query_slots
         group = _tensor_parallel_group()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
-        latent = is_latent(scheduler.token_to_kv_pool_allocator.get_kvcache())
+        latent = is_latent(kv_pool(scheduler.token_to_kv_pool_allocator))
         together = config.aggregation == "all" or latent
         self.compressor = Compressor(
             config,
@@ -62,7 +64,10 @@ class SchedulerRPC:
                     group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.tracer = _tracer(scheduler, config, self.compressor, group)
         self.own_windows = model.window_pool is not None  #: whether window layers have a KV pool of their own
-        self.backups = backup_memory.set_aside(config, model.layers, group, self.own_windows)
+        # A state that came back would have to be that of the newest token, and the forward in flight changes it.
+        self.recurrent = hybrid_pool(scheduler.token_to_kv_pool_allocator) is not None
+        kept = replace(config, host_backup_gb=0) if self.recurrent else config
+        self.backups = backup_memory.set_aside(kept, model.layers, group, self.own_windows)
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None
@@ -126,7 +131,7 @@ def install_compressor(_result: object, scheduler: Scheduler) -> None:
     scheduler.rpc = runtime = SchedulerRPC(scheduler, config)
     scheduler.req_to_token_pool.rpc = runtime
     logger.info(
-        "RPC on: %s; scope in effect: %s; scoring: %s%s; %d query slots, %.1f MB, %s",
+        "RPC on: %s; scope in effect: %s; scoring: %s%s; %d query slots, %.1f MB, %s%s",
         config.to_json(),
         runtime.scope_in_effect,
         runtime.compressor.scoring,
@@ -134,6 +139,7 @@ def install_compressor(_result: object, scheduler: Scheduler) -> None:
         runtime.ring.slots,
         runtime.ring.nbytes / 1e6,
         runtime.query_slots.sentence,
+        state_slots(scheduler, config),
     )
 
 

@@ -19,10 +19,16 @@ from sglang_rpc.hooks.runtime import state_of
     "KV of a compressed request must not enter the tree under its token ids, nor KV that is going to be compacted",
 )
 def insert_prompt_only(original: Callable[..., None], tree: Tree, req: Req, *, up_to: int, **kwargs: object) -> None:
-    """AROUND UnifiedRadixCache.checkpoint: clamp to the prompt what is compressed, or may be later."""
+    """AROUND UnifiedRadixCache.checkpoint: clamp to the prompt what is compressed, or may be later.
+
+    A recurrent state cannot be clamped: it is of all tokens up to `up_to`. So nothing is inserted beside such states.
+    """
     state = state_of(req)
     if state is not None and (state.evicted or (state.active and not req.finished())):
-        up_to = min(up_to, len(req.origin_input_ids))
+        prompt = len(req.origin_input_ids)
+        if up_to > prompt and tree.supports_mamba():
+            return  # as of a request that SGLang keeps out of the tree
+        up_to = min(up_to, prompt)
     original(tree, req, up_to=up_to, **kwargs)
 
 

@@ -56,7 +56,7 @@ def _spy(self, path: str, prompt: list[int]) -> None:
         "protected": self.tree_cache.swa_protected_size(),
         "mapped": int((pool.full_to_swa_index_mapping > 0).sum()),
     }
-    pool = pool.full_kv_pool if own else pool
+    pool = getattr(pool, "full_kv_pool", pool)  # beside windows or recurrent layers
     digest = hashlib.sha256()
     for buffer in pool.kv_buffer if hasattr(pool, "kv_buffer") else (*pool.k_buffer, *pool.v_buffer):
         digest.update(buffer[slots].contiguous().cpu().view(torch.uint8).numpy().tobytes())

@@ -155,6 +155,18 @@ class Judge:
             self.evicted[layer][[at for at in candidates if at not in kept]] = True
         return closest
 
+    def cache(self) -> DynamicCache:
+        """An empty one, which forgets nothing."""
+        return DynamicCache()
+
+    def begin(self, length: int) -> None:
+        """Forget the last text; the next one has up to `length` tokens."""
+        ALL_ATTENTION_FUNCTIONS.register("judge", self._attend)  # another judge may have taken the name
+        self.evicted = {layer: torch.zeros(length, dtype=torch.bool) for layer in self.full}
+        self.queries: dict[int, torch.Tensor] = {}
+        self.keys: dict[int, torch.Tensor] = {}
+        self.scale: dict[int, tuple[float, float | None]] = {}
+
     @torch.inference_mode()
     def logprobs(self, prompt: list[int], output: list[int], rule: Rule | None, least: int = 0, page: int = 1):
         """Log probability of each output token, how far its logit lies below the best, and the closest cut.
@@ -162,11 +174,8 @@ class Judge:
         `least`: candidates that each compression keeps at least. `page`: entries of which it evicts a multiple.
         """
         length = len(prompt) + len(output)
-        self.evicted = {layer: torch.zeros(length, dtype=torch.bool) for layer in self.full}
-        self.queries: dict[int, torch.Tensor] = {}
-        self.keys: dict[int, torch.Tensor] = {}
-        self.scale: dict[int, tuple[float, float | None]] = {}
-        cache, closest, events = DynamicCache(), math.inf, 0
+        self.begin(length)
+        cache, closest, events = self.cache(), math.inf, 0
         chosen: list[torch.Tensor] = []
         step, tokens = 0, prompt
         while True:

@@ -39,6 +39,8 @@ class ScheduleBatch:
     token_to_kv_pool_allocator: Allocator = field(default_factory=Allocator)
     tree_cache: Tree = field(default_factory=Tree)
     batch_is_full: bool = False
+    mamba_track_mask_cpu: list[bool] | None = None
+    mamba_track_mask_next_cpu: list[bool] | None = None
     spec_algorithm: Any = None
 
     @property

@@ -28,6 +28,14 @@ class KVPool:
 
 
 @dataclass(eq=False)
+class HybridPool:
+    """Of a model with recurrent layers. RPC knows SGLang's class by its name, as a test's subclass has it."""
+
+    full_kv_pool: KVPool = field(default_factory=KVPool)
+    full_attention_layer_id_mapping: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Allocator:
     """`free` counts the pool's free slots, or says how to count them."""
 
@@ -81,12 +89,27 @@ class Tree:
     evictable: int = 0
     cache_controller: Any = None
     linker: Any = None
+    states: bool = False
 
     def evictable_size(self) -> int:
         return self.evictable
+
+    def supports_mamba(self) -> bool:
+        return self.states
 
     def free_kv_row(self, kv: ReqKvInfo, ranges: list[tuple[int, int]]) -> None:
         raise NotImplementedError("a test that frees slots uses SGLang's own tree")
 
     def prefix_device_indices(self, req: Req) -> torch.Tensor:
         return torch.zeros(0, dtype=torch.int64)
+
+
+@dataclass(eq=False)
+class StateAllocator:
+    size: int = 0
+
+
+@dataclass(eq=False)
+class HybridReqToTokenPool:
+    size: int = 0
+    mamba_allocator: StateAllocator = field(default_factory=StateAllocator)

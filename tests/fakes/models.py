@@ -22,6 +22,7 @@ class ServerArgs:
     device: str | None = "cuda"
     cuda_graph_config: Any = None
     disable_hybrid_swa_memory: bool = False
+    max_running_requests: int | None = None
     enable_two_batch_overlap: bool = False
 
 

@@ -63,6 +63,7 @@ class Req:
     last_node: Any = None
     is_retracted: bool = False
     session: Any = None
+    skip_radix_cache_insert: bool = False
     finished_reason: Any = None
     to_finish: Any = None
     rid: str = "rid"

@@ -30,6 +30,7 @@ class Runtime:
     backups: HostBackup = field(default_factory=lambda: HostBackup([], 0))
     recording_ahead: list[RequestState] = field(default_factory=list)
     own_windows: bool = False
+    recurrent: bool = False
     step: int = 0
     retraction_is_certain: bool | None = None
 

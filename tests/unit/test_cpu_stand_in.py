@@ -19,6 +19,7 @@ SET_BY_PREPARE = (
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
     "SGLANG_CPU_OMP_THREADS_BIND",
+    "SGLANG_MAMBA_CONV_DTYPE",
     "SGLANG_NCCL_SO_PATH",
     "SGLANG_USE_CPU_ENGINE",
     "TORCHDYNAMO_DISABLE",
@@ -219,6 +220,7 @@ DEFAULTS = {
     "--device": ["cpu"],
     "--attention-backend": ["torch_native"],
     "--sampling-backend": ["pytorch"],
+    "--mamba-radix-cache-strategy": ["no_buffer"],
     "--sleep-on-idle": [],
     "--max-total-tokens": [str(cpu.MAX_TOTAL_TOKENS)],
 }

@@ -20,7 +20,7 @@ from tests.fakes import batches, memory, models, requests, runtime, scheduler
 OWN = {
     memory.Allocator: {"free", "kvcache"},
     memory.ReqToTokenPool: {"rpc"},
-    memory.Tree: {"evictable"},
+    memory.Tree: {"evictable", "states"},
     models.KVCacheConfigurator: {"requests", "token_bytes"},
     models.ModelConfig: {"kv_heads"},
     models.ModelRunner: {"rpc"},

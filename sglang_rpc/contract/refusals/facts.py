@@ -6,7 +6,14 @@ from typing import Any, cast
 import torch
 
 from sglang_rpc.contract.architectures import flags_of
-from sglang_rpc.contract.layers import decoder_layers, full_attention, is_latent, latent_attentions, window_of
+from sglang_rpc.contract.layers import (
+    decoder_layers,
+    full_attention,
+    is_latent,
+    kv_pool,
+    latent_attentions,
+    window_of,
+)
 from sglang_rpc.contract.refusals.row import OFF
 from sglang_rpc.contract.sglang.memory import KVPool
 from sglang_rpc.contract.sglang.model import LatentAttention, ModelConfig, ModelRunner
@@ -18,7 +25,7 @@ from sglang_rpc.errors import IncompatibleSGLangError
 
 #: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
 KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool", POOL)
-ROW_POOLS = ("ReqToTokenPool",)
+ROW_POOLS = ("ReqToTokenPool", "HybridReqToTokenPool")
 #: Whose choice between absorbed and expanded latents RPC knows.
 DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
 
@@ -37,7 +44,7 @@ class ServingFacts:
     encoder_decoder: bool = False
     latent_attention: bool = False  #: MLA, and DSA which builds on it: one latent per token for all heads
     sparse_attention: bool = False  #: DSA and others: an indexer chooses the keys of each step
-    recurrent_state: bool = False  #: Mamba, linear attention, short convolutions
+    other_recurrence: bool = False  #: recurrent layers alone, or beside attention of another kind than full
     ngram_embedding: bool = False
     position_table: bool = False  #: rope positions of tokens to come stand in a table of the image that is drawn
     decoder_layers: int = 1  #: attention layers whose KV could be compressed
@@ -110,14 +117,12 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
 def facts_of_config(model_config: ModelConfig) -> ServingFacts:
     """What a configuration tells of a model, before anything of it is built."""
     from sglang.srt.configs.model_config import is_deepseek_dsa
-    from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
 
     architecture = (model_config.hf_config.architectures or ["unknown"])[0]
     facts = ServingFacts(
         model=architecture,
         encoder_decoder=model_config.is_encoder_decoder,
         sparse_attention=is_deepseek_dsa(model_config.hf_config),
-        recurrent_state=uses_ssm_state(model_config),
         ngram_embedding=model_config.use_ngram_embedding,
     )
     return replace(facts, **flags_of(architecture))
@@ -126,7 +131,7 @@ def facts_of_config(model_config: ModelConfig) -> ServingFacts:
 def _pool_facts(runner: ModelRunner) -> dict[str, Any]:
     """Of the pools and of the layers that use them. Of a pool of another kind little more than the name is read."""
     allocator, rows = runner.token_to_kv_pool_allocator, runner.req_to_token_pool
-    pool = allocator.get_kvcache()
+    pool = kv_pool(allocator)
     names: dict[str, Any] = dict(
         kv_pool=pool_name(pool),
         row_pool=type(rows).__name__,

@@ -53,8 +53,11 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "RPC scores decoder-only attention",
     ),
     recurrent_state=Row(
-        lambda f, _: f.recurrent_state and f"{f.model} has recurrent layers (Mamba, linear attention), whose state",
-        "it is tracked by KV length, which compression shortens",
+        lambda f, _: (
+            (f.other_recurrence or not f.pool_layers)
+            and f"{f.model}, whose recurrent layers stand alone or beside attention of another kind,"
+        ),
+        "RPC compresses full attention, and knows gated delta nets, KDA, Mamba 2 and short convolutions beside it",
     ),
     sparse_attention=Row(
         lambda f, _: f.sparse_attention and f"{f.model}, which has sparse attention to keys that an indexer chooses,",

@@ -251,6 +251,15 @@ SERVER_ROWS = named(
         {"--kv-canary": ("none",)},
         "the canary checks that each slot still holds the token it was written for, and RPC moves entries",
     ),
+    lazy_state_tracking=_row(
+        {"--mamba-radix-cache-strategy": ("auto", "no_buffer", "extra_buffer")},
+        "slots for recurrent states are allocated at KV lengths, which compression shortens",
+        "use --mamba-radix-cache-strategy extra_buffer",
+    ),
+    replayed_states=_row(
+        "--enable-linear-replayssm --enable-linear-replayssm-spec",
+        "recurrent states are brought up to date at KV lengths, which compression shortens",
+    ),
     ray=_row(
         "--use-ray",
         "Ray's scheduler actors load no SGLang plugins, so nothing would be compressed and nothing would say so",

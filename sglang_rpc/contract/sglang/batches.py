@@ -26,6 +26,8 @@ class ScheduleBatch(Protocol):
     batch_is_full: bool  #: whether admission may be skipped
     extend_lens: list[int]  #: tokens that each row prefills in this step
     forward_mode: ForwardMode
+    mamba_track_mask_cpu: list[bool] | None  #: of a decode step: whose recurrent state it copies
+    mamba_track_mask_next_cpu: list[bool] | None  #: whose the next step would copy; None without overlap
     orig_seq_lens: torch.Tensor  #: int32 [rows], logical
     req_to_token_pool: ReqToTokenPool
     reqs: list[Req]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -40,12 +40,21 @@ class LatentPool(Protocol):
     start_layer: int
 
 
+@assumed(
+    f"{_CACHE}.memory_pool.HybridLinearKVPool",
+    "of a model with recurrent layers, the pool of its attention layers, which have numbers of their own there",
+)
+class HybridPool(Protocol):
+    full_attention_layer_id_mapping: Mapping[int, int]  #: layer id -> number in `full_kv_pool`
+    full_kv_pool: KVPool
+
+
 @assumed(f"{_CACHE}.allocator.base.BaseTokenToKVPoolAllocator", "the page size, and the pool that slots belong to")
 class Allocator(Protocol):
     page_size: int  #: slots
 
     def get_kvcache(self) -> KVPool:
-        """the pool that slots belong to"""  # or a LatentPool: `layers.is_latent` tells
+        """the pool that slots belong to"""  # or another kind: `layers.kv_pool` and `layers.is_latent` tell
 
     def available_size(self) -> int:
         """free slots"""
@@ -84,6 +93,21 @@ class ReqToTokenPool(Protocol):
         """sets row positions to slots"""
 
 
+class StateAllocator(Protocol):
+    """Of the slots that recurrent states have."""
+
+    size: int  #: slots
+
+
+@assumed(
+    f"{_CACHE}.memory_pool.HybridReqToTokenPool",
+    "how many recurrent states there are, and how many requests they let run",
+)
+class HybridReqToTokenPool(Protocol):
+    mamba_allocator: StateAllocator
+    size: int  #: rows
+
+
 @assumed(f"{_CACHE}.unified_radix_cache.UnifiedRadixCache", "what would make it more than a tree on this device")
 class Tree(Protocol):
     cache_controller: object | None
@@ -91,6 +115,9 @@ class Tree(Protocol):
 
     def evictable_size(self) -> int:
         """slots that nobody but the tree holds"""
+
+    def supports_mamba(self) -> bool:
+        """whether it holds recurrent states too, each at the end of the text that it was computed from"""
 
     def free_kv_row(self, kv: ReqKvInfo, ranges: list[tuple[int, int]]) -> None:
         """frees row positions [a, b), a on a page boundary, without waiting for the device"""

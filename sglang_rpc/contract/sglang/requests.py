@@ -82,6 +82,7 @@ class Req(Protocol):
     rid: str
     rpc: RequestState | None
     sampling_params: SamplingParams
+    skip_radix_cache_insert: bool  #: whether what it holds is freed, not inserted in the tree
     session: Session | None
     to_finish: FinishReason | None
 

@@ -53,9 +53,13 @@ class ParallelArgs(Protocol):
     attn_tp_size: int
 
 
-@assumed(f"{_FIELDS}.schedule.Schedule", "whether layers with sliding windows share the KV pool with the others")
+@assumed(
+    f"{_FIELDS}.schedule.Schedule",
+    "whether layers with sliding windows share the KV pool with the others, and how many requests may run",
+)
 class ScheduleArgs(Protocol):
     disable_hybrid_swa_memory: bool
+    max_running_requests: int | None
 
 
 class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, OverlapArgs, Protocol):

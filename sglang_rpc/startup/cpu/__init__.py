@@ -7,7 +7,8 @@ from `sglang.srt` (it caches "no CPU engine" for the process, and `prepare` then
 
 How every process of the server gets it: SGLang starts its processes with multiprocessing's spawn, which hands the
 parent's environment and sys.path to each child. So environment variables and one directory at the end of sys.path are
-all there is: no import hook, no patched module, and nothing that depends on a child's main module.
+all there is: no import hook, and nothing that depends on a child's main module. What lies there changes SGLang itself
+in the process that runs a model with gated delta nets, and there alone (`recurrent_ops`).
 """
 
 import os
@@ -78,6 +79,8 @@ def prepare(device: str | None = None, ranks: int = 1) -> bool:
     # SGLang compiles a few small functions with torch.compile; without a GPU that needs a C++ compiler and tens of
     # seconds at the first request, and gains nothing here.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Unset, SGLang keeps the inputs of a recurrent layer's convolution in bfloat16, whatever the model's own type.
+    os.environ.setdefault("SGLANG_MAMBA_CONV_DTYPE", "float32")
     if STAND_IN not in sys.path:
         # Last, so that a real common_ops anywhere on the path is found first.
         sys.path.append(STAND_IN)
@@ -96,6 +99,9 @@ def server_defaults() -> dict[str, str | int | bool]:
         "device": "cpu",
         "attention_backend": "torch_native",
         "sampling_backend": "pytorch",
+        # Models with recurrent layers; the other strategies need a GPU. It wants --disable-overlap-schedule, which
+        # SGLang says where it is missing. No other model reads it.
+        "mamba_radix_cache_strategy": "no_buffer",
         # Unset, an idle scheduler spins on a core, which the other processes of a small machine need.
         "sleep_on_idle": True,
         # Token positions. Unset, SGLang zeroes a KV pool of most of the machine's memory, gigabytes really touched.

@@ -62,6 +62,7 @@ TYPED = """
     PhiForCausalLM phi, Qwen2ForCausalLM qwen2, Qwen2ForSequenceClassification qwen2, Qwen2MoeForCausalLM qwen2_moe,
     Qwen2VLForConditionalGeneration qwen2_vl, Qwen2_5_VLForConditionalGeneration qwen2_5_vl, Qwen3ForCausalLM qwen3,
     Qwen3ForSequenceClassification qwen3, Qwen3Model qwen3, Qwen3MoeForCausalLM qwen3_moe,
+    Qwen3NextForCausalLM qwen3_next,
     Qwen3VLForConditionalGeneration qwen3_vl, Qwen3VLMoeForConditionalGeneration qwen3_vl_moe,
     Qwen3_5ForCausalLM qwen3_5_text, Qwen3_5ForConditionalGeneration qwen3_5, Qwen3_5MoeForCausalLM qwen3_5_moe_text,
     Spark2_5ForCausalLM spark2_5, StableLmForCausalLM stablelm, Starcoder2ForCausalLM starcoder2,
@@ -116,6 +117,7 @@ MORE: dict[str, dict[str, Any]] = {
     "Qwen2VLForConditionalGeneration": dict(vision_config=dict(in_chans=3, depth=1), text_config=FEW),
     "Qwen3VLForConditionalGeneration": dict(text_config=FEW),
     "Qwen3VLMoeForConditionalGeneration": dict(text_config=FEW),
+    "Qwen3NextForCausalLM": LINEAR,
     "Qwen3_5ForCausalLM": LINEAR,
     "Qwen3_5ForConditionalGeneration": dict(
         vision_config=dict(deepstack_visual_indexes=[], depth=1), text_config=FEW | LINEAR

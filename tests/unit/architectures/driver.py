@@ -60,12 +60,18 @@ def instance(name: str, **attributes: Any) -> Any:
 def pool_of(model_config: Any) -> tuple[Any, str, str]:
     """KV pool, row pool and allocator of the classes that SGLang builds for such a model. Of those that RPC does not
     know nothing can be read but the name."""
-    from sglang.srt.configs.model_config import is_deepseek_dsa
+    from sglang.srt.configs.hybrid_arch import mambaish_config
     from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
 
     plain = "ReqToTokenPool", "TokenToKVPoolAllocator"
+    recurrent = mambaish_config(model_config)
+    if recurrent is not None and model_config.is_hybrid_swa:
+        return instance("UnifiedHybridLinearKVPool"), "HybridReqToTokenPool", "TokenToKVPoolAllocator"
     if uses_ssm_state(model_config):
-        return instance("HybridLinearKVPool"), "HybridReqToTokenPool", plain[1]
+        full = recurrent.full_attention_layer_ids
+        inside = attention_pool(model_config, len(full))
+        wrapped = instance("HybridLinearKVPool", full_kv_pool=inside, full_attention_layer_id_mapping={})
+        return wrapped, "HybridReqToTokenPool", plain[1]
     if model_config.is_hybrid_swa and model_config.hf_config.architectures[0] not in SERVED_FROM_EITHER:
         parts = [
             instance("MHATokenToKVPool", kv_cache_layout="nhd", k_buffer=[], v_buffer=[], quant_method=None)
@@ -74,13 +80,20 @@ def pool_of(model_config: Any) -> tuple[Any, str, str]:
         known = dict(dtype=torch.bfloat16, layer_num=model_config.num_attention_layers)
         pool = instance("SWAKVPool", full_kv_pool=parts[0], swa_kv_pool=parts[1], **known)
         return pool, plain[0], "SWATokenToKVPoolAllocator"
+    return attention_pool(model_config, model_config.num_attention_layers), *plain
+
+
+def attention_pool(model_config: Any, layers: int) -> Any:
+    """The pool of so many attention layers."""
+    from sglang.srt.configs.model_config import is_deepseek_dsa
+
     if is_deepseek_dsa(model_config.hf_config):
-        return instance("DSATokenToKVPool"), *plain
-    known = dict(dtype=torch.bfloat16, layer_num=model_config.num_attention_layers)
+        return instance("DSATokenToKVPool")
+    known = dict(dtype=torch.bfloat16, layer_num=layers)
     if model_config.attention_arch.name != "MLA":
-        return instance("MHATokenToKVPool", kv_cache_layout="nhd", **known), *plain
+        return instance("MHATokenToKVPool", kv_cache_layout="nhd", **known)
     rank, rope = model_config.kv_lora_rank, model_config.qk_rope_head_dim
-    return instance("MLATokenToKVPool", kv_lora_rank=rank, kv_cache_dim=rank + rope, **known), *plain
+    return instance("MLATokenToKVPool", kv_lora_rank=rank, kv_cache_dim=rank + rope, **known)
 
 
 def runner_of(model_config: Any, model: torch.nn.Module) -> Any:
@@ -95,7 +108,7 @@ def runner_of(model_config: Any, model: torch.nn.Module) -> Any:
         use_mla_backend=model_config.attention_arch.name == "MLA",
         decode_attention_backend_str="triton",
         prefill_attention_backend_str="triton",
-        req_to_token_pool=instance(rows, **({"_aux_cache": None} if rows == "ReqToTokenPool" else {})),
+        req_to_token_pool=instance(rows, _aux_cache=None),
         token_to_kv_pool_allocator=instance(allocator, get_kvcache=lambda: pool, page_size=64, _swa_req_ring=False),
     )
 

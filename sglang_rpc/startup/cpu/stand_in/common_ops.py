@@ -8,10 +8,13 @@ untouched: only the operators they call, `torch.ops.sgl_kernel.<name>`, are supp
 Names SGLang asks for with `hasattr` (`convert_weight_packed`, `fused_qk_norm_cpu`, `fused_qk_norm_rope_cpu`,
 `shm_group_initialize`) must stay absent: their absence is how SGLang knows to take its plain PyTorch path.
 
-This file imports torch alone: it runs while `sgl_kernel` is only half imported.
+Operators of recurrent layers are in `recurrent_ops`. Neither file imports anything of SGLang while it is imported:
+`sgl_kernel` is only half imported then.
 """
 
 import torch
+
+from sglang_rpc.startup.cpu.recurrent_ops import OPERATORS
 
 #: Operators that are looked up where SGLang 0.5.23 is imported, but that a CPU's plain decoding does not call.
 NEEDED_AT_IMPORT = (
@@ -20,9 +23,6 @@ NEEDED_AT_IMPORT = (
     "assign_draft_cache_locs_contiguous_cpu",
     "assign_extend_cache_locs_cpu",
     "build_tree_kernel_efficient_cpu",
-    "causal_conv1d_fwd_cpu",
-    "causal_conv1d_update_cpu",
-    "chunk_gated_delta_rule_cpu",
     "copy_all_layer_kv_cache_cpu",
     "fill_accept_out_cache_loc_cpu",
     "fill_bonus_tokens_cpu",
@@ -30,13 +30,7 @@ NEEDED_AT_IMPORT = (
     "verify_tree_greedy_cpu",
     # Those that model and attention files bind to a module-level name.
     "fused_dual_residual_rmsnorm_cpu",
-    "fused_gdn_gating_cpu",
     "fused_moe_router_cpu",
-    "fused_qk_gemma_rmsnorm_cpu",
-    "fused_qk_gemma_rmsnorm_with_gate_cpu",
-    "fused_qkvzba_split_reshape_cat_contiguous_cpu",
-    "fused_sigmoid_gating_delta_rule_update_cpu",
-    "fused_sigmoid_mul_cpu",
     "rmsnorm_cpu",
 )
 
@@ -77,11 +71,14 @@ def _unavailable(name: str):
 
 def supply(namespace) -> None:
     """Set every operator above on `namespace` (`torch.ops.sgl_kernel`) unless it has one of that name already."""
-    if not hasattr(namespace, "assign_req_to_token_pool_cpu"):
-        namespace.assign_req_to_token_pool_cpu = assign_req_to_token_pool_cpu
+    for operator in (assign_req_to_token_pool_cpu, *OPERATORS):
+        if not hasattr(namespace, operator.__name__):
+            setattr(namespace, operator.__name__, operator)
     for name in NEEDED_AT_IMPORT:
         if not hasattr(namespace, name):
             setattr(namespace, name, _unavailable(name))
 
 
 supply(torch.ops.sgl_kernel)
+# Qwen3-Next asks for the device that it is built on. Where PyTorch is built for CUDA, and there is no GPU, that raises.
+torch.cuda.current_device = torch.cpu.current_device  # type: ignore[assignment]

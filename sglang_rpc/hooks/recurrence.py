@@ -1,0 +1,46 @@
+"""What happens to recurrent states beside compressed KV: nothing. They hold the whole text, and no compression moves
+them. But SGLang keys a state in the tree by a number of tokens, which it takes from the KV length, and a compressed
+row is shorter than its text. So of a compressed request no state is tracked, and none enters the tree."""
+
+from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.memory import Tree
+from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.targets import BEFORE, hook
+from sglang_rpc.hooks.runtime import state_of
+
+
+@hook(
+    BEFORE,
+    "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+    "._handle_finish_state_updated_req",
+    "where a decode step has copied a state, SGLang takes the KV length for a number of tokens, and asserts it",
+)
+def track_no_state(
+    _processor: object, req: Req, batch: ScheduleBatch, _result: object, i: int, _logits_output: object
+) -> None:
+    """BEFORE SchedulerBatchResultProcessor._handle_finish_state_updated_req, once per row of a decode step's result.
+
+    Of a compressed request nothing is noted of a copy, also if the step was launched before the compression. The copy
+    itself is in a slot of the request's own, which nobody reads.
+    """
+    if batch.mamba_track_mask_cpu is None:
+        return
+    state = state_of(req)
+    if state is None or not state.evicted:
+        return
+    batch.mamba_track_mask_cpu[i] = False
+    if batch.mamba_track_mask_next_cpu is not None:
+        batch.mamba_track_mask_next_cpu[i] = False
+
+
+@hook(
+    BEFORE,
+    "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.claim_kv_row",
+    "a finished request's last state would enter the tree under the prompt, to which its KV is cut",
+)
+def keep_last_state_out(tree: Tree, req: Req) -> None:
+    """BEFORE UnifiedRadixCache.claim_kv_row, at the beginning of each release of a row: of a compressed request nothing
+    is inserted, and its states are freed. The tree has its prompt since the prefill."""
+    state = state_of(req)
+    if state is not None and state.evicted and tree.supports_mamba():
+        req.skip_radix_cache_insert = True

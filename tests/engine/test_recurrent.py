@@ -1,0 +1,155 @@
+"""Models with recurrent layers: full attention is compressed, states hold the whole text, and the tree gives both."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from sglang_rpc import RPCConfig
+from tests.engine.engines import assert_balanced, engine, flush, greedy, look_inside
+from tests.engine.oracle import Rule
+from tests.engine.recurrent import FAMILIES, ON_A_CPU, Judge, write_model
+from tests.engine.test_random import SELECTION_TOLERANCE
+
+torch.set_num_threads(1)  # more threads on these tiny tensors only fight the server for the cores
+
+#: A log probability may differ as much: float32 in another order of summation.
+TOLERANCE = 5e-3 if torch.cuda.is_available() else 1e-3
+#: States are copied under overlap as a request decodes, which SGLang does on GPUs alone.
+TRACKED = "tracked, overlap"
+SHAPES = {
+    "plain": {},
+    # Few states: those of retracted requests' prompts are evicted before the requests come back.
+    "mixed, chunked, retracting": dict(
+        enable_mixed_chunk=True, chunked_prefill_size=32, max_running_requests=4, max_mamba_cache_size=14
+    ),
+    TRACKED: dict(disable_overlap_schedule=False, mamba_radix_cache_strategy="extra_buffer", mamba_track_interval=64),
+}
+BY_DEFAULT = {"qwen3_next": "mixed, chunked, retracting", "qwen3_5_text": "plain"}
+
+
+def marks_of(family: str, shape: str):
+    if shape == TRACKED:
+        return pytest.mark.gpu
+    return () if BY_DEFAULT[family] == shape else pytest.mark.long
+
+
+RUNS = [
+    pytest.param((family, shape), id=f"{family}, {shape}", marks=marks_of(family, shape))
+    for family in FAMILIES
+    for shape in SHAPES
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    paths = {family: write_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+    return {family: (path, Judge(path)) for family, path in paths.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_sglang_says_what_transformers_says(models, family):
+    model, judge = models[family]
+    rng = random.Random(1)
+    prompts = [[rng.randrange(20, 500) for _ in range(length)] for length in (5, 40, 33)]
+    expected = [judge.greedy(prompt, 40) for prompt in prompts]
+    with engine(model, None, **ON_A_CPU, chunked_prefill_size=16) as stock:
+        results = stock.generate(input_ids=prompts, sampling_params=[greedy(40)] * len(prompts))
+    assert [result["output_ids"] for result in results] == expected
+    assert all(len(set(output)) > 20 for output in expected)
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def running(request, models):
+    family, shape = request.param
+    model, judge = models[family]
+    with pytest.MonkeyPatch.context() as patch:
+        if "retracting" in shape:
+            patch.setenv("SGLANG_TEST_RETRACT", "1")
+            patch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "11")
+        patch.setenv("SGLANG_MAMBA_CONV_DTYPE", "float32")  # as the CPU reference mode has it
+        rpc = RPCConfig(interval=40, window=8, ratio=2, scope="all")
+        with engine(model, rpc, **(ON_A_CPU | SHAPES[shape])) as started:
+            yield started, judge, shape
+
+
+def requests(rng: random.Random):
+    """Prompts of a common beginning, options, lengths."""
+    shared = [rng.randrange(20, 500) for _ in range(40)]
+    for index in range(10):
+        own = [rng.randrange(20, 500) for _ in range(rng.randint(1, 20))]
+        rpc = {"interval": rng.randint(12, 40), "window": rng.randint(2, 8), "ratio": rng.choice([1.5, 2, 4])}
+        yield shared[: rng.choice([0, 17, 40])] + own, {"enabled": False} if index == 3 else rpc, rng.randint(60, 110)
+
+
+def generate(running, prompts, options, lengths):
+    return running.generate(
+        input_ids=prompts,
+        sampling_params=[greedy(n, rpc=rpc) for n, rpc in zip(lengths, options, strict=True)],
+        return_logprob=True,
+        logprob_start_len=-1,
+    )
+
+
+def check(judge: Judge, prompt: list[int], rpc: dict, result: dict) -> bool:
+    """Each token has the probability that the judge gives it; whether it could tell.
+
+    Not where a selection was too close to call, nor of a request that was retracted once it had been compressed: it was
+    prefilled again, uncompressed, and then compressed late.
+    """
+    meta, output = result["meta_info"], result["output_ids"]
+    if meta["rpc"]["late"]:
+        assert meta["rpc"]["retractions"] > meta["rpc"]["restored"] == 0
+        return False
+    rule = Rule(rpc["interval"], rpc["window"], rpc["ratio"]) if "interval" in rpc else None
+    expected, gaps, closest = judge.logprobs(prompt, output, rule)
+    actual = torch.tensor([logprob for logprob, _, _ in meta["output_token_logprobs"]])
+    off = (actual - expected).abs()
+    print(rpc, len(prompt), len(output), f"off {off.max():.1e} gap {gaps.max():.1e} closest cut {closest:.1e}", meta)
+    if closest <= SELECTION_TOLERANCE:
+        return False
+    assert off.max() < TOLERANCE, (int(off.argmax()), closest, meta)
+    assert gaps.max() < TOLERANCE, (int(gaps.argmax()), closest, meta)
+    if rule is not None:
+        assert (actual - judge.logprobs(prompt, output, None)[0]).abs().max() > 1e-2  # it tells them apart
+    return True
+
+
+def test_each_token_has_the_probability_that_the_judge_gives_it(running, tmp_path):
+    running, judge, shape = running
+    retracting = "retracting" in shape
+    prompts, options, lengths = zip(*requests(random.Random(5)), strict=True)
+    results = generate(running, list(prompts), options, lengths)
+    judged = sum(
+        check(judge, prompt, rpc, result) for prompt, rpc, result in zip(prompts, options, results, strict=True)
+    )
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert judged > (2 if retracting else len(prompts) // 2)
+    # A request that came back before its first compression, and was judged.
+    early = [receipt for receipt in receipts if receipt["retractions"] and not receipt["late"]]
+    assert bool(early) == retracting
+    assert sum(receipt["compressions"] for receipt in receipts) > 10
+    assert (sum(receipt["retractions"] for receipt in receipts) > 3) == retracting
+    seen = look_inside(running, tmp_path, list(prompts[0]))
+    assert_balanced(seen)
+    assert seen["host_backup_bytes"] == 0
+
+    # What the tree has of these prompts is of their tokens, state and KV alike.
+    further = [[*prompt, 77, 78, 79] for prompt in prompts]
+    again = generate(running, further, [{"enabled": False}] * len(further), [12] * len(further))
+    for prompt, result in zip(further, again, strict=True):
+        assert check(judge, prompt, {}, result)
+    cached = [result["meta_info"]["cached_tokens"] for result in again]
+    if retracting:
+        assert any(cached)
+    elif shape == "plain":
+        assert cached == [len(prompt) for prompt in prompts]  # as without compression
+
+    # The same prompt once more, as on a fresh server.
+    repeated = generate(running, list(prompts[:4]), options[:4], lengths[:4])
+    judged = [check(judge, *each) for each in zip(prompts, options, repeated, strict=False)]
+    assert any(judged)
+    assert_balanced(look_inside(running, tmp_path, list(prompts[0])))
+    flush(running)
