@@ -15,25 +15,29 @@ from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
 
-NOT_OF_WINDOW_POOLS = (
-    "no host backups are made where sliding windows have a KV pool of their own: a retracted request is prefilled "
-    "again, uncompressed"
-)
+#: Where no host backups are made. A state that came back would have to be that of the newest token, and the forward in
+#: flight changes it.
+OWN_WINDOWS = "where sliding windows have a KV pool of their own"
+RECURRENT = "beside recurrent layers"
 
 
 def set_aside(
-    config: RPCConfig, layers: Sequence[KVLayer], group: GroupCoordinator | None, own_windows: bool = False
+    config: RPCConfig, layers: Sequence[KVLayer], group: GroupCoordinator | None, never: str = ""
 ) -> HostBackup:
-    """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less. Nothing where window
-    layers have a KV pool of their own.
+    """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less.
+
+    Nothing, with a warning, if `never` says where no backups are made: OWN_WINDOWS or RECURRENT.
 
     Ranks of `group` get equally much, the least that any of them can have: they must refuse the same backups. They
     agree before anyone pins, for what one has pinned is missing for its neighbours, and again on what they got.
     """
-    if own_windows:
+    if never:
         if config.host_backup_gb:
-            chosen = config.window_pool == "swa"
-            logger.warning("RPC: %s%s", NOT_OF_WINDOW_POOLS, "; leave --rpc-window-pool out" if chosen else "")
+            chosen = never == OWN_WINDOWS and config.window_pool == "swa"
+            logger.warning(
+                "RPC: no host backups are made %s: a retracted request is prefilled again, uncompressed%s",
+                *(never, "; leave --rpc-window-pool out" if chosen else ""),
+            )
         return HostBackup(layers, 0)
     asked = int(config.host_backup_gb * 1e9)
     on_gpu = layers[0].keys.is_cuda

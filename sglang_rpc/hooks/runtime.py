@@ -1,7 +1,6 @@
 """RPC in one scheduler: built when the scheduler is whole, found by every hook through `runtime_of`."""
 
 import logging
-from dataclasses import replace
 
 import torch
 
@@ -64,10 +63,9 @@ class SchedulerRPC:
                     group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.tracer = _tracer(scheduler, config, self.compressor, group)
         self.own_windows = model.window_pool is not None  #: whether window layers have a KV pool of their own
-        # A state that came back would have to be that of the newest token, and the forward in flight changes it.
         self.recurrent = hybrid_pool(scheduler.token_to_kv_pool_allocator) is not None
-        kept = replace(config, host_backup_gb=0) if self.recurrent else config
-        self.backups = backup_memory.set_aside(kept, model.layers, group, self.own_windows)
+        never = backup_memory.RECURRENT if self.recurrent else backup_memory.OWN_WINDOWS if self.own_windows else ""
+        self.backups = backup_memory.set_aside(config, model.layers, group, never)
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None

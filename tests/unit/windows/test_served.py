@@ -114,21 +114,29 @@ def test_free_slots_are_those_that_compressions_free(runner):
     assert full_slots_free(runner.token_to_kv_pool_allocator) == FULL
 
 
-@pytest.mark.parametrize(("asked", "chosen", "said"), [(4, "swa", "; leave --rpc-window-pool out"), (4, "plain", "")])
-def test_no_host_memory_is_set_aside_and_the_log_says_so(asked, chosen, said, caplog):
+@pytest.mark.parametrize(
+    ("never", "chosen", "said"),
+    [
+        (backup_memory.OWN_WINDOWS, "swa", "; leave --rpc-window-pool out"),
+        (backup_memory.OWN_WINDOWS, "plain", ""),
+        (backup_memory.RECURRENT, "swa", ""),
+    ],
+)
+def test_no_host_memory_is_set_aside_and_the_log_says_so(never, chosen, said, caplog):
     layer = KVLayer(torch.zeros(8, 1, 4), torch.zeros(8, 1, 4), torch.float32, 1.0)
-    config = replace(CONFIG, host_backup_gb=asked, window_pool=chosen)
+    config = replace(CONFIG, host_backup_gb=4, window_pool=chosen)
     with caplog.at_level(logging.INFO):
-        made = backup_memory.set_aside(config, [layer], None, own_windows=True)
+        made = backup_memory.set_aside(config, [layer], None, never)
     assert made.limit == 0
-    assert caplog.messages == [f"RPC: {backup_memory.NOT_OF_WINDOW_POOLS}{said}"]
+    again = "a retracted request is prefilled again, uncompressed"
+    assert caplog.messages == [f"RPC: no host backups are made {never}: {again}{said}"]
     caplog.clear()
-    assert backup_memory.set_aside(replace(config, host_backup_gb=0), [layer], None, own_windows=True).limit == 0
+    assert backup_memory.set_aside(replace(config, host_backup_gb=0), [layer], None, never).limit == 0
     assert caplog.messages == []
 
 
 def test_no_backup_is_made_and_none_is_counted_as_refused():
-    runtime = Runtime(Scheduler(), own_windows=True)
+    runtime = Runtime(Scheduler(), backup_memory.OWN_WINDOWS)
     state = SimpleNamespace(active=True, evicted=3, clock=SimpleNamespace(physical=lambda *_: 5))
     assert backups.save(runtime, Req(output_ids=[1, 2]), state) is None
 
