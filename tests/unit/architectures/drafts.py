@@ -12,7 +12,7 @@ _TYPED = """
     Ernie4_5_MoeForCausalLMMTP ernie4_5_moe, Glm4MoeForCausalLMNextN glm4_moe,
     Glm5NextForConditionalGenerationNextN glm5_next, GlmOcrForConditionalGenerationNextN glm_ocr,
     LlamaForCausalLMEagle llama, Qwen2ForCausalLMEagle qwen2, Qwen3MoeForCausalLMMTP qwen3_moe,
-    Qwen3NextForCausalLMMTP qwen3_next, Qwen4ExpForCausalLMMTP qwen4_exp
+    Qwen4ExpForCausalLMMTP qwen4_exp
 """
 _GENERIC_NAMES = "BailingMoeForCausalLMNextN DFlashDraftModel DFlashLagunaForCausalLM MiMoMTP"
 _FLASH = dict(target_layer_ids=[0, 1], mask_token_id=5, block_size=4)
@@ -54,6 +54,7 @@ _OWN: dict[str, dict[str, Any]] = {
         **FEW,
     ),
     "Qwen3DSparkModel": _MARKOV,
+    "Qwen3NextForCausalLMMTP": dict(model_type="qwen3_next", **FEW, **LINEAR),
     "Qwen3_5ForCausalLMMTP": dict(
         model_type="qwen3_5",
         vision_config=dict(deepstack_visual_indexes=[], depth=1),

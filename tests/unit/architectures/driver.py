@@ -68,8 +68,9 @@ def pool_of(model_config: Any) -> tuple[Any, str, str]:
     if recurrent is not None and model_config.is_hybrid_swa:
         return instance("UnifiedHybridLinearKVPool"), "HybridReqToTokenPool", "TokenToKVPoolAllocator"
     if uses_ssm_state(model_config):
-        full = recurrent.full_attention_layer_ids
-        inside = attention_pool(model_config, len(full))
+        # Draft models of configurations that say no interval have no such list.
+        full = getattr(recurrent, "full_attention_layer_ids", None)
+        inside = attention_pool(model_config, model_config.num_attention_layers if full is None else len(full))
         wrapped = instance("HybridLinearKVPool", full_kv_pool=inside, full_attention_layer_id_mapping={})
         return wrapped, "HybridReqToTokenPool", plain[1]
     if model_config.is_hybrid_swa and model_config.hf_config.architectures[0] not in SERVED_FROM_EITHER:
