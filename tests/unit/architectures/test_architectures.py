@@ -45,13 +45,13 @@ DECIDED = {
     "MiMoV2FlashForCausalLM": "",
     "MiMoV2ForCausalLM": "",
     "MistralLarge3ForCausalLM": "",
+    # Its layers carry the mark of Llama 4's chunks, which no backend makes of it.
     "MuseSparkForConditionalGeneration": "unsupported.chunked_attention",
     "OLMo 3": "unsupported.window_attention",
     "Olmo2ForCausalLM": "",
     "Spark2_5ForCausalLM": "",
     "a Grok with temperatures": "unsupported.distance_attention",
     "a Qwen2 whose configuration names a window": "",
-    # Its layers carry the mark of Llama 4's chunks, which no backend makes of it.
 }
 
 
