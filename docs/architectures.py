@@ -10,10 +10,10 @@ from sglang_rpc.contract.refusals.model import row_of
 from sglang_rpc.contract.versions import SUPPORTED
 from tests.unit.architectures.configs import configs
 
-#: Architectures whose generations were judged token by token, and by what. All of it ran on a CPU, in float32.
 RECURRENT = "`tests/engine/test_recurrent.py`, on a CPU"
 WINDOWS = "`tests/engine/test_windows.py`, on a CPU"
 WINDOW_POOLS = "`tests/engine/test_window_pool.py`, on a CPU, language model alone, dense"
+#: Architectures whose generations were judged token by token, and by what. All of it ran on a CPU, in float32.
 SHOWN = {
     "Cohere2ForCausalLM": WINDOWS,
     "DeepseekV2ForCausalLM": "`tests/engine/test_latent.py`, on a CPU",

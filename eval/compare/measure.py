@@ -1,17 +1,20 @@
-"""One comparison in one folder: its arms measured on servers, its tables and plots written."""
+"""Comparisons, one in a folder: their arms measured on servers, their tables and plots written."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import json
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.accuracy import tasks
 from eval.accuracy.errors import EvalError
-from eval.accuracy.run import Run, run
+from eval.accuracy.run import Run
+from eval.accuracy.run import run as sample
 from eval.bench import machine, server, shapes
 from eval.bench.errors import BenchError
 from eval.compare import options, registration, table, written
@@ -20,6 +23,27 @@ from eval.compare.plots import plot
 from sglang_rpc.policy.resolve import accumulates
 
 MODULE = "sglang_rpc.launch_server"
+
+
+def run(comparisons: Sequence[argparse.Namespace], name: str) -> int:
+    """Measures and writes each; returns the exit status of the command `name`."""
+    # A server has a session of its own: whoever ends this ends it too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed: list[str] = []
+    try:
+        for asked in comparisons:
+            claim(asked)
+        failed += measure(comparisons)
+        for asked in comparisons:
+            finish(asked)
+    except (EvalError, BenchError, OSError) as error:
+        failed.append(str(error))
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with {', '.join(str(a.out) for a in comparisons)}", file=sys.stderr)
+        return 130
+    for sentence in failed:
+        print(f"{name}: {sentence}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def claim(asked: argparse.Namespace) -> None:
@@ -63,7 +87,7 @@ def measure_policy(policy: str, comparisons: Sequence[argparse.Namespace]) -> No
         for asked, each in left:
             print(f"{asked.task}, {each.name}:", flush=True)
             running.flush()  # every arm begins with an empty prefix cache
-            run(_run(asked, each, running.url))
+            sample(_run(asked, each, running.url))
 
 
 def finish(asked: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from eval.accuracy.__main__ import positive
 from eval.accuracy.errors import EvalError
 from eval.compare import options, registration
-from eval.compare.__main__ import run
+from eval.compare.measure import run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,12 +34,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def registered(folder: Path, concurrency: int | None) -> argparse.Namespace:
     """The command line of eval.compare that a folder is registered for. Raises EvalError."""
-    name, found = folder.resolve().name, registration.read(folder)
-    if found is None:
+    wanted = registration.wanted_in(folder)
+    if wanted is None:
         raise EvalError(f"{folder} has no {registration.NAME}; register it, or measure it with eval.compare")
-    if name not in found.folders:
-        raise EvalError(f"{folder / registration.NAME} registers {', '.join(found.folders)} and not {name}")
-    return options.parser("").parse_args([*command(found.folders[name], folder), *_at_once(concurrency)])
+    at_once = [] if concurrency is None else [f"--concurrency={concurrency}"]
+    return options.parser("").parse_args([*command(wanted, folder), *at_once])
 
 
 def command(described: Mapping[str, Any], out: Path) -> list[str]:
@@ -51,10 +50,6 @@ def command(described: Mapping[str, Any], out: Path) -> list[str]:
         join = shlex.join if name == "server_flags" else lambda values: ",".join(map(str, values))
         made.append(f"--{name.replace('_', '-')}={join(value) if isinstance(value, list) else value}")
     return made
-
-
-def _at_once(concurrency: int | None) -> list[str]:
-    return [] if concurrency is None else [f"--concurrency={concurrency}"]
 
 
 if __name__ == "__main__":

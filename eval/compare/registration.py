@@ -106,15 +106,26 @@ def read(folder: Path) -> Registration | None:
         raise EvalError(f"{folder / NAME} is no registration: {type(error).__name__}: {error}") from error
 
 
+def wanted_in(folder: Path) -> Mapping[str, Any] | None:
+    """What a folder is registered for, as `options.described` says it; None without a registration.
+
+    Raises EvalError if its registration can't be read, or is of other folders.
+    """
+    registered = read(folder)
+    if registered is None:
+        return None
+    name = folder.resolve().name
+    if name not in registered.folders:
+        raise EvalError(f"{folder / NAME} registers {', '.join(registered.folders)} and not {name}; rename it back")
+    return registered.folders[name]
+
+
 def check(asked: argparse.Namespace) -> None:
     """Raises EvalError if the folder is registered for something else than this command line measures."""
-    registered = read(asked.out)
-    if registered is None:
-        return
-    name = asked.out.resolve().name
-    wanted, now = registered.folders.get(name), options.described(asked)
+    wanted = wanted_in(asked.out)
     if wanted is None:
-        raise EvalError(f"{asked.out / NAME} registers {', '.join(registered.folders)} and not {name}; rename it back")
+        return
+    now = options.described(asked)
     different = [part for part in now if wanted.get(part) != now[part]]
     if different:
         part = different[0]

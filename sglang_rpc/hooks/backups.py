@@ -14,10 +14,10 @@ def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
     """Copy `req`'s row to the host; None if there is nothing worth it, or no room for it. Counts and logs a refusal."""
     prompt = len(req.origin_input_ids)
     entries = state.clock.physical(len(req.output_ids) - 1, prompt)
-    if runtime.own_windows or not (state.active or state.evicted) or len(req.output_ids) == 0 or not req.kv.holds_kv:
+    if runtime.never_backed_up or not (state.active or state.evicted):
         return None
-    if runtime.recurrent:
-        return None  # its recurrent state is not kept
+    if len(req.output_ids) == 0 or not req.kv.holds_kv:
+        return None
     if not entries <= req.kv.kv_committed_len <= entries + 1 or req.input_embeds is not None:
         return None  # still being prefilled
     if req.return_logprob and 0 <= req.logprob_start_len < prompt:

@@ -12,25 +12,24 @@ from sglang_rpc.hooks.runtime import state_of
 @hook(
     BEFORE,
     "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
-    "._handle_finish_state_updated_req",
+    ".process_batch_result_decode",
     "where a decode step has copied a state, SGLang takes the KV length for a number of tokens, and asserts it",
 )
-def track_no_state(
-    _processor: object, req: Req, batch: ScheduleBatch, _result: object, i: int, _logits_output: object
-) -> None:
-    """BEFORE SchedulerBatchResultProcessor._handle_finish_state_updated_req, once per row of a decode step's result.
+def track_no_state(_processor: object, batch: ScheduleBatch, _result: object) -> None:
+    """BEFORE SchedulerBatchResultProcessor.process_batch_result_decode, once per decode step's result.
 
     Of a compressed request nothing is noted of a copy, also if the step was launched before the compression. The copy
-    itself is in a slot of the request's own, which nobody reads.
+    itself is in a slot of the request's own, which nobody reads. The masks are lists on the host, read by this result's
+    processing alone.
     """
-    if batch.mamba_track_mask_cpu is None:
+    if batch.mamba_track_mask_cpu is None:  # of a model without recurrent layers, or nothing is copied
         return
-    state = state_of(req)
-    if state is None or not state.evicted:
-        return
-    batch.mamba_track_mask_cpu[i] = False
-    if batch.mamba_track_mask_next_cpu is not None:
-        batch.mamba_track_mask_next_cpu[i] = False
+    for i, req in enumerate(batch.reqs):
+        state = state_of(req)
+        if state is not None and state.evicted:
+            batch.mamba_track_mask_cpu[i] = False
+            if batch.mamba_track_mask_next_cpu is not None:
+                batch.mamba_track_mask_next_cpu[i] = False
 
 
 @hook(

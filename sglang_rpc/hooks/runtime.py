@@ -63,9 +63,11 @@ class SchedulerRPC:
                     group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.tracer = _tracer(scheduler, config, self.compressor, group)
         self.own_windows = model.window_pool is not None  #: whether window layers have a KV pool of their own
-        self.recurrent = hybrid_pool(scheduler.token_to_kv_pool_allocator) is not None
-        never = backup_memory.RECURRENT if self.recurrent else backup_memory.OWN_WINDOWS if self.own_windows else ""
-        self.backups = backup_memory.set_aside(config, model.layers, group, never)
+        #: Where no host backups are made, if this model's are not; "": they are.
+        self.never_backed_up = backup_memory.OWN_WINDOWS if self.own_windows else ""
+        if hybrid_pool(scheduler.token_to_kv_pool_allocator) is not None:
+            self.never_backed_up = backup_memory.RECURRENT
+        self.backups = backup_memory.set_aside(config, model.layers, group, self.never_backed_up)
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None

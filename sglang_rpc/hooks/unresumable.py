@@ -58,19 +58,12 @@ def sentence(runtime: SchedulerRPC, tokens: int, saved: bool) -> str:
             f"Retracted after {tokens} tokens: to go on, it needs more than the {slots} slots of the KV pool; "
             "ask for fewer tokens, or start the server with more memory."
         )
-    if runtime.recurrent:
-        return (
-            f"Retracted after {tokens} tokens, with a recurrent state that has no backup: computed again, "
-            f"uncompressed, it needs more than the {slots} slots of the KV pool; ask for fewer tokens, or start the "
-            "server with more memory."
-        )
     used, limit = runtime.backups.used / 1e9, runtime.backups.limit / 1e9
-    without = f" ({used:.2f} of {limit:.2f} GB of host backups in use)"
-    larger = "a larger --rpc-host-backup-gb or "
-    if runtime.own_windows:  # of which none are made
-        without = larger = ""
+    why, larger = f"{used:.2f} of {limit:.2f} GB of host backups in use", "a larger --rpc-host-backup-gb or "
+    if runtime.never_backed_up:
+        why, larger = f"none are made {runtime.never_backed_up}", ""
     return (
-        f"Retracted after {tokens} tokens without a KV backup{without}: "
+        f"Retracted after {tokens} tokens without a KV backup ({why}): "
         f"computed again, uncompressed, it needs more than the {slots} slots of the KV pool; ask for fewer "
         f"tokens, or start the server with {larger}more memory."
     )

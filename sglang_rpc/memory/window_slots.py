@@ -45,10 +45,10 @@ class SlotMove:
         assert evicted % page == 0, f"{evicted} entries are no whole pages of {page}"
         assert cursor % page == 0, f"the cursor {cursor} splits a page of {page}"
         first = begin // page * page
-        behind = first + evicted
+        kept = first + evicted  # from here on
         return cls(
-            freed=(min(max(cursor, first), behind), behind),
-            moved=(max(cursor, behind), end),
+            freed=(min(max(cursor, first), kept), kept),
+            moved=(max(cursor, kept), end),
             emptied=(end - evicted, end),
             cursor=cursor if cursor <= first else max(first, cursor - evicted),
         )

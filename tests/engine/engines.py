@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +144,14 @@ def look_inside(running: Any, tmp_path: Path, prompt: list[int]) -> dict[str, An
             break
         time.sleep(0.1)
     return seen
+
+
+def with_and_without(running, tokens: int) -> tuple[list[list[int]], list[dict[str, Any]]]:
+    """Eight prompts at random, and what they got: eight results of RPC, then eight of the same with RPC off."""
+    rng = random.Random(3)
+    prompts = [[rng.randrange(20, 500) for _ in range(30 + i)] for i in range(8)]
+    options = [*[greedy(tokens)] * 8, *[greedy(tokens, rpc={"enabled": False})] * 8]
+    return prompts, running.generate(input_ids=prompts * 2, sampling_params=options)
 
 
 def flush(running: Any) -> None:

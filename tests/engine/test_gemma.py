@@ -16,8 +16,7 @@ from tests.engine.oracle import Rule
 from tests.engine.servers import Server, server
 from tests.engine.test_random import SELECTION_TOLERANCE
 from tests.engine.test_text import sensible
-from tests.engine.test_windows import TOLERANCE
-from tests.engine.windows import Judge
+from tests.engine.windows import TOLERANCE, Judge
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -6,7 +6,6 @@ float32 kernels of other backends sum in another order, so the oracle judges the
 from __future__ import annotations
 
 import os
-import random
 import statistics
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 from sglang_rpc import RPCConfig
 from tests.engine import dense, latent, on_cuda
-from tests.engine.engines import GOLDENS, Golden, assert_balanced, engine, greedy, look_inside
+from tests.engine.engines import GOLDENS, Golden, assert_balanced, engine, greedy, look_inside, with_and_without
 from tests.engine.oracle import Oracle, Rule
 from tests.engine.test_oracle import rule_of
 
@@ -67,12 +66,7 @@ def test_compression_adds_little_to_the_error_of_the_dtype(model, tmp_path, back
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
     arguments = {"device": "cuda", "dtype": "bfloat16", "attention_backend": backend}
     with engine(path, rpc, kv_cache_dtype=kv_dtype, **arguments) as running:
-        rng = random.Random(3)
-        prompts = [[rng.randrange(20, 500) for _ in range(30 + i)] for i in range(8)]
-        results = running.generate(
-            input_ids=prompts * 2,
-            sampling_params=[*[greedy(TOKENS)] * 8, *[greedy(TOKENS, rpc={"enabled": False})] * 8],
-        )
+        prompts, results = with_and_without(running, TOKENS)
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
     assert seen["decodes"]["graph"] >= TOKENS - 1  # as many as if all ran at once; a prefill makes the first token

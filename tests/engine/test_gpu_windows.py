@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import statistics
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ import torch
 
 from sglang_rpc import RPCConfig
 from tests.engine import on_cuda
-from tests.engine.engines import engine, greedy, look_inside
+from tests.engine.engines import engine, look_inside, with_and_without
 from tests.engine.oracle import Rule
 from tests.engine.window_pool import FAMILIES, assert_both_pools_balanced
 from tests.engine.windows import Judge, write_model
@@ -40,12 +39,7 @@ def test_compression_adds_little_to_the_error_of_bfloat16(model, tmp_path, monke
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all", window_pool="swa")
     arguments = {"device": "cuda", "dtype": "bfloat16", "attention_backend": backend, "page_size": page}
     with engine(path, rpc, **arguments) as running:
-        rng = random.Random(3)
-        prompts = [[rng.randrange(20, 500) for _ in range(30 + i)] for i in range(8)]
-        results = running.generate(
-            input_ids=prompts * 2,
-            sampling_params=[*[greedy(TOKENS)] * 8, *[greedy(TOKENS, rpc={"enabled": False})] * 8],
-        )
+        prompts, results = with_and_without(running, TOKENS)
         seen = look_inside(running, tmp_path, [1])
     assert_both_pools_balanced(seen)
     assert seen["decodes"]["eager"] == 0

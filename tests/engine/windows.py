@@ -18,7 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.engine.oracle import Rule
+from tests.engine.test_random import SELECTION_TOLERANCE
 
+#: A log probability may differ as much: float32 in another order of summation.
+TOLERANCE = 1e-4
 KINDS = ("sliding_attention", "full_attention")
 WINDOW = 24  #: tokens, its own included, as configurations count
 SHARED = dict(
@@ -204,3 +207,29 @@ class Judge:
         gaps = all_logits.max(-1).values - all_logits.gather(1, picked)[:, 0]
         self.events = events
         return all_logits.log_softmax(-1).gather(1, picked)[:, 0], gaps, closest
+
+
+def check(judge: Judge, prompt: list[int], rpc: dict[str, Any], result: dict[str, Any], page: int = 1) -> bool:
+    """Each token of a server's result has the probability that the judge gives it; whether the judge could tell.
+
+    It can't where two candidates' scores lie so close that float32 may swap them.
+    """
+    meta, output = result["meta_info"], result["output_ids"]
+    receipt = meta["rpc"]
+    rule = Rule(rpc["interval"], rpc["window"], rpc["ratio"]) if "interval" in rpc else None
+    expected, gaps, closest = judge.logprobs(prompt, output, rule, rpc.get("min_kept", 0), page)
+    events = judge.events
+    # Under overlap one more may come, before it is known that no token does.
+    assert receipt["compressions"] - events in ((0, 1) if rule is not None else (0,)), (receipt, events)
+    assert receipt["late"] == 0, receipt
+    actual = torch.tensor([logprob for logprob, _, _ in meta["output_token_logprobs"]])
+    off = (actual - expected).abs()
+    print(rpc, len(output), f"off {off.max():.1e} gap {gaps.max():.1e} closest cut {closest:.1e}", receipt)
+    if events:
+        assert (actual - judge.logprobs(prompt, output, None)[0]).abs().max() > 1e-2  # it tells them apart
+    judge.events = events
+    if closest <= SELECTION_TOLERANCE:
+        return False
+    assert off.max() < TOLERANCE, (int(off.argmax()), closest, receipt)
+    assert gaps.max() < TOLERANCE, (int(gaps.argmax()), closest, receipt)
+    return True

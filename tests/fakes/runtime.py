@@ -30,7 +30,7 @@ class Runtime:
     backups: HostBackup = field(default_factory=lambda: HostBackup([], 0))
     recording_ahead: list[RequestState] = field(default_factory=list)
     own_windows: bool = False
-    recurrent: bool = False
+    never_backed_up: str = ""
     step: int = 0
     retraction_is_certain: bool | None = None
 

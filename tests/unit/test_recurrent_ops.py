@@ -19,7 +19,10 @@ def rng():
 
 def delta_net(rng, tokens: int) -> dict[str, torch.Tensor]:
     """Inputs of the delta rule, tokens of all requests together."""
-    draw = lambda *shape: torch.randn(1, tokens, *shape, generator=rng)  # noqa: E731
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(1, tokens, *shape, generator=rng)
+
     return dict(
         q=draw(HEADS, KEY),
         k=draw(HEADS, KEY),

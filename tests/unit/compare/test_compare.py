@@ -168,7 +168,7 @@ def served(monkeypatch):
 
     monkeypatch.setattr(measure.server, "running", running)
     monkeypatch.setattr(
-        measure, "run", lambda asked: servers[-1][1].append(f"{asked.out.parent.name}/{asked.out.stem}")
+        measure, "sample", lambda asked: servers[-1][1].append(f"{asked.out.parent.name}/{asked.out.stem}")
     )
     return servers
 
@@ -195,7 +195,7 @@ def test_a_policy_that_fails_keeps_no_other_from_being_measured(tmp_path, served
             raise EvalError("no answer")
         served[-1][1].append(asked.out.stem)
 
-    monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(measure, "sample", run)
     failed = measure.measure([parse("--out", str(tmp_path), "--policies", "peak", "--ratios", "4", "--problems", "2")])
     assert failed == ["random: no answer"]
     assert [done for _, done in served] == [["full"], ["peak-P64-R32-c4"], [], ["streaming-P64-R32-c4"]]

@@ -9,7 +9,7 @@ import torch
 
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.contract.layers import hybrid_pool, kv_layer, kv_pool
-from sglang_rpc.hooks import backups, recurrence, tree, unresumable
+from sglang_rpc.hooks import backup_memory, backups, recurrence, tree, unresumable
 from sglang_rpc.hooks.state_slots import state_slots
 from sglang_rpc.runtime.request_state import RequestState
 from tests.fakes import memory
@@ -69,7 +69,7 @@ def test_nothing_is_inserted_of_a_compressed_request_that_ends_beside_states(sta
 def test_a_request_that_rpc_does_not_know_is_left_alone():
     req = Req()
     recurrence.keep_last_state_out(memory.Tree(states=True), req)
-    recurrence.track_no_state(None, req, batch := ScheduleBatch([req], mamba_track_mask_cpu=[True]), None, 0, None)
+    recurrence.track_no_state(None, batch := ScheduleBatch([req], mamba_track_mask_cpu=[True]), None)
     assert not req.skip_radix_cache_insert
     assert batch.mamba_track_mask_cpu == [True]
 
@@ -100,8 +100,7 @@ def test_no_copy_is_noted_of_a_compressed_request(masks):
     now, following = masks
     reqs = [request(evicted=0), request(evicted=5)]
     batch = ScheduleBatch(reqs, mamba_track_mask_cpu=now, mamba_track_mask_next_cpu=following)
-    for i, req in enumerate(reqs):
-        recurrence.track_no_state(None, req, batch, None, i, None)
+    recurrence.track_no_state(None, batch, None)
     assert batch.mamba_track_mask_cpu == (now and [True, False])
     assert batch.mamba_track_mask_next_cpu == (following and [True, False])
 
@@ -142,9 +141,11 @@ def test_without_recurrent_layers_nothing_is_said():
 
 
 def test_a_retracted_request_has_no_backup_and_says_why():
-    runtime = Runtime(Scheduler(), recurrent=True)
+    runtime = Runtime(Scheduler(), never_backed_up=backup_memory.RECURRENT)
     req = request()
     req.kv.req_pool_idx = 1
     assert req.rpc is not None
     assert backups.save(runtime, req, req.rpc) is None
-    assert "recurrent state that has no backup" in unresumable.sentence(runtime, tokens=7, saved=False)
+    assert "without a KV backup (none are made beside recurrent layers)" in unresumable.sentence(
+        runtime, tokens=7, saved=False
+    )

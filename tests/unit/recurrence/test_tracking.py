@@ -75,7 +75,7 @@ def batch_of(req: SimpleNamespace, lookahead: int) -> SimpleNamespace:
 def process(processor, req, batch, hooked: bool) -> tuple[int | None, int]:
     """The length that a copied state is noted for, and the place that is written next."""
     if hooked:
-        recurrence.track_no_state(processor, req, batch, None, 0, None)
+        recurrence.track_no_state(processor, batch, None)
     processor._handle_finish_state_updated_req(req, batch, None, 0, None)
     return req.kv.mamba_last_track_seqlen, req.kv.mamba_next_track_idx
 

@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from sglang_rpc.contract.refusals.facts import DEEPSEEK
-from tests.unit.refusals.examples import (
-    GOLDENS,
-)
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     for name in ("SGLANG_USE_HND_KVCACHE", "SGLANG_AITER_KV_CACHE_LAYOUT", "SGLANG_USE_MLX", "SGLANG_RUST_SERVER"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def sglang_arguments():
-    pytest.importorskip("sglang", reason="SGLang is not installed")
-    from sglang_rpc.startup import cpu
-
-    cpu.prepare()
-    from sglang.srt.server_args import ServerArgs
-
-    return ServerArgs
-
-
-@pytest.fixture(scope="module")
-def resolved(sglang_arguments):
-    """Real arguments, resolved as a launch on this machine would."""
-    from sglang_rpc.startup import cpu
-
-    model = GOLDENS / "gqa_all_p64"
-    if not model.is_dir():
-        pytest.skip(f"no golden model at {model} (SGLANG_RPC_GOLDENS)")
-    server_args = sglang_arguments(model_path=str(model), skip_tokenizer_init=True, **cpu.server_defaults())
-    server_args.resolve_once()
-    server_args.check_server_args()
-    return server_args
-
-
-@pytest.fixture
-def model_runner(resolved, monkeypatch):
-    """SGLang's own config, layers and pools, as far as they can be built without a model runner."""
-    import torch
-    from sglang.srt import runtime_context
-    from sglang.srt.arg_groups.overrides import model_config_of
-    from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
-
-    monkeypatch.setattr(runtime_context, "get_parallel", lambda: SimpleNamespace(attn_tp_size=2))
-    pool = MHATokenToKVPool(8, 1, torch.float32, 2, 16, 3, "cpu", False)
-    layers = [RadixAttention(4, 16, 0.25, num_kv_heads=2, layer_id=i) for i in range(3)]
-    return SimpleNamespace(
-        model_config=model_config_of(resolved),
-        model=torch.nn.ModuleList(layers),
-        use_mla_backend=False,
-        sliding_window_size=None,
-        decode_attention_backend_str="torch_native",
-        prefill_attention_backend_str="torch_native",
-        req_to_token_pool=ReqToTokenPool(2, 8, "cpu", False),
-        token_to_kv_pool_allocator=TokenToKVPoolAllocator(8, torch.float32, "cpu", pool, False),
-    )
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from sglang_rpc.types import KVLayer
 from tests.fakes.requests import Req
 from tests.fakes.runtime import Runtime
 from tests.fakes.scheduler import Scheduler
-from tests.unit.refusals.conftest import model_runner, resolved, sglang_arguments  # noqa: F401
 
 CONFIG = RPCConfig(scope="all")
 FULL, WINDOWED = 64, 48
@@ -40,7 +39,7 @@ def two_pools(page: int, full: int = FULL, windowed: int = WINDOWED):
 
 
 @pytest.fixture
-def runner(model_runner):  # noqa: F811
+def runner(model_runner):
     """Of three layers the outer ones have a window of 100 tokens before one's own."""
     for layer in (model_runner.model[0], model_runner.model[2]):
         layer.sliding_window_size = 100
@@ -102,7 +101,7 @@ def test_full_attention_alone_is_moved(runner):
     assert pool_bytes(pool) == 2 * sum(buffer.nbytes for buffer in buffers)
 
 
-def test_all_layers_are_moved_in_one_pool(model_runner):  # noqa: F811
+def test_all_layers_are_moved_in_one_pool(model_runner):
     model_runner.model[0].sliding_window_size = 100
     assert moved_layers(model_runner, decoder_layers(model_runner.model)) == list(model_runner.model)
     assert window_pool_of(model_runner) is None
@@ -136,14 +135,14 @@ def test_no_host_memory_is_set_aside_and_the_log_says_so(never, chosen, said, ca
 
 
 def test_no_backup_is_made_and_none_is_counted_as_refused():
-    runtime = Runtime(Scheduler(), backup_memory.OWN_WINDOWS)
+    runtime = Runtime(Scheduler(), never_backed_up=backup_memory.OWN_WINDOWS)
     state = SimpleNamespace(active=True, evicted=3, clock=SimpleNamespace(physical=lambda *_: 5))
     assert backups.save(runtime, Req(output_ids=[1, 2]), state) is None
 
 
 def test_a_request_that_ends_for_want_of_a_backup_is_not_told_to_ask_for_one():
-    for own, named in ((False, True), (True, False)):
-        runtime = Runtime(Scheduler(), backups=HostBackup([], 0), own_windows=own)
+    for never, named in (("", True), (backup_memory.OWN_WINDOWS, False)):
+        runtime = Runtime(Scheduler(), backups=HostBackup([], 0), never_backed_up=never)
         sentence = unresumable.sentence(runtime, tokens=70, saved=False)
         assert ("--rpc-host-backup-gb" in sentence) == ("host backups in use" in sentence) == named
         assert sentence.endswith("more memory.")
