@@ -140,12 +140,11 @@ def test_without_recurrent_layers_nothing_is_said():
     assert state_slots(scheduler(4, 1000, pool=UnifiedHybridLinearKVPool), CONFIG) == ""
 
 
-def test_a_retracted_request_has_no_backup_and_says_why():
-    runtime = Runtime(Scheduler(), never_backed_up=backup_memory.RECURRENT)
-    req = request()
-    req.kv.req_pool_idx = 1
+@pytest.mark.parametrize("never", [backup_memory.RECURRENT, backup_memory.OWN_WINDOWS])
+def test_a_retracted_request_has_no_backup_and_says_why(never):
+    runtime, req = Runtime(Scheduler(), never_backed_up=never), request()
     assert req.rpc is not None
-    assert backups.save(runtime, req, req.rpc) is None
-    assert "without a KV backup (none are made beside recurrent layers)" in unresumable.sentence(
-        runtime, tokens=7, saved=False
-    )
+    req.kv.req_pool_idx, req.kv.kv_committed_len = 1, req.rpc.clock.physical(len(req.output_ids) - 1, 10)
+    assert backups.save(runtime, req, req.rpc) is None  # or it would ask for room, and count a refusal
+    said = unresumable.sentence(runtime, tokens=7, saved=False)
+    assert f"without a KV backup (none are made {never})" in said

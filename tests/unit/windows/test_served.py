@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +14,11 @@ from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.contract.refusals.model import refuse_model_runner
 from sglang_rpc.contract.windows import full_slots_free
 from sglang_rpc.errors import UnsupportedError
-from sglang_rpc.hooks import backup_memory, backups, unresumable
+from sglang_rpc.hooks import backup_memory, unresumable
 from sglang_rpc.hooks.window_pool import window_pool_of
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.window_slots import WindowPool
 from sglang_rpc.types import KVLayer
-from tests.fakes.requests import Req
 from tests.fakes.runtime import Runtime
 from tests.fakes.scheduler import Scheduler
 
@@ -132,12 +130,6 @@ def test_no_host_memory_is_set_aside_and_the_log_says_so(never, chosen, said, ca
     caplog.clear()
     assert backup_memory.set_aside(replace(config, host_backup_gb=0), [layer], None, never).limit == 0
     assert caplog.messages == []
-
-
-def test_no_backup_is_made_and_none_is_counted_as_refused():
-    runtime = Runtime(Scheduler(), never_backed_up=backup_memory.OWN_WINDOWS)
-    state = SimpleNamespace(active=True, evicted=3, clock=SimpleNamespace(physical=lambda *_: 5))
-    assert backups.save(runtime, Req(output_ids=[1, 2]), state) is None
 
 
 def test_a_request_that_ends_for_want_of_a_backup_is_not_told_to_ask_for_one():
