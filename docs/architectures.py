@@ -18,7 +18,7 @@ SHOWN = {
     "Cohere2ForCausalLM": WINDOWS,
     "DeepseekV2ForCausalLM": "`tests/engine/test_latent.py`, on a CPU",
     "Gemma2ForCausalLM": f"{WINDOWS}, without its cap on attention logits",
-    "Gemma3ForCausalLM": f"{WINDOWS}; `test_gemma.py` with real weights",
+    "Gemma3ForCausalLM": f"{WINDOWS}; `test_gemma.py` with real weights (`-m long`)",
     "LlamaForCausalLM": "`tests/engine/test_text.py` with real weights, `eval/reasoner`, on a CPU",
     "Gemma4ForCausalLM": f"{WINDOW_POOLS}, which SGLang's own check of backends keeps from CPUs",
     "MellumForCausalLM": WINDOW_POOLS,

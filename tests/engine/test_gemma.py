@@ -18,6 +18,8 @@ from tests.engine.test_random import SELECTION_TOLERANCE
 from tests.engine.test_text import sensible
 from tests.engine.windows import TOLERANCE, Judge
 
+# A download of 238 MB and ten minutes of a core; windows of small models are judged in each run (test_windows.py).
+pytestmark = pytest.mark.long
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent.parent
 REACH = 511  #: entries before its own that a token of a window layer sees

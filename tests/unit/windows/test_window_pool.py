@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,6 +31,8 @@ class Pools:
 
         self.page, self.interval, self.rng = page, interval, random.Random(seed)
         self.swa, self.tree_class = ComponentType.SWA, BasePrefixCache
+        # Another test may have put our hook on it.
+        self.evict = inspect.unwrap(BasePrefixCache.evict_sliding_windows)
         shape = dict(dtype=torch.float32, head_num=1, head_dim=1, device="cpu", page_size=page)
         self.pool = SWAKVPool(SLOTS, WINDOW_SLOTS, swa_attention_layer_ids=[0], full_attention_layer_ids=[1], **shape)
         self.allocator = SWATokenToKVPoolAllocator(
@@ -66,7 +69,7 @@ class Pools:
             length = request.kv.kv_allocated_len + request.rpc.evicted
             # As ScheduleBatch._swa_eviction_trigger asks, which counts tokens.
             if length - WINDOW >= request.kv.get_evicted_seqlen(self.swa) + self.interval:
-                evict_by_position(self.tree_class.evict_sliding_windows, self.tree, request, length)
+                evict_by_position(self.evict, self.tree, request, length)
         self.allocator.free_group_end()
         for request in self.requests:
             self._grow(request, 1)
