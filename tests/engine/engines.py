@@ -49,14 +49,19 @@ class Golden:
         return cls(path, run["prompt"], run["output"], full["output"], config, len(run["compressions"]) // layers)
 
 
+_alive: list[Path | str] = []  #: models whose engines this process has now
+
+
 @contextlib.contextmanager
 def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
     """An `sglang_rpc.Engine` in float32 that can be spied on, shut down on leaving.
 
     On a CUDA device it has the arguments and the environment of `on_cuda`, where neither `args` nor the environment
     names them; more ranks than GPUs skip the test. SGLang writes to `os.environ` when it starts; that is undone, so
-    that no engine inherits another's settings.
+    that no engine inherits another's settings. One at a time: SGLang's shutdown kills every descendant of the process,
+    and the watchdog of another engine would then end pytest.
     """
+    assert not _alive, f"the engine of {_alive[0]} is still alive; end it first, or move the test to another file"
     kind = _spied()
     settings = dict(
         model_path=str(model),
@@ -76,10 +81,12 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
     starts.counts["engine, forked" if forked.possible() else "engine, spawned"] += 1
     with _environment(on_cuda.environment(device, settings["dtype"])):
         built = kind(rpc=rpc, **settings)
+        _alive.append(model)
         try:
             yield built
         finally:
             built.shutdown()
+            _alive.remove(model)
 
 
 def with_a_slot_each(rpc: RPCConfig | None, requests: int) -> RPCConfig | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sglang_rpc import RPCConfig
+from sglang_rpc.policy.budget import pages_missed
 from sglang_rpc.startup import cpu
-from tests.engine.engines import assert_balanced
+from tests.engine.engines import assert_balanced, greedy
 from tests.engine.windows import Family, write_model
 
 FAMILIES = {
@@ -61,6 +64,35 @@ def let_torch_native_serve_gemma4(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     patch.setattr(model_hook, "attention_backends_of", as_if)
     return {"attention_backend": "torch_native"}
+
+
+def drawn(rng: random.Random, reach: int, page: int) -> dict:
+    """Options of a request that leave the windows whole and evict whole pages; in half of the cases just so."""
+    window, ratio = rng.randint(2, 8), rng.choice([1.5, 2, 4])
+    least = {"min_kept": reach - window} if rng.random() < 0.3 else {}
+    low = rng.randint(12, 30) if least else next(p for p in range(2, 200) if int(p / ratio) + window >= reach)
+    low = max(low, int(ratio) + 1) + rng.choice([0, 0, rng.randint(1, 20)])
+    options = [RPCConfig(interval=p, window=window, ratio=ratio) for p in range(low, low + 4 * page + 1)]
+    interval = next(option.interval for option in options if pages_missed(option, page) is None)
+    return {"interval": interval, "window": window, "ratio": ratio, **least}
+
+
+def generate(running, reach: int, page: int, ignore_eos: bool = True):
+    """Requests with options drawn at random, and what they got."""
+    rng = random.Random(5)
+    shared = [rng.randrange(20, 500) for _ in range(40)]
+    prompts = [
+        shared[: rng.choice([17, 40])] + [rng.randrange(20, 500) for _ in range(length)] for length in range(1, 13)
+    ]
+    options = [{"enabled": False} if i in (3, 7) else drawn(rng, reach, page) for i in range(len(prompts))]
+    lengths = [rng.randint(110, 220) for _ in prompts]
+    results = running.generate(
+        input_ids=prompts,
+        sampling_params=[greedy(n, rpc=rpc, ignore_eos=ignore_eos) for n, rpc in zip(lengths, options, strict=True)],
+        return_logprob=True,
+        logprob_start_len=-1,
+    )
+    return prompts, options, results
 
 
 def assert_both_pools_balanced(seen: dict[str, Any]) -> None:
