@@ -24,8 +24,11 @@ class Lesson(Protocol):
     def level(self, stage: int, generator: np.random.Generator) -> Level:
         """A level that the stage draws from."""
 
-    def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
-        """Which tokens after the prompt must be derived, by kind: of [B, tokens], masks [B, tokens - prompt]."""
+    def kinds(self, rows: torch.Tensor, level: Level) -> list[torch.Tensor]:
+        """Which tokens after the prompt must be derived, by kind: of [B, tokens], masks [B, tokens - prompt].
+
+        A level may have none of a kind.
+        """
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ class LedgerLesson:
             late=bool(generator.random() < 0.3),
         )
 
-    def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
+    def kinds(self, rows: torch.Tensor, level: Level) -> list[torch.Tensor]:
         """Numbers of the ledgers, of the lines, and of the answer."""
+        prompt = level.prompt_tokens
         target, before = rows[:, prompt:], rows[:, prompt - 1 : -1]
         number = _among(target, ledger.NUMBER, ledger.MOD)
         after = (target == END_THINK).cumsum(1) > 0
@@ -74,7 +78,7 @@ class LedgerLesson:
 @dataclass(frozen=True)
 class ProgramStage:
     calls: tuple[int, ...]
-    nests: float  #: share of programs that call and call, and then return and return
+    drills: float  #: share of problems that are drills
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,13 @@ class ProgramLesson:
         default_factory=lambda: Size(hidden=144, layers=4, heads=6, kv_heads=3, head_dim=48, back=(1, 2, 3, 4, 5, 7))
     )
     meanings: tuple[Alike, ...] = (Alike((program.NUMBER, program.INCREMENT), program.MOD),)
-    enough: tuple[float, ...] = (0.97, 0.97, 0.98, 0.98, 2.0)
+    enough: tuple[float, ...] = (0.9, 0.95, 0.97, 0.98, 2.0)
     steady: float = 0.2
-    #: First nests alone: elsewhere most returns belong to calls just before, are guessed from there, and none is ever
-    #: looked up.
+    #: Without drills no frame is ever looked up: in walks most belong to calls just before, and in deep ones they come
+    #: in reverse, line by line.
     stages: tuple[ProgramStage, ...] = (
-        ProgramStage((4, 6, 8), 1.0),
-        ProgramStage((8, 12, 16), 1.0),
+        ProgramStage((4, 6, 8), 0.7),
+        ProgramStage((8, 12, 16), 0.6),
         ProgramStage((12, 16, 20), 0.5),
         ProgramStage((16, 20, 24), 0.4),
         ProgramStage((24, 28, 30), 0.3),
@@ -101,24 +105,23 @@ class ProgramLesson:
 
     def level(self, stage: int, generator: np.random.Generator) -> program.Level:
         of = self.stages[stage]
-        calls = int(generator.choice(of.calls))
-        if generator.random() < of.nests:
-            return program.Level(calls=calls, depth=calls, calling=1.0)
+        drill = generator.random() < of.drills
         return program.Level(
-            calls=calls,
-            shape=str(generator.choice(list(self.shapes), p=list(self.shapes.values()))),
+            calls=int(generator.choice(of.calls)),
+            shape="drill" if drill else str(generator.choice(list(self.shapes), p=list(self.shapes.values()))),
             depth=int(generator.choice(self.depths)),
             calling=float(generator.choice(self.callings)),
         )
 
-    def kinds(self, rows: torch.Tensor, prompt: int) -> list[torch.Tensor]:
+    def kinds(self, rows: torch.Tensor, level: program.Level) -> list[torch.Tensor]:
         """Calls and returns; the frame that a return leaves, its caller, its number; numbers of calls; sums."""
+        prompt = level.prompt_tokens
         target, before = rows[:, prompt:], rows[:, prompt - 1 : -1]
         number = _among(target, program.NUMBER, program.MOD)
         left = before == program.RETURN
         return [
             _among(before, program.LINE, 2 * program.FUNCTIONS),
-            left,
+            left & (level.shape != "drill"),  # where chance says which
             _after(left),
             _after(_after(left)),
             number & _among(before, program.CALLED, program.FUNCTIONS),

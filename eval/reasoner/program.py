@@ -17,6 +17,8 @@ goes deeper where it could return too (`calling`):
 walk   calls and returns at random: most facts are needed soon, few after long
 once   two functions, then calls that return at once, then back through the two: facts said once, asked for at the end
 flat   one function, then calls that return at once: all that is needed stands in the last lines
+drill  to learn by alone: as a walk, but whoever is open calls, and whoever is open returns. What is drawn so cannot be
+       guessed from its place, so the frames must be looked up
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from eval.reasoner.words import BOS, END_THINK, EOS, FRAME, THINK, Vocabulary
 
 MOD = 10
 FUNCTIONS = 30
-SHAPES = ("walk", "once", "flat")
+SHAPES = ("walk", "once", "flat", "drill")
 
 WORDS = Vocabulary(
     (
@@ -92,7 +94,7 @@ def draw(level: Level, count: int, generator: np.random.Generator) -> np.ndarray
         lines = _lines(level, generator)
         functions = generator.permutation(FUNCTIONS)[: level.calls].tolist()
         increments = generator.integers(0, MOD, level.calls).tolist()
-        rows.append(_run(lines, functions, increments))
+        rows.append(_run(lines, functions, increments, generator if level.shape == "drill" else None))
     return np.array(rows)
 
 
@@ -112,29 +114,32 @@ def _lines(level: Level, generator: np.random.Generator) -> list[bool]:
     return lines
 
 
-def _run(lines: list[bool], functions: list[int], increments: list[int]) -> list[int]:
+def _run(
+    lines: list[bool], functions: list[int], increments: list[int], drill: np.random.Generator | None
+) -> list[int]:
     prompt, thoughts = [BOS], []
     numbers: dict[int, int] = {}
+    callers: dict[int, int] = {}
     stack: list[int] = []
     total, coming = 0, iter(zip(functions, increments, strict=True))
     for number, call in enumerate(lines):
         if call:
             function, increment = next(coming)
             prompt += [LINE + number, INCREMENT + increment, DEFINED + function]
-            caller, before = (CALLER + stack[-1], numbers[stack[-1]]) if stack else (MAIN, 0)
+            frame, before = [MAIN, NUMBER], 0
+            if stack:
+                caller = stack[drill.integers(len(stack)) if drill else -1]
+                callers[function], before = caller, numbers[caller]
+                frame = [CALLER + caller, NUMBER + before]
             numbers[function] = (before + increment) % MOD
-            thoughts += [
-                LINE + number,
-                INCREMENT + increment,
-                LEFT + function,
-                caller,
-                NUMBER + before,
-                CALLED + function,
-            ]
+            thoughts += [LINE + number, INCREMENT + increment, LEFT + function, *frame, CALLED + function]
             stack.append(function)
+            current = function
         else:
+            left = stack.pop(drill.integers(1, len(stack)) if drill else -1)
+            current = callers[left]
             prompt += [LINE + number, RETURN]
-            thoughts += [LINE + number, RETURN, LEFT + stack.pop(), CALLER + stack[-1]]
-        total = (total + numbers[stack[-1]]) % MOD
-        thoughts += [NUMBER + numbers[stack[-1]], NUMBER + total]
+            thoughts += [LINE + number, RETURN, LEFT + left, CALLER + current]
+        total = (total + numbers[current]) % MOD
+        thoughts += [NUMBER + numbers[current], NUMBER + total]
     return [*prompt, THINK, *thoughts, END_THINK, *thoughts[-3:], EOS]

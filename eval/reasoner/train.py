@@ -36,11 +36,11 @@ def batch(lesson: Lesson, stage: int, tokens: int, generator: np.random.Generato
     return torch.from_numpy(lesson.family.draw(level, max(2, round(tokens / length)), generator)), level
 
 
-def loss_of(model: torch.nn.Module, lesson: Lesson, rows: torch.Tensor, prompt: int) -> tuple[torch.Tensor, ...]:
+def loss_of(model: torch.nn.Module, lesson: Lesson, rows: torch.Tensor, level: Level) -> tuple[torch.Tensor, ...]:
     """Cross entropy over thoughts and answer, what must be derived counted thrice; share of right tokens, by kind."""
-    logits = model(input_ids=rows[:, :-1]).logits[:, prompt - 1 :].float()
-    target = rows[:, prompt:]
-    kinds = lesson.kinds(rows, prompt)
+    logits = model(input_ids=rows[:, :-1]).logits[:, level.prompt_tokens - 1 :].float()
+    target = rows[:, level.prompt_tokens :]
+    kinds = lesson.kinds(rows, level)
     weight = torch.where(torch.stack(kinds).any(0), 3.0, 1.0)
     each = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
     right = logits.argmax(-1) == target
@@ -82,14 +82,14 @@ def train(options: argparse.Namespace) -> None:
         rows, level = batch(lesson, stage, options.tokens, generator)
         # bfloat16 where the hardware has it: on a CPU without, it is ten times slower than float32.
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            loss, right = loss_of(model, lesson, rows.to(device), level.prompt_tokens)
+            loss, right = loss_of(model, lesson, rows.to(device), level)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step, tokens = step + 1, tokens + rows.numel()
-        accuracy = accuracy + 0.02 * (right.cpu() - accuracy)
+        accuracy = accuracy + 0.02 * torch.nan_to_num(right.cpu() - accuracy)  # not a number: none of the kind
         if accuracy.min() > lesson.enough[stage]:
             stage, accuracy = stage + 1, accuracy * 0.5
         if elapsed - reported > options.report:

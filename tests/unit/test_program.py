@@ -58,6 +58,36 @@ def test_shapes_ask_for_what_they_say():
     assert depths(Level(4, depth=4, calling=0.0)) == depths(Level(4, "flat"))
 
 
+def test_a_drill_follows_no_stack():
+    """Each line is right by what was called from where; who calls and who returns is not the innermost."""
+    innermost = [0, 0]
+    for row in program.draw(Level(12, "drill", depth=12, calling=0.8), 20, np.random.default_rng(3)):
+        words = program.WORDS.decode(row.tolist()).split()
+        prompt, thoughts = words[: words.index("<think>") + 1], words[words.index("<think>") + 1 :]
+        numbers, callers, opened, total = {}, {}, [], 0
+        for line in range(23):
+            at = [*prompt[1:-1], *thoughts].index(f"p{line}")
+            if prompt[at + 2] == "return":
+                _, _, left, caller, number, said = (thoughts.pop(0) for _ in range(6))
+                assert caller == callers[left[1:]]
+                innermost[1] += left[1:] == opened[-1]
+                opened.remove(left[1:])
+            else:
+                _, more, frame, caller, before, name, number, said = (thoughts.pop(0) for _ in range(8))
+                assert frame[1:] == name[1:]
+                assert f"@{name}" == prompt[at + 3]
+                assert (int(before) + int(more)) % 10 == int(number)
+                assert before == numbers.get(caller, "0")
+                innermost[0] += bool(opened) and caller[2:] == opened[-1]
+                callers[name[1:]], numbers[f"_{name}"] = caller, number
+                opened.append(name[1:])
+            total = (total + int(number)) % 10
+            assert said == str(total)
+        assert thoughts[0] == "</think>"
+    assert 20 < innermost[0] < 110
+    assert 20 < innermost[1] < 110
+
+
 def test_problems_are_the_same_on_every_machine():
     assert problems(program, Level(8), 3, seed=7) == problems(program, Level(8), 5, seed=7)[:3]
     assert problems(program, Level(8), 3, seed=7) != problems(program, Level(8), 3, seed=8)
