@@ -70,3 +70,15 @@ def arms(
         for least in min_kept
     ]
     return [Arm(FULL, max(intervals), window, min(ratios)), *made]
+
+
+def server_flags(served: Sequence[Arm]) -> list[str]:
+    """Of a server for several arms: of its own, it has the first's interval, window and ratio, and the least floor.
+
+    Each request says what else its arm has. One without a floor says nothing, so the server must have none then.
+    """
+    first = served[0]
+    return [
+        *("--rpc-interval", str(first.interval), "--rpc-window", str(first.window)),
+        *("--rpc-ratio", f"{first.ratio:g}", "--rpc-min-kept", str(min(arm.min_kept for arm in served))),
+    ]

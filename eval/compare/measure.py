@@ -18,7 +18,7 @@ from eval.accuracy.run import run as sample
 from eval.bench import machine, server, shapes
 from eval.bench.errors import BenchError
 from eval.compare import options, registration, table, written
-from eval.compare.arms import FULL, Arm
+from eval.compare.arms import FULL, Arm, server_flags
 from eval.compare.plots import plot
 from sglang_rpc.policy.resolve import accumulates
 
@@ -76,8 +76,7 @@ def measure_policy(policy: str, comparisons: Sequence[argparse.Namespace]) -> No
     first, arm = left[0]
     flags = [
         *("--model-path", str(first.model_path), "--rpc-policy", "rpc" if policy == FULL else policy),
-        *("--rpc-interval", str(arm.interval), "--rpc-window", str(arm.window)),
-        *("--rpc-ratio", f"{arm.ratio:g}", *options.flags(first)),
+        *(*server_flags([arm for _, arm in left]), *options.flags(first)),
     ]
     device = machine.default_device()
     if policy != FULL and accumulates(policy) and device != "cpu":

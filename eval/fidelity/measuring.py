@@ -15,7 +15,7 @@ from eval.accuracy.store import Store
 from eval.bench import machine, server
 from eval.bench.errors import BenchError
 from eval.compare import table
-from eval.compare.arms import FULL, Arm, label
+from eval.compare.arms import FULL, Arm, label, server_flags
 from eval.fidelity import forced, serving
 from eval.fidelity.rows import Row, row
 from eval.fidelity.serving import Files
@@ -67,8 +67,7 @@ class Measuring:
         device = machine.default_device()
         flags = [
             *("--model-path", self.model_path, "--rpc-policy", policy, "--rpc-query-slots", str(len(self.texts))),
-            *("--rpc-interval", str(left[0].interval), "--rpc-window", str(left[0].window)),
-            *("--rpc-ratio", f"{left[0].ratio:g}", *serving.FLAGS),
+            *(*server_flags(left), *serving.FLAGS),
         ]
         if accumulates(policy) and device != "cpu":
             flags += ["--cuda-graph-backend-decode", "disabled"]  # it reads every step's attention

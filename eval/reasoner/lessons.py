@@ -88,16 +88,16 @@ class ProgramLesson:
         default_factory=lambda: Size(hidden=144, layers=4, heads=6, kv_heads=3, head_dim=48, back=(1, 2, 3, 4, 5, 7))
     )
     meanings: tuple[Alike, ...] = (Alike((program.NUMBER, program.INCREMENT), program.MOD),)
-    enough: tuple[float, ...] = (0.9, 0.95, 0.97, 0.98, 2.0)
+    enough: tuple[float, ...] = (0.8, 0.85, 0.92, 0.95, 2.0)
     steady: float = 0.2
     #: Without drills no frame is ever looked up: in walks most belong to calls just before, and in deep ones they come
     #: in reverse, line by line.
     stages: tuple[ProgramStage, ...] = (
-        ProgramStage((4, 6, 8), 0.7),
-        ProgramStage((8, 12, 16), 0.6),
-        ProgramStage((12, 16, 20), 0.5),
-        ProgramStage((16, 20, 24), 0.4),
-        ProgramStage((24, 28, 30), 0.3),
+        ProgramStage((4, 6, 8), 0.6),
+        ProgramStage((8, 12, 16), 0.5),
+        ProgramStage((12, 16, 20), 0.4),
+        ProgramStage((16, 20, 24), 0.25),
+        ProgramStage((24, 28, 30), 0.1),
     )
     shapes: Mapping[str, float] = field(default_factory=lambda: {"walk": 0.7, "once": 0.2, "flat": 0.1})
     depths: tuple[int, ...] = (6, 12, 30)

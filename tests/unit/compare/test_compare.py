@@ -189,6 +189,14 @@ def test_folders_share_a_server_per_policy_where_they_can(tmp_path, served):
     assert [flags[flags.index("--rpc-window") + 1] for flags, _ in served] == ["32"] * 4 + ["16"] * 4
 
 
+@pytest.mark.parametrize(("floors", "own"), [("16,0", "0"), ("24,16", "16")])
+def test_a_server_has_a_floor_if_all_its_arms_have(tmp_path, served, floors, own):
+    asked = parse("--out", str(tmp_path), "--policies", "peak", "--problems", "2", "--min-kept", floors)
+    measure.measure_policy("peak", [asked])
+    (flags, _) = served[0]
+    assert flags[flags.index("--rpc-min-kept") + 1] == own
+
+
 def test_a_policy_that_fails_keeps_no_other_from_being_measured(tmp_path, served, monkeypatch):
     def run(asked):
         if asked.out.stem.startswith("random"):
