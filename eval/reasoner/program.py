@@ -83,7 +83,7 @@ class Level:
 LADDER = {
     "deep": Level(),
     "once": Level(shape="once"),
-    "flat": Level(shape="flat"),
+    "flat": Level(24, shape="flat"),
 }
 
 
