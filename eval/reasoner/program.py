@@ -81,9 +81,9 @@ class Level:
 
 
 LADDER = {
-    "deep": Level(),
-    "once": Level(shape="once"),
-    "flat": Level(24, shape="flat"),
+    "deep": Level(28),
+    "once": Level(28, "once"),
+    "flat": Level(28, "flat"),
 }
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.reasoner import ledger, network, train
+from eval.reasoner import ledger, network, program, train
 from eval.reasoner.lessons import LESSONS
 from eval.reasoner.muon import orthogonal
 from eval.reasoner.words import EOS, problems
 
 HERE = Path(train.__file__).parent
-MODELS = {"model": ledger}
+MODELS = {"model": ledger, "program-model": program}
 TRAINED = [(directory, family, name) for directory, family in MODELS.items() for name in family.LADDER]
 
 
