@@ -75,6 +75,11 @@ MODELS = {
         "latent attention (MLA) that decides by code of its own when to expand latents",
         "models that use DeepSeek V2's attention class as it is",
     ),
+    "heads_of_all_ranks": (
+        "with `--attn-dp-size`: models whose SGLang code splits attention over all ranks, such as Llama, Qwen2, "
+        "Mistral, Gemma, OLMo 2 and Phi-3; SGLang starts them and their outputs are wrong",
+        "DeepSeek, Qwen3 and its MoE models, GLM-4.5, gpt-oss, MiniMax M2 and others",
+    ),
     "replicated_kv_heads": (
         "`--rpc-aggregation group` on more tensor-parallel ranks than there are KV heads",
         "as many ranks as KV heads, or fewer",
@@ -83,6 +88,11 @@ MODELS = {
         "`--rpc-trace` with `--rpc-aggregation group` on several tensor-parallel ranks",
         "one rank; `--rpc-aggregation all`",
     ),
+    "memory_of_two_kinds": (
+        "a pipeline, or DP attention, of models with recurrent layers, or whose sliding windows have a KV pool of their own",
+        "models whose layers have one KV pool",
+    ),
+    "trace_of_stages": ("`--rpc-trace` with a pipeline", "no pipeline"),
     "latent_on_rocm": ("latent attention (MLA) on AMD GPUs", "MLA on NVIDIA GPUs"),
     "policy_on_latents": ("a policy that adds up attention (`h2o`) with latent attention (MLA)", "all other policies"),
     "policy_on_split_heads": (

@@ -69,6 +69,7 @@ class KVLayer:
     #: float32 [pool_slots, kv_heads, 1]: attention got so far, if a policy asks.
     accumulated: torch.Tensor | None = None
     window: int = 0  #: in a sliding-window layer, entries before its own that a token sees; 0: full attention
+    earlier: int = 0  #: scored layers of the model on earlier pipeline stages
 
     @property
     def buffers(self) -> tuple[torch.Tensor, ...]:

@@ -78,6 +78,6 @@ class ReferenceBackend:
         group = self.config.aggregation == "group"
         rows = []
         for index, (layer, q) in enumerate(zip(self._by_kind.full, queries, strict=True)):
-            seen = policy_layer(layer, q, slots, index=index, before=c.begin, seed=c.seed, group=group)
+            seen = policy_layer(layer, q, slots, index=layer.earlier + index, before=c.begin, seed=c.seed, group=group)
             rows.append(summed(policy.scores(seen, self.config), layer.keys.shape[1], group))
         return torch.stack(rows)

@@ -156,10 +156,17 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "sglang.srt.runtime_context": {
         "get_serving": "the reasoning parser's name",
-        "get_parallel": "the ranks that share the attention heads",
+        "get_parallel": "the ranks that share the attention heads, and the pipeline's stages",
     },
     "sglang.srt.parser.reasoning_parser.ReasoningParser": {"__init__": "finds the detector of a parser's name"},
-    "sglang.srt.distributed.parallel_state": {"get_attn_tp_group": "the group whose ranks share the heads"},
+    "sglang.srt.distributed.parallel_state": {
+        "get_attn_tp_group": "the group whose ranks share the heads",
+        "get_world_group": "the group of all ranks of a server, of every pipeline stage",
+    },
+    "sglang.srt.managers.scheduler_pp_mixin.SchedulerPPMixin": {
+        "event_loop_pp": "plans a micro-batch when its last result has been processed, in the same order on each "
+        "stage; others may be running",
+    },
 }
 
 _DEEPSEEK = "sglang.srt.models.deepseek_common.attention_forward_methods"

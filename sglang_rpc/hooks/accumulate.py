@@ -9,7 +9,7 @@ from sglang_rpc.contract.sglang.model import AttentionLayer, ModelRunner
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks.runtime import runtime_of
-from sglang_rpc.hooks.step import attention_call, single_rows
+from sglang_rpc.hooks.step import attention_call, decodes, single_rows
 from sglang_rpc.scoring.accumulated import accumulate
 from sglang_rpc.types import KVLayer
 
@@ -34,11 +34,13 @@ class Accumulate:
             return
         assert self.layer.accumulated is not None
         self.layer.accumulated[forward_batch.out_cache_loc] = 0.0  # these slots were somebody else's
-        decode, single = forward_batch.forward_mode.is_decode(), single_rows(forward_batch)
+        decode, single = decodes(forward_batch), single_rows(forward_batch)
         if not decode and single is None:
             return
         queries = queries.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+        if decode:
+            queries = queries[: len(rows)]  # tokens may be padded
         if not decode and single is not None:
             queries, rows, lengths = queries[single.tokens], rows[single.rows], lengths[single.rows]
         slots = self.req_to_token[rows, : int(forward_batch.seq_lens_cpu.max())]

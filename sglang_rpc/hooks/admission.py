@@ -178,8 +178,12 @@ class PeakAdder(Base):
         budget.swa_offset += after - before
 
     def _forecast_of_running(self) -> Forecast:
-        reqs = () if self.running_batch is None else self.running_batch.reqs
-        plans = [self._running(r) for r in reqs if r.kv.holds_kv] + self._taken
+        own = [] if self.running_batch is None else self.running_batch.reqs
+        others = self._rpc.in_micro_batches()
+        if others:  # where a prefill that goes on may be listed, which is planned as it is added
+            added = {*self.can_run_list, self._rpc.scheduler.chunked_req}
+            own = list(dict.fromkeys([*own, *(req for req in others if req not in added)]))
+        plans = [self._running(r) for r in own if r.kv.holds_kv] + self._taken
         return Forecast(plans, self.page_size, self._rpc.ring.slots)
 
     def _running(self, req: Req) -> Plan:

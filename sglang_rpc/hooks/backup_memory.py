@@ -8,9 +8,11 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.sglang.server import GroupCoordinator
+from sglang_rpc.hooks import ranks
 from sglang_rpc.memory.arena import CHUNK_BYTES
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.host_memory import may_pin
+from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
@@ -22,14 +24,19 @@ RECURRENT = "beside recurrent layers"
 
 
 def set_aside(
-    config: RPCConfig, layers: Sequence[KVLayer], group: GroupCoordinator | None, never: str = ""
+    config: RPCConfig,
+    layers: Sequence[KVLayer],
+    ring: QueryRing,
+    group: GroupCoordinator | None,
+    never: str = "",
 ) -> HostBackup:
     """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less.
 
     Nothing, with a warning, if `never` says where no backups are made: OWN_WINDOWS or RECURRENT.
 
-    Ranks of `group` get equally much, the least that any of them can have: they must refuse the same backups. They
-    agree before anyone pins, for what one has pinned is missing for its neighbours, and again on what they got.
+    Ranks of `group` get equally much, the least that any of them can have, and charge equally much for a KV entry and
+    for the queries of `ring`, the most that any of them needs: they must refuse the same backups. They agree before
+    anyone pins, for what one has pinned is missing for its neighbours, and again on what they got.
     """
     if never:
         if config.host_backup_gb:
@@ -43,10 +50,12 @@ def set_aside(
     on_gpu = layers[0].keys.is_cuda
     # Unpinned memory is taken from the host as it is used, and can be swapped out.
     most = may_pin(max(1, torch.cuda.device_count())) if on_gpu else None
-    limit = _least(asked if most is None else min(asked, most), group)
+    limit = ranks.least(asked if most is None else min(asked, most), group)
     begun = perf_counter()
     backups = HostBackup(layers, limit)
-    backups.lower(_least(backups.limit, group))
+    backups.lower(ranks.least(backups.limit, group))
+    if group is not None:
+        backups.charge(ranks.most(backups.entry_bytes, group), ranks.most(ring.buffer[:, 0].nbytes, group))
     if on_gpu and backups.limit:
         seconds = perf_counter() - begun
         logger.info("RPC: %.2f GB of host memory pinned for host backups, in %.1f s", backups.limit / 1e9, seconds)
@@ -69,12 +78,3 @@ def _too_little(asked: int, limit: int) -> str:
         f"host memory is short, here or on another rank: {limit / 1e9:.2f} GB are set aside for host backups, and "
         f"--rpc-host-backup-gb asks for {asked / 1e9:.2f} GB per rank; {again}; lower the flag, or free host memory"
     )
-
-
-def _least(size: int, group: GroupCoordinator | None) -> int:
-    """The least of what the ranks of `group` give."""
-    if group is None:
-        return size
-    everywhere: list[int] = [size] * group.world_size
-    torch.distributed.all_gather_object(everywhere, size, group=group.cpu_group)
-    return min(everywhere)

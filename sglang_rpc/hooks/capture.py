@@ -1,6 +1,7 @@
 """Captures the queries of the requests that are about to be compressed, inside the forward pass."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -29,12 +30,13 @@ from sglang_rpc.contract.sglang.model import (
 )
 from sglang_rpc.contract.targets import AFTER, AROUND, LATENT, hook, hook_of
 from sglang_rpc.contract.windows import full_slots_free
+from sglang_rpc.hooks import ranks
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
 from sglang_rpc.hooks.query_slots import count_slots, ring_shape
-from sglang_rpc.hooks.runtime import state_of
-from sglang_rpc.hooks.step import attention_call, single_rows
+from sglang_rpc.hooks.runtime import is_recorded
+from sglang_rpc.hooks.step import attention_call, decodes, single_rows
 from sglang_rpc.hooks.window_pool import window_pool_of
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy.resolve import accumulates
@@ -66,6 +68,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     shape = ring_shape(config, recorded, model_runner.dtype)
     rows = model_runner.req_to_token_pool.req_to_token.shape[0]
     allocator = model_runner.token_to_kv_pool_allocator  # of which nothing is taken yet
+    everyone = ranks.every_rank()
     slots = count_slots(
         config,
         tokens=full_slots_free(allocator),
@@ -73,8 +76,11 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         slot_bytes=QueryRing.slot_bytes(**shape),
         pool_bytes=pool_bytes(kv_pool(allocator)),
     )
+    slots = slots.lowered(ranks.least(slots.slots, everyone), config.window)
     ring = QueryRing(slots=slots.slots, rows=rows, device=model_runner.device, **shape)
-    kv_layers = [kv_layer(model_runner, layer) for layer in moved_layers(model_runner, layers)]
+    earlier = ranks.on_earlier_stages(len(recorded), everyone)
+    moved = moved_layers(model_runner, layers)
+    kv_layers = [replace(kv_layer(model_runner, layer), earlier=earlier) for layer in moved]
     every_step = accumulates(config.policy)
     if every_step:
         kv_layers = [layer if layer.window else accumulating(layer) for layer in kv_layers]
@@ -135,8 +141,7 @@ def whole_while_recording(
     """
     can_run, forward_mode = original(preparer, local_batch)
     if can_run and local_batch is not None and local_batch.forward_mode.is_extend():
-        states = map(state_of, local_batch.reqs)
-        can_run = not any(state is not None and state.recording.slot is not None for state in states)
+        can_run = not any(map(is_recorded, local_batch.reqs))
     return can_run, forward_mode
 
 
@@ -156,7 +161,7 @@ def absorb(original: Callable[..., Enum], attention: LatentAttention, forward_ba
     if not method.name.startswith("MHA"):
         return method
     rows = single_rows(forward_batch)
-    recording = rows is not None and rows.where is not None
+    recording = decodes(forward_batch) or (rows is not None and rows.where is not None)
     if not recording and attention.current_attention_backend != "torch_native":
         return method
     return type(method)["MLA"]
@@ -183,7 +188,7 @@ class Capture:
         queries = [query]
         if kwargs.get("q_rope") is not None:
             queries.append(kwargs["q_rope"])
-        if forward_batch.forward_mode.is_decode():
+        if decodes(forward_batch):
             if not self.ring.in_use and not self.for_a_graph():
                 return
             if self.index == 0:
@@ -191,11 +196,13 @@ class Capture:
                 # works it out anew, for a graph must not read what a warm-up allocated. The halves of a step that
                 # overlap may begin at a later layer.
                 for batch in (forward_batch, *(forward_batch.tbo_children or ())):
-                    batch.rpc_where = self.ring.where(batch.req_pool_indices, batch.positions)
+                    # Labelled an extend, the step is padded in tokens alone, after its rows.
+                    rows = batch.req_pool_indices
+                    batch.rpc_where = self.ring.where(rows, batch.positions[: len(rows)])
             where = forward_batch.rpc_where
             # A half is padded to a multiple of the ranks, after its rows.
             self.ring.store(self.index, where, *(part[: len(where[0])] for part in queries))
             return
-        rows = single_rows(forward_batch)
-        if rows is not None and rows.where is not None:
-            self.ring.store(self.index, rows.where, *(part[rows.tokens] for part in queries))
+        single = single_rows(forward_batch)
+        if single is not None and single.where is not None:
+            self.ring.store(self.index, single.where, *(part[single.tokens] for part in queries))

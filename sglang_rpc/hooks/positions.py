@@ -12,6 +12,7 @@ from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.model import model_rpc
 from sglang_rpc.hooks.resume import restore_ids
+from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.step import SingleRows, carrying, single_rows
 from sglang_rpc.memory.query_ring import QueryRing
 
@@ -60,6 +61,8 @@ def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: Que
             restore_ids(req)
     if not rows:
         return
+    # A step with such rows runs without a graph, with DP attention on every rank: so only where one is recorded.
+    recorded = ring.in_use and any(is_recorded(batch.reqs[index]) for index in rows)
     device = forward_batch.positions.device
     token, row = _to_device(tokens, torch.int64, device), _to_device(rows, torch.int64, device)
     logical = forward_batch.orig_seq_lens[row]
@@ -68,7 +71,7 @@ def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: Que
         tokens=token,
         rows=row,
         logical_lengths=forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype)),
-        where=ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token]) if ring.in_use else None,
+        where=ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token]) if recorded else None,
     )
 
 

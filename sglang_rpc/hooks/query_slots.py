@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ class QuerySlots:
     slots: int
     needed: int  #: requests that can be due together
     wait: int  #: steps that the last of these waits for a slot
+
+    def lowered(self, slots: int, window: int) -> "QuerySlots":
+        """With `slots`, what another rank has room for: all must put off the same compressions."""
+        return replace(self, slots=slots, wait=longest_wait(self.needed, slots, window))
 
     @property
     def sentence(self) -> str:
@@ -57,14 +61,15 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     config = config_of(configurator.server_args)
     if config is None or configurator.is_draft_worker:
         return None
+    # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room. A pipeline's
+    # stages agree on them in here, so each of them must ask.
+    with _without_warnings():
+        tokens = configurator.config_from_budget(available).max_total_num_tokens
+        rows = configurator.resolve_max_num_reqs(tokens)
     layers = full_attention(decoder_layers(configurator.model))
     if not layers:
         return None  # once the pool is there, the model is refused
     slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype))
-    # Tokens without the ring: a few more than there will be, so that the ring never outgrows its room.
-    with _without_warnings():
-        tokens = configurator.config_from_budget(available).max_total_num_tokens
-        rows = configurator.resolve_max_num_reqs(tokens)
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(

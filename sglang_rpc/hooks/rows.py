@@ -1,7 +1,10 @@
 """Which rows of SGLang's batches RPC may touch between two steps."""
 
+from collections.abc import Iterable
+
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.runtime.request_state import RequestState
 
 
@@ -29,9 +32,19 @@ def rows_to_check(batch: ScheduleBatch) -> list[tuple[int, Req, RequestState]]:
     return sorted(found, key=lambda row: row[2].recording.turn)
 
 
-def decoding(batches: list[ScheduleBatch]) -> list[tuple[Req, RequestState]]:
-    """Every request in `batches` that RPC knows and that decodes."""
-    return [(req, req.rpc) for batch in batches for req in batch.reqs if req.rpc is not None and _decodes(req)]
+def prefilling(scheduler: Scheduler, last_batch: ScheduleBatch | None) -> tuple[Req | None, Req | None]:
+    """Those whose prefill goes on, in chunks, after the entries that are there; a batch may list them all the same.
+
+    With a pipeline, the last chunk may be another micro-batch's, and SGLang takes the request out of `last_batch`,
+    which ran an earlier one, only later in the step. It may have output: prefilled again, after a retraction.
+    """
+    extended = last_batch is not None and last_batch.forward_mode.is_extend()
+    return scheduler.chunked_req, last_batch.chunked_req if extended and last_batch is not None else None
+
+
+def decoding(reqs: Iterable[Req]) -> list[tuple[Req, RequestState]]:
+    """Those that RPC knows and that decode."""
+    return [(req, req.rpc) for req in reqs if req.rpc is not None and _decodes(req)]
 
 
 def generated(req: Req, state: RequestState) -> int:

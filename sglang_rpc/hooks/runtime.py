@@ -16,8 +16,7 @@ from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import PrefillAdder, Scheduler
 from sglang_rpc.contract.sglang.server import GroupCoordinator
 from sglang_rpc.contract.targets import AFTER, hook
-from sglang_rpc.errors import ConfigError
-from sglang_rpc.hooks import backup_memory
+from sglang_rpc.hooks import backup_memory, ranks
 from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
 from sglang_rpc.hooks.model import model_rpc
@@ -41,7 +40,7 @@ class SchedulerRPC:
         assert model is not None, "the query ring is built with the attention backends, before the scheduler is whole"
         self.ring = model.ring
         self.query_slots = model.query_slots
-        group = _tensor_parallel_group()
+        group, everyone = ranks.tensor_parallel_group(), ranks.every_rank()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
         latent = is_latent(kv_pool(scheduler.token_to_kv_pool_allocator))
         together = config.aggregation == "all" or latent
@@ -55,19 +54,19 @@ class SchedulerRPC:
             window_pool=model.window_pool,
             reduce=group.all_reduce if group is not None and together else None,
         )
-        if group is not None:
-            _require_same_on_all_ranks(group, (config.to_json(), self.ring.slots, self.compressor.scoring))
-            if self.compressor.reduces:
-                # Collectives of float32 are set up, or compiled, on first use: now, not at the first compression.
-                for size in (2**8, 2**22):
-                    group.all_reduce(torch.zeros(size, device=scheduler.device))
+        ranks.require_same(everyone, (config.to_json(), self.ring.slots, self.compressor.scoring))
+        if group is not None and self.compressor.reduces:
+            # Collectives of float32 are set up, or compiled, on first use: now, not at the first compression.
+            for size in (2**8, 2**22):
+                group.all_reduce(torch.zeros(size, device=scheduler.device))
         self.tracer = _tracer(scheduler, config, self.compressor, group)
         self.own_windows = model.window_pool is not None  #: whether window layers have a KV pool of their own
         #: Where no host backups are made, if this model's are not; "": they are.
         self.never_backed_up = backup_memory.OWN_WINDOWS if self.own_windows else ""
         if hybrid_pool(scheduler.token_to_kv_pool_allocator) is not None:
             self.never_backed_up = backup_memory.RECURRENT
-        self.backups = backup_memory.set_aside(config, model.layers, group, self.never_backed_up)
+        self.backups = backup_memory.set_aside(config, model.layers, self.ring, everyone, self.never_backed_up)
+        self.pipelined = ranks.stages() > 1  #: whether other micro-batches run, beside the one that is planned
         self.metrics = Metrics(scheduler.metrics_collector)
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None
@@ -83,6 +82,15 @@ class SchedulerRPC:
     def scope_in_effect(self) -> str:
         """The scope of a request that names none."""
         return self.config.scope if self.compressor.markers is not None else "all"
+
+    def in_micro_batches(self) -> list[Req]:
+        """Requests that hold KV in the micro-batches of a pipeline, of which one is planned while others run.
+
+        Without a pipeline there are none.
+        """
+        batches = self.scheduler._collect_inflight_batches() if self.pipelined else []
+        # A batch that has ended, or been merged, still lists its requests.
+        return [req for batch in batches if batch is not None for req in batch.reqs if req.kv.holds_kv]
 
     def report_slots(self) -> None:
         """Bring the metrics of the query slots up to date."""
@@ -108,6 +116,12 @@ def state_of(req: Req) -> RequestState | None:
     """RPC's state of a request, in a process that may serve without RPC; None while, or where, it has none."""
     state: RequestState | None = getattr(req, "rpc", None)
     return state
+
+
+def is_recorded(req: Req) -> bool:
+    """Whether the queries of its next tokens go into the query ring."""
+    state = state_of(req)
+    return state is not None and state.recording.slot is not None
 
 
 @hook(
@@ -169,23 +183,3 @@ def _tracer(
     tracer = Tracer(config.trace, server, compressor.markers, compressor.ring.buffer.device)
     compressor.observe(tracer.observer)
     return tracer
-
-
-def _require_same_on_all_ranks(group: GroupCoordinator, settings: tuple[object, ...]) -> None:
-    """Raises ConfigError: on ranks that compress differently rows would differ, and collectives would not pair up."""
-    everywhere: list[object] = [None] * group.world_size
-    torch.distributed.all_gather_object(everywhere, settings, group=group.cpu_group)
-    if any(other != settings for other in everywhere):
-        raise ConfigError(
-            "every rank must have the same --rpc-* flags, query slots and scoring: start every node with the same "
-            f"flags and memory, and name --rpc-scoring where GPUs differ; got {everywhere}",
-            "config.ranks_differ",
-        )
-
-
-def _tensor_parallel_group() -> GroupCoordinator | None:
-    """The group whose ranks share the attention heads; None if this rank has them all."""
-    from sglang.srt.distributed.parallel_state import get_attn_tp_group
-
-    group: GroupCoordinator = get_attn_tp_group()
-    return group if group.world_size > 1 else None

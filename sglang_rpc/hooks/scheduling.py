@@ -38,7 +38,8 @@ def compress_due(scheduler: Scheduler, running_batch: ScheduleBatch, last_batch:
     """BEFORE Scheduler.get_next_batch_to_run, once per scheduling step.
 
     At this point the last forward may still be running. Its rows are in `running_batch`, or, if it was an extend, in
-    `last_batch`, which is merged right after.
+    `last_batch`, which is merged right after. With a pipeline it is another micro-batch's, and the last result of the
+    rows here has been processed: each stage compresses its own layers of them, at the same point of the same sequence.
     """
     runtime = runtime_of(scheduler)
     if runtime is None:
@@ -46,10 +47,13 @@ def compress_due(scheduler: Scheduler, running_batch: ScheduleBatch, last_batch:
     runtime.step += 1
     batches = rows.decode_batches(running_batch, last_batch)
     pressure.watch(runtime, batches)
+    prefilling = rows.prefilling(scheduler, last_batch)
     for batch in batches:
         # Again where something was done: of a row rebuilt from its tokens more than one thought may have its gists.
         while due := [
-            (i, req, c) for i, req, state in rows.rows_to_check(batch) if (c := _poll(runtime, req, state)) is not None
+            (i, req, c)
+            for i, req, state in rows.rows_to_check(batch)
+            if req not in prefilling and (c := _poll(runtime, req, state)) is not None
         ]:
             apply_compressions(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
@@ -58,8 +62,6 @@ def compress_due(scheduler: Scheduler, running_batch: ScheduleBatch, last_batch:
 
 
 def _poll(runtime: SchedulerRPC, req: Req, state: RequestState) -> Compression | None:
-    if req is runtime.scheduler.chunked_req:
-        return None  # its prefill goes on, after the entries that are there
     generated = rows.generated(req, state)
     compression = runtime.compressor.poll(state, rows.row_of(req), req.origin_input_ids, generated, req.output_ids)
     if compression is None:

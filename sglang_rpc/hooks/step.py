@@ -31,6 +31,15 @@ def carrying(batch_class: type[ForwardBatch]) -> type[ForwardBatch]:
     )
 
 
+def decodes(forward_batch: ForwardBatch) -> bool:
+    """Whether each row of the step decodes a token.
+
+    With DP attention such a step may be labelled an extend as it is run, as the steps of its peers are.
+    """
+    before = forward_batch._original_forward_mode
+    return (forward_batch.forward_mode if before is None else before).is_decode()
+
+
 def single_rows(forward_batch: ForwardBatch) -> SingleRows | None:
     """The step's single rows; None if it has none, or was made for the capture of a graph."""
     rows: SingleRows | None = getattr(forward_batch, "rpc", None)

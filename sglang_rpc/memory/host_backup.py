@@ -49,7 +49,8 @@ class HostBackup:
         self._buffers = [buffer for layer in layers for buffer in layer.buffers]
         pinned = any(buffer.is_cuda for buffer in self._buffers)
         self._arena = Arena(limit, pinned=pinned, chunk_bytes=chunk_bytes)
-        self._entry_bytes = sum(buffer[0].nbytes for buffer in self._buffers)
+        self.entry_bytes = sum(buffer[0].nbytes for buffer in self._buffers)  #: what room for one KV entry is taken as
+        self._query_bytes = 0
         self._prompts: dict[Hashable, tuple[HostKV, int]] = {}  # how many backups share each
 
     @property
@@ -66,6 +67,14 @@ class HostBackup:
         """Keep to `limit` bytes from now on, if that is less. Nothing has been saved yet."""
         self._arena.shrink(min(limit, self.limit))
 
+    def charge(self, entry_bytes: int, query_bytes: int) -> None:
+        """Take room for entries and query slots of these sizes from now on, at least: those of the rank that has most.
+
+        So ranks whose layers differ in number, but whose limits are equal, have room for the same backups.
+        """
+        self.entry_bytes = max(self.entry_bytes, entry_bytes)
+        self._query_bytes = query_bytes
+
     def save(
         self, slots: torch.Tensor, prompt_length: int, prompt_key: Hashable, queries: torch.Tensor | None
     ) -> Backup | None:
@@ -78,9 +87,9 @@ class HostBackup:
         known = self._prompts.get(prompt_key)
         generated = slots.numel() - prompt_length
         taken = self._arena.take(
-            0 if known is not None else prompt_length * self._entry_bytes,
-            generated * self._entry_bytes,
-            0 if queries is None else queries.nbytes,
+            0 if known is not None else prompt_length * self.entry_bytes,
+            generated * self.entry_bytes,
+            0 if queries is None else max(queries.nbytes, self._query_bytes),
         )
         if taken is None:
             return None

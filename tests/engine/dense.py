@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,23 @@ class Dims:
     wide: int = 512
     layers: int = 3
     vocabulary: int = 512
+
+
+def write_qwen3(path: Path, dims: Dims = Dims()) -> Path:
+    """A Qwen3 with the same weights, but that its queries and keys are normalized, and no biases."""
+    write_model(path, dims=dims)
+    weights = load_file(path / "model.safetensors")
+    weights = {name: weight for name, weight in weights.items() if not name.endswith(".bias")}
+    head_dim = dims.hidden // dims.heads
+    for layer in range(dims.layers):
+        for norm in ("q_norm", "k_norm"):
+            weights[f"model.layers.{layer}.self_attn.{norm}.weight"] = torch.ones(head_dim, dtype=torch.bfloat16)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": head_dim}
+    config |= {"attention_bias": False}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
 
 
 def write_model(path: Path, seed: int = 0, dims: Dims = Dims()) -> Path:

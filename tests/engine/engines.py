@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -74,7 +75,7 @@ def engine(model: Path | str, rpc: RPCConfig | None, **args: Any):
         random_seed=0,
     )
     device = on_cuda.device_of(args.get("device"))
-    if reason := on_cuda.too_few(device, args.get("tp_size", 1)):
+    if reason := on_cuda.too_few(device, args.get("tp_size", 1) * args.get("pp_size", 1)):
         pytest.skip(reason)
     settings |= on_cuda.arguments(device) | args
     rpc = with_a_slot_each(rpc, settings["max_running_requests"])
@@ -141,6 +142,21 @@ def greedy(tokens: int, rpc: dict[str, Any] | None = None, **more: Any) -> dict[
     return params
 
 
+def staggered(running: Any, requests: list[tuple[list[int], int]], apart: float = 0.15) -> list[dict[str, Any]]:
+    """Results of all `requests`, prompts and lengths, of which each comes a moment after the one before."""
+
+    async def one(index: int, prompt: list[int], tokens: int) -> dict[str, Any]:
+        await asyncio.sleep(apart * index)
+        result: dict[str, Any] = await running.async_generate(input_ids=prompt, sampling_params=greedy(tokens))
+        return result
+
+    async def every() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(one(index, *request) for index, request in enumerate(requests)))
+
+    results: list[dict[str, Any]] = running.loop.run_until_complete(every())
+    return results
+
+
 def look_inside(running: Any, tmp_path: Path, prompt: list[int]) -> dict[str, Any]:
     """What `spy` sees in the scheduler once it is idle: it answers a request before it lets go of it."""
     path = tmp_path / "spy.json"
@@ -159,6 +175,29 @@ def with_and_without(running, tokens: int) -> tuple[list[list[int]], list[dict[s
     prompts = [[rng.randrange(20, 500) for _ in range(30 + i)] for i in range(8)]
     options = [*[greedy(tokens)] * 8, *[greedy(tokens, rpc={"enabled": False})] * 8]
     return prompts, running.generate(input_ids=prompts * 2, sampling_params=options)
+
+
+def look_at_ranks(running: Any, folder: Path, ranks: int, schedulers: int = 1) -> list[dict[str, Any]]:
+    """What `spy` sees on each rank once all are idle.
+
+    Of `schedulers` that take requests of their own, SGLang asks one after the other, and only the first of them hands
+    the question on to every rank: so no answer is waited for.
+    """
+    from sglang.srt.managers.io_struct import RpcReqInput, sock_recv, sock_send
+
+    files, seen = [folder / f"{rank}.json" for rank in range(ranks)], []
+    for _ in range(50):
+        for file in files:
+            file.unlink(missing_ok=True)
+        for _ in range(schedulers):
+            sock_send(running.send_to_rpc, RpcReqInput(method="spy_on_ranks", parameters={"folder": str(folder)}))
+        while running.send_to_rpc.poll(1000):
+            assert (answer := sock_recv(running.send_to_rpc)).success, answer.message
+        seen = [json.loads(file.read_text()) for file in files if file.exists()]
+        if len(seen) == ranks and not any(each["running"] for each in seen):
+            break
+    assert len(seen) == ranks, seen
+    return seen
 
 
 def flush(running: Any) -> None:

@@ -24,6 +24,9 @@ def run_scheduler_process(*args, **kwargs):
 
     install(hooks_in(window_reads))  # without RPC too, where SGLang itself would read the wrong slots
     scheduler.Scheduler.spy = _spy
+    scheduler.Scheduler.spy_on_ranks = _spy_on_ranks
+    _check_pipelines(scheduler.Scheduler)
+    _mend_dp_attention_on_cpu()
     run_batch = scheduler.Scheduler.run_batch
 
     def counted(self, batch, *args, **kwargs):
@@ -37,6 +40,21 @@ def run_scheduler_process(*args, **kwargs):
 
     scheduler.Scheduler.run_batch = counted
     return scheduler.run_scheduler_process(*args, **kwargs)
+
+
+def _mend_dp_attention_on_cpu() -> None:
+    """Two lines that SGLang 0.5.23 lacks to run DP attention on a CPU: what padded rows' lengths are filled with, and a
+    step of no tokens, as an idle rank has it."""
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+
+    TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value = lambda self: 1
+    rotate = RotaryEmbedding.forward_native
+
+    def forward_native(self, positions, query, key, *args, **kwargs):
+        return (query, key) if positions.numel() == 0 else rotate(self, positions, query, key, *args, **kwargs)
+
+    RotaryEmbedding.forward_native = forward_native
 
 
 def _spy(self, path: str, prompt: list[int]) -> None:
@@ -61,22 +79,55 @@ def _spy(self, path: str, prompt: list[int]) -> None:
     for buffer in pool.kv_buffer if hasattr(pool, "kv_buffer") else (*pool.k_buffer, *pool.v_buffer):
         digest.update(buffer[slots].contiguous().cpu().view(torch.uint8).numpy().tobytes())
     Path(path).write_text(
-        json.dumps(
-            {
-                "total": self.max_total_num_tokens,
-                "free": full_slots_free(allocator),
-                "windows": windows,
-                "evictable": self.tree_cache.evictable_size(),
-                "protected": self.tree_cache.protected_size(),
-                "free_rows": self.req_to_token_pool.available_size(),
-                "rows": self.req_to_token_pool.size,
-                "query_slots_in_use": self.rpc.ring.in_use if getattr(self, "rpc", None) else 0,
-                "running": len(self.running_batch.reqs),
-                "most_running": _most_running,
-                "decodes": _decodes,
-                "host_backup_bytes": self.rpc.backups.used if getattr(self, "rpc", None) else 0,
-                "matched": len(slots),
-                "digest": digest.hexdigest(),
-            }
-        )
+        json.dumps({**_counts(self), "windows": windows, "matched": len(slots), "digest": digest.hexdigest()})
     )
+
+
+def _spy_on_ranks(self, folder: str) -> None:
+    """Write this rank's counts, and how many compressions it has applied, to a file of its own."""
+    rpc = getattr(self, "rpc", None)
+    more = {"compressions": rpc.compressor.counters.compressions, "query_slots": rpc.ring.slots} if rpc else {}
+    if rpc:
+        more |= {"backup_limit": rpc.backups.limit, "entry_bytes": rpc.backups.entry_bytes}
+        more |= {"layers": len(rpc.compressor.layers), "restored": rpc.compressor.counters.restored}
+    in_flight = [req for batch in self._collect_inflight_batches() if batch is not None for req in batch.reqs]
+    counts = {**_counts(self), **more, "running": sum(req.kv.holds_kv for req in in_flight)}
+    file = Path(folder, f"{torch.distributed.get_rank()}.json")
+    file.with_suffix(".part").write_text(json.dumps(counts))
+    file.with_suffix(".part").rename(file)  # whole, once it is there
+
+
+def _counts(self) -> dict[str, object]:
+    return {
+        "total": self.max_total_num_tokens,
+        "free": full_slots_free(self.token_to_kv_pool_allocator),
+        "evictable": self.tree_cache.evictable_size(),
+        "protected": self.tree_cache.protected_size(),
+        "free_rows": self.req_to_token_pool.available_size(),
+        "rows": self.req_to_token_pool.size,
+        "query_slots_in_use": self.rpc.ring.in_use if getattr(self, "rpc", None) else 0,
+        "running": len(self.running_batch.reqs),
+        "most_running": _most_running,
+        "decodes": _decodes,
+        "host_backup_bytes": self.rpc.backups.used if getattr(self, "rpc", None) else 0,
+    }
+
+
+def _check_pipelines(scheduler: type) -> None:
+    """SGLang's strict check of the pool, which a pipeline's loop leaves out, before each micro-batch is planned."""
+    from sglang.srt.managers.scheduler_components.invariant_checker import kv_private_tokens
+
+    plan = scheduler.get_next_batch_to_run
+
+    def checked(self, *args, **kwargs):
+        if hasattr(self, "running_mbs"):
+            batches = self._collect_inflight_batches()
+            listed = [req for batch in batches if batch is not None for req in batch.reqs]
+            reqs = {*listed, *([] if self.chunked_req is None else [self.chunked_req])}
+            held = sum(kv_private_tokens(req.kv, self.page_size) for req in reqs if req.kv.holds_kv)
+            counted = self.pool_stats_observer.get_pool_stats()
+            leak, message = self.invariant_checker._check_full_pool(counted, uncached=held)
+            assert not leak, message
+        return plan(self, *args, **kwargs)
+
+    scheduler.get_next_batch_to_run = checked

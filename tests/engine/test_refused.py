@@ -14,9 +14,7 @@ from tests.engine.servers import run_to_exit
 UNSUPPORTED = {
     "--speculative-algorithm NGRAM": "--speculative-algorithm NGRAM does not work with RPC",
     "--disaggregation-mode prefill": "--disaggregation-mode prefill does not work with RPC",
-    "--pp-size 2": "--pp-size 2 does not work with RPC",
     "--dcp-size 2": "--dcp-size 2 does not work with RPC",
-    "--enable-dp-attention --tp 2 --dp 2": "--attn-dp-size 2 does not work with RPC",
     "--enable-hierarchical-cache": "--enable-hierarchical-cache does not work with RPC",
     "--enable-lmcache": "--enable-lmcache does not work with RPC",
     "--enable-flexkv": "--enable-flexkv does not work with RPC",
@@ -61,9 +59,9 @@ def test_one_sentence(codes, line):
 
 
 def test_the_exit_code_and_nothing_behind_the_sentence(goldens):
-    code, output = run_to_exit("--model-path", str(goldens / "gqa_all_p64"), "--pp-size", "2")
+    code, output = run_to_exit("--model-path", str(goldens / "gqa_all_p64"), "--dcp-size", "2")
     assert code == 1
-    assert output.rstrip().splitlines()[-1].startswith("sglang-rpc: --pp-size 2 does not work with RPC: ")
+    assert output.rstrip().splitlines()[-1].startswith("sglang-rpc: --dcp-size 2 does not work with RPC: ")
     assert "Traceback" not in output
 
 

@@ -41,6 +41,7 @@ class ScheduleBatch:
     batch_is_full: bool = False
     mamba_track_mask_cpu: list[bool] | None = None
     mamba_track_mask_next_cpu: list[bool] | None = None
+    chunked_req: Req | None = None
     spec_algorithm: Any = None
 
     @property
@@ -69,6 +70,7 @@ class ForwardBatch:
     orig_seq_lens: torch.Tensor = field(default_factory=none)
     out_cache_loc: torch.Tensor | None = None
     tbo_children: list[ForwardBatch] | None = None
+    _original_forward_mode: ForwardMode | None = None
 
     @property
     def seq_lens_cpu(self) -> torch.Tensor:

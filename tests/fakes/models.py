@@ -40,6 +40,7 @@ class ModelConfig:
     hf_config: Any = None
     is_encoder_decoder: bool = False
     is_generation: bool = True
+    num_attention_heads: int | None = None
     use_ngram_embedding: bool = False
 
     def get_total_num_kv_heads(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.runtime.compressor import Compressor
@@ -32,7 +33,10 @@ class Runtime:
     own_windows: bool = False
     never_backed_up: str = ""
     step: int = 0
+    pipelined: bool = False
     retraction_is_certain: bool | None = None
+
+    in_micro_batches = SchedulerRPC.in_micro_batches
 
     @property
     def page_size(self) -> int:

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.fakes.batches import ScheduleBatch
 from tests.fakes.memory import Allocator, ReqToTokenPool, Tree
 from tests.fakes.models import ModelConfig, ModelRunner, ServerArgs
 from tests.fakes.requests import Req
@@ -64,6 +65,10 @@ class Scheduler:
     tokenizer: Any = None
     ipc_channels: IpcChannels = field(default_factory=IpcChannels)
     rpc: Any = None
+    in_flight: list[ScheduleBatch | None] = field(default_factory=list)
+
+    def _collect_inflight_batches(self) -> list[ScheduleBatch | None]:
+        return self.in_flight
 
     def _release_aborted_request(self, req: Req) -> None:
         req.last_node = None

@@ -1,5 +1,6 @@
 """Which queries a step stores in the query ring."""
 
+import dataclasses
 import enum
 
 import pytest
@@ -97,6 +98,23 @@ def test_absorbed_and_roped_queries_make_one_entry():
     assert torch.equal(ring.buffer[0, slot, 0], torch.cat([absorbed, roped], -1)[0])
 
 
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_decode_step_that_is_labelled_an_extend_is_recorded_as_what_it_is(padding):
+    """With DP attention: a peer's step is an extend, and all tokens are padded to the longest one's."""
+    ring = QueryRing(layers=2, slots=2, rows=4, window=4, heads=2, head_dim=3, dtype=torch.float32, device="cpu")
+    slot = ring.acquire(3)
+    queries = torch.randn(2 + padding, 6)
+    step = dataclasses.replace(
+        carrying(ForwardBatch)(ForwardMode.DECODE, torch.tensor([2, 3]), torch.tensor([9, 14] + [0] * padding)),
+        forward_mode=ForwardMode.EXTEND,
+        _original_forward_mode=ForwardMode.DECODE,
+    )
+    for layer in range(2):
+        capture.Capture(ring, layer, lambda: False)(None, (queries, None, None, step), {})
+        assert torch.equal(ring.buffer[layer, slot, 14 % 4], queries[1].view(2, 3))
+    assert int(ring.buffer[:, slot].any(-1).any(-1).sum()) == 2  # one entry a layer
+
+
 class Method(enum.Enum):
     MHA = 1
     MHA_ONE_SHOT = 2
@@ -112,7 +130,11 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize(("step", "recording"), STEPS.values(), ids=STEPS)
+#: With DP attention, beside a peer's prefill.
+LABELLED = ForwardBatch(ForwardMode.EXTEND, _original_forward_mode=ForwardMode.DECODE)
+
+
+@pytest.mark.parametrize(("step", "recording"), [*STEPS.values(), (LABELLED, True)], ids=[*STEPS, "decodes, labelled"])
 @pytest.mark.parametrize("method", Method)
 def test_latents_are_not_expanded_in_a_step_with_rows_to_record(step, recording, method):
     attention = LatentAttention("fa3")

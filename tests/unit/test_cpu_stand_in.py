@@ -245,6 +245,27 @@ def test_defaults_stand_before_the_command_line_so_that_it_wins(machine, given):
 
 
 @pytest.mark.parametrize(
+    ("given", "ranks"),
+    [
+        ("--tp 2 --pp-size 3", 6),
+        ("--pipeline-parallel-size 2", 2),
+        ("--tp 2 --dp 2", 4),
+        ("--tp 2 --dp 2 --enable-dp-attention", 2),  # the groups are made of the tensor-parallel ranks
+        ("--tp 2 --attn-dp-size 2", 2),
+        ("--config {file}", 6),
+    ],
+)
+def test_the_processes_of_a_server_are_counted(machine, monkeypatch, tmp_path, given, ranks):
+    machine(accelerator=False, kernels=False)
+    counted = []
+    monkeypatch.setattr(cpu, "prepare", lambda device, ranks: bool(counted.append(ranks)))
+    file = tmp_path / "server.yaml"
+    file.write_text("pp-size: 3\ntp-size: 2\nenable-dp-attention: false\n")
+    command_line.complete(["--model-path", "m", *given.format(file=file).split()])
+    assert counted == [ranks]
+
+
+@pytest.mark.parametrize(
     ("text", "left_out"),
     [
         ("max-total-tokens: 99\nattention-backend: triton\n", ["--max-total-tokens", "--attention-backend"]),

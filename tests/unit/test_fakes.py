@@ -27,7 +27,7 @@ OWN = {
     requests.Req: {"rpc"},
     requests.ReqKvInfo: {"cursors"},
     scheduler.BeamCoordinator: {"retired"},
-    scheduler.Scheduler: {"rpc"},
+    scheduler.Scheduler: {"in_flight", "rpc"},
     scheduler.Sender: {"sent"},
 }
 PAIRS = [

@@ -5,7 +5,10 @@ import pytest
 from sglang_rpc.config import MAX_TOKENS, RPCConfig
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks import pressure
+from sglang_rpc.hooks.metrics import Metrics
 from sglang_rpc.runtime.admission import Forecast, Plan
+from sglang_rpc.runtime.pressure import Watermarks
+from sglang_rpc.types import NEVER
 from tests.fakes.batches import ScheduleBatch
 from tests.fakes.memory import Allocator
 from tests.fakes.requests import Req, ReqKvInfo, ids
@@ -92,3 +95,35 @@ def test_no_window_is_recorded_ahead_for_a_request_whose_prefill_goes_on_in_chun
     pressure.watch(runtime, [ScheduleBatch([req])])
     assert request.state.recording.ahead
     assert len(runtime.recording_ahead) == 1
+
+
+def pipelined(loop: Loop) -> tuple[Runtime, Req]:
+    """A full pool, and a request that decodes in another micro-batch than the one that is planned."""
+    request = loop.add()
+    loop.run(29)  # compressed at 24; the window of 40 begins at 32
+    kv = ReqKvInfo(req_pool_idx=request.row, kv_committed_len=request.length)
+    req = Req(ids(request.prompt), rpc=request.state, kv=kv)
+    ended = Req(rpc=request.state)
+    scheduler = Scheduler(in_flight=[ScheduleBatch([req]), None, ScheduleBatch([ended, req])])
+    return Runtime(scheduler, loop.config, loop.compressor, loop.ring, pipelined=True), req
+
+
+def test_memory_pressure_counts_and_records_the_requests_of_every_micro_batch():
+    runtime, req = pipelined(Loop(config()))
+    assert runtime.in_micro_batches() == [req, req]
+    pressure.watch(runtime, [ScheduleBatch()])
+    assert req.rpc.recording.ahead
+    assert runtime.recording_ahead == [req.rpc]
+    # Enough for one request, which is counted once: nobody needs to be recorded any more.
+    room = runtime.config.window + pressure.MARGIN
+    runtime.scheduler.token_to_kv_pool_allocator = Allocator(lambda: room)
+    pressure.watch(runtime, [ScheduleBatch([req])])
+    assert not req.rpc.recording.ahead
+
+
+def test_memory_pressure_begins_for_every_micro_batch():
+    runtime, req = pipelined(Loop(config(when="pressure")))
+    runtime.watermarks, runtime.metrics = Watermarks(0.9, 0.5), Metrics(None)
+    req.rpc.clock.check_again(NEVER, 0)
+    pressure.watch(runtime, [ScheduleBatch()])
+    assert req.rpc.clock.check_at < NEVER

@@ -75,12 +75,20 @@ def ring():
 
 def test_a_restored_request_counts_its_text(ring):
     restored = request(prompt=10, output=50, end=31, evicted=29)
+    restored.rpc.recording.slot = 1
     result = step(ForwardMode.EXTEND, [(request(7, 0, 7), 7), (restored, 1)], ring)
     assert result.positions.tolist() == [*range(7), 59]
     assert result.rpc.logical_lengths.tolist() == [7, 60]
     assert result.rpc.rows.tolist() == [1]
     tokens, (slots, entries) = result.rpc.tokens, result.rpc.where
     assert (tokens.tolist(), slots.tolist(), entries.tolist()) == ([7], [1], [59 % 4])
+
+
+def test_a_step_records_only_if_one_of_its_own_requests_does(ring):
+    restored = request(prompt=10, output=50, end=31, evicted=29)  # the slot that is taken is another one's
+    result = step(ForwardMode.EXTEND, [(restored, 1)], ring)
+    assert result.positions.tolist() == [59]
+    assert result.rpc.where is None
 
 
 def test_its_ids_are_whole_again_once_the_step_is_built(ring):

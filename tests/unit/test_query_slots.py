@@ -130,6 +130,31 @@ def test_of_window_layers_no_query_is_recorded(monkeypatch):
     assert query_slots.leave_room(AVAILABLE, configurator(RPCConfig()), 80) is None
 
 
+class Counts(KVCacheConfigurator):
+    """Each of its answers is a collective of a pipeline's stages."""
+
+    asked = 0
+
+    def config_from_budget(self, budget_bytes):
+        self.asked += 1
+        return super().config_from_budget(budget_bytes)
+
+
+@pytest.mark.parametrize("windows", [[], [100], [100, -1]], ids=["none", "windows", "both"])
+def test_every_stage_of_a_pipeline_asks_how_many_tokens_fit(monkeypatch, windows):
+    layers = [AttentionLayer(tp_q_head_num=3, qk_head_dim=5, sliding_window_size=window) for window in windows]
+    monkeypatch.setattr(query_slots, "decoder_layers", lambda model: layers)
+    given = Counts(server_args(RPCConfig()))
+    query_slots.leave_room(AVAILABLE, given, 80)
+    assert given.asked == 1
+
+
+def test_with_another_ranks_slots_who_is_due_may_wait():
+    own = QuerySlots(256, 256, 0)
+    assert own.lowered(256, 32) == own
+    assert own.lowered(128, 32) == QuerySlots(128, 256, 33)
+
+
 class Warns(KVCacheConfigurator):
     """Warns where SGLang does: through its own logger, and through the root's."""
 

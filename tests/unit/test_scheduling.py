@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from sglang_rpc.hooks import scheduling
-from tests.fakes.batches import ScheduleBatch
+from tests.fakes.batches import ForwardMode, ScheduleBatch
 from tests.fakes.requests import Req, ReqKvInfo, ids
 from tests.fakes.runtime import Runtime
 from tests.fakes.scheduler import Scheduler
@@ -37,3 +37,24 @@ def test_a_query_slot_is_kept_free_for_one_step_only():
     scheduling.compress_due(scheduler, batch, SimpleNamespace(forward_mode=batch.forward_mode))
     assert request.state.recording.slot is not None
     assert recorder.waiting == 0
+
+
+def test_an_outdated_micro_batch_leaves_alone_whose_last_chunk_another_one_ran(monkeypatch):
+    """With a pipeline: a request of some length is prefilled again, in chunks, and its last one has just run."""
+    loop = Loop(config())
+    request = loop.add()
+    loop.run(20)
+    request.state.clock.check_now()
+    kv = ReqKvInfo(req_pool_idx=request.row, kv_committed_len=request.length)
+    req = Req(ids(request.prompt), ids(request.output), request.state, kv)
+    scheduler = Scheduler()
+    scheduler.rpc = runtime = Runtime(scheduler, loop.config, loop.compressor, loop.ring, pipelined=True)
+    runtime.report_slots = lambda: None
+    polled = []
+    monkeypatch.setattr(scheduling, "_poll", lambda runtime, req, state: polled.append(req))
+    outdated = ScheduleBatch([req], ForwardMode.EXTEND, chunked_req=req)
+    scheduling.compress_due(scheduler, ScheduleBatch(), outdated)
+    assert polled == []
+    # The micro-batch that ran it decodes it now; it began as the extend of an earlier chunk.
+    scheduling.compress_due(scheduler, ScheduleBatch([req], chunked_req=req), None)
+    assert polled == [req]

@@ -61,6 +61,10 @@ class ServingFacts:
     head_shapes: int = 1  #: distinct (query heads, KV heads, head size) among the layers with full attention
     total_kv_heads: int = 1  #: of the model, not of this rank
     tp_size: int = 1  #: ranks that share the attention heads
+    dp_size: int = 1  #: groups of ranks, with DP attention, that attend to requests of their own
+    query_heads: int = 0  #: of an attention layer on this rank, at most; 0: unknown
+    total_query_heads: int = 0  #: of the model, not of this rank
+    stages: int = 1  #: of the pipeline; the layers are those of one
     decode_backend: str = "torch_native"
     prefill_backend: str = "torch_native"
     rocm: bool = False
@@ -104,6 +108,9 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         latent_attention=runner.use_mla_backend,
         total_kv_heads=runner.model_config.get_total_num_kv_heads(),
         tp_size=parallel.attn_tp_size,
+        stages=parallel.pp_size,
+        dp_size=parallel.attn_dp_size,
+        total_query_heads=runner.model_config.num_attention_heads or 0,
         decode_backend=runner.decode_attention_backend_str,
         prefill_backend=runner.prefill_attention_backend_str,
         rocm=torch.version.hip is not None,
@@ -166,6 +173,7 @@ def _layer_facts(runner: ModelRunner, pool: KVPool | None) -> dict[str, int]:
     windows = [window_of(m) for m in decoder if window_of(m)]
     return dict(
         decoder_layers=len(decoder),
+        query_heads=max((m.tp_q_head_num for m in decoder), default=0),
         other_attention=others,
         window_layers=len(windows),
         reach=max(windows, default=0),

@@ -8,6 +8,7 @@ from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS, ServingFacts
 from sglang_rpc.contract.refusals.row import Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.sglang.model import ModelConfig
+from sglang_rpc.contract.windows import POOL as WINDOW_POOL
 from sglang_rpc.contract.windows import ALLOCATOR
 from sglang_rpc.policy.budget import pages_missed, reach_missed
 from sglang_rpc.policy.resolve import accumulates, find_policy
@@ -32,6 +33,10 @@ def refuse_model_runner(facts: ServingFacts, rpc_config: RPCConfig) -> None:
 
 def _layers(count: Callable[[ServingFacts], int], what: str, why: str) -> Row[[ServingFacts, RPCConfig]]:
     return Row(lambda f, _: count(f) and f"{f.model} has {count(f)} {what}, and that", why)
+
+
+def _whole_or_stage(f: ServingFacts) -> str:
+    return f.model if f.stages == 1 else f"a pipeline stage of {f.model}"
 
 
 MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
@@ -81,7 +86,8 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
     ),
     only_windows=Row(
         lambda f, _: (
-            0 < f.window_layers == f.decoder_layers and f"{f.model}, whose {f.window_layers} layers all have windows,"
+            0 < f.window_layers == f.decoder_layers
+            and f"{_whole_or_stage(f)}, whose {f.window_layers} layers all have windows,"
         ),
         "RPC scores full attention, and here no layer has it",
     ),
@@ -153,6 +159,15 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "latent attention layers of its own kind",
         "RPC knows only of DeepSeek's layers in which steps they read latents as they are stored",
     ),
+    heads_of_all_ranks=Row(
+        lambda f, _: (
+            f.dp_size > 1
+            and 0 < f.query_heads * f.tp_size < f.total_query_heads
+            and f"--attn-dp-size {f.dp_size} with {f.model}, which has no DP attention in SGLang,"
+        ),
+        "it splits its heads over all ranks, which serve different requests: its outputs are wrong without RPC, too",
+        "remove --attn-dp-size (use --tp-size or --dp-size alone)",
+    ),
     replicated_kv_heads=Row(
         lambda f, config: (
             config.aggregation == "group"
@@ -173,6 +188,20 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         ),
         "each rank knows only what its own heads keep",
         "use --rpc-aggregation all, leave --rpc-trace out",
+    ),
+    memory_of_two_kinds=Row(
+        lambda f, _: (
+            (flag := f"--pp-size {f.stages}" if f.stages > 1 else f.dp_size > 1 and f"--attn-dp-size {f.dp_size}")
+            and (f.kv_pool == WINDOW_POOL or f.row_pool != ROW_POOLS[0])
+            and f"{flag} with {f.model}, whose layers have memory of two kinds,"
+        ),
+        "RPC is proven with it where all layers have one KV pool",
+        "use --tp-size instead",
+    ),
+    trace_of_stages=Row(
+        lambda f, config: config.trace is not None and f.stages > 1 and f"--rpc-trace with --pp-size {f.stages}",
+        "each stage of the pipeline knows only what its own layers keep",
+        "leave --rpc-trace out",
     ),
     latent_on_rocm=Row(
         lambda f, _: f.latent_attention and f.rocm and f"{f.model} on ROCm",

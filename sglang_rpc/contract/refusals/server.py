@@ -99,6 +99,12 @@ def _tokenizer_workers(args: Arguments) -> str | None:
     return None if workers is None or app is None else f"{workers} with {app}"
 
 
+def _step_sync_skipped(args: Arguments) -> str | None:
+    skips = _given(args, "SGLANG_SCHEDULER_SKIP_ALL_GATHER", _FALSE)
+    groups = _given(args, "--attn-dp-size", _ONE)
+    return None if skips is None or groups is None else f"{skips} with {groups}"
+
+
 def _row(
     switches: str | Mapping[str, tuple[object, ...]],
     why: str,
@@ -138,11 +144,6 @@ SERVER_ROWS = named(
     diffusion_llm=_row(
         "--dllm-algorithm", "a diffusion model rewrites blocks of tokens and has no last R queries to score with"
     ),
-    pipeline_parallel=_row(
-        {"--pp-size": _ONE},
-        "a pipeline keeps several micro-batches in flight, and RPC orders its work after one",
-        "remove --pp-size (use --tp-size instead)",
-    ),
     context_parallel=_row(
         {"--attn-cp-size": _ONE, "--enable-prefill-cp": (), "--dcp-size": _ONE},
         "its ranks share out a prefill's tokens, or with --dcp-size a request's KV, by position, and RPC finds and "
@@ -153,12 +154,17 @@ SERVER_ROWS = named(
         "--enable-kv-cache-sharding --enable-dsa-cache-layer-split",
         "a rank holds only some pages or layers of a request's KV, so no rank can move all of it",
     ),
-    # --dwdp-size and the old --dp-size N --enable-dp-attention both resolve to attn_dp_size.
-    dp_attention=_row(
-        {"--dwdp-size": _ONE, "--attn-dp-size": _ONE, "--enable-dp-attention": ()},
-        "its ranks turn decode steps into prefill steps to keep pace with each other, and RPC records queries in "
-        "decode steps",
-        "remove the flag (--tp-size and --dp-size replicas work)",
+    dwdp=_row(
+        {"--dwdp-size": _ONE},
+        "its ranks copy weights from each other while a step runs, on streams that RPC orders nothing with",
+        "remove --dwdp-size (--attn-dp-size works)",
+    ),
+    step_sync_skipped=_row(
+        {"SGLANG_SCHEDULER_SKIP_ALL_GATHER": _FALSE, "--attn-dp-size": _ONE},
+        "before each step, ranks with DP attention must agree whether it runs in a prefill graph, which RPC decides "
+        "too, and with it they do not ask each other",
+        "unset SGLANG_SCHEDULER_SKIP_ALL_GATHER",
+        given=_step_sync_skipped,
     ),
     elastic_ep=_row(
         {"--elastic-ep-backend": ("none",), "--elastic-ep-join-mode": ()},

@@ -24,6 +24,7 @@ class ForwardMode(Protocol):
 @assumed("sglang.srt.managers.schedule_batch.ScheduleBatch", "rows and lengths of a batch")
 class ScheduleBatch(Protocol):
     batch_is_full: bool  #: whether admission may be skipped
+    chunked_req: Req | None  #: of an extend step: whose prefill went on after it
     extend_lens: list[int]  #: tokens that each row prefills in this step
     forward_mode: ForwardMode
     mamba_track_mask_cpu: list[bool] | None  #: of a decode step: whose recurrent state it copies
@@ -47,6 +48,7 @@ class ScheduleBatch(Protocol):
     "rows, positions and lengths of a step: the static tensors of a CUDA graph, or this step's own",
 )
 class ForwardBatch(Protocol):
+    _original_forward_mode: ForwardMode | None  #: what a step was before it was labelled as its peers' steps are
     forward_mode: ForwardMode
     mrope_positions: torch.Tensor | None  #: int64 [3, tokens]: what mrope reads; None without it
     orig_seq_lens: torch.Tensor  #: int32 [rows], logical

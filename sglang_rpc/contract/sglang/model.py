@@ -17,6 +17,7 @@ class ModelConfig(Protocol):
     hf_config: Any  #: Transformers', of this model's own class
     is_encoder_decoder: bool
     is_generation: bool
+    num_attention_heads: int | None  #: of the model, not of this rank
     use_ngram_embedding: bool
 
     def get_total_num_kv_heads(self) -> int:

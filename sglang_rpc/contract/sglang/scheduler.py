@@ -87,6 +87,9 @@ class Scheduler(Protocol):
     tree_cache: Tree
     waiting_queue: list[Req]
 
+    def _collect_inflight_batches(self) -> list[ScheduleBatch | None]:
+        """with a pipeline: of every micro-batch, what decodes and what was planned last"""
+
     def _release_aborted_request(self, req: Req) -> None:
         """drops the tree's state of a request that ends while it waits"""
 

@@ -48,9 +48,12 @@ class OverlapArgs(Protocol):
     enable_two_batch_overlap: bool
 
 
-@assumed(f"{_FIELDS}.parallel.Parallel", "the ranks that share the attention heads")
+@assumed(f"{_FIELDS}.parallel.Parallel", "the ranks that share the attention heads, and the pipeline's stages")
 class ParallelArgs(Protocol):
+    attn_dp_size: int
     attn_tp_size: int
+    pp_rank: int  #: this rank's stage
+    pp_size: int
 
 
 @assumed(

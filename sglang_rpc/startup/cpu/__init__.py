@@ -55,7 +55,7 @@ def wanted(device: str | None = None) -> bool:
 def prepare(device: str | None = None, ranks: int = 1) -> bool:
     """Make this process and every one it spawns ready to run SGLang on the CPU; return whether it did.
 
-    `device` is the value of `--device`, None when not given. `ranks` is tp * pp * dp, the number of model processes.
+    `device` is the value of `--device`, None when not given. `ranks` is the number of model processes.
     False, and nothing changed, where the server is not to run on the CPU. Never overrides a variable the user set,
     except that an explicit "cpu" hides CUDA devices from this process and its children. Where the CPU build of
     sgl_kernel is installed only SGLANG_USE_CPU_ENGINE is set: threads, binding and all-reduce are SGLang's own then.
@@ -90,6 +90,11 @@ def prepare(device: str | None = None, ranks: int = 1) -> bool:
         os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", _cores_per_rank(ranks))
         os.environ.setdefault("SGLANG_NCCL_SO_PATH", NO_NCCL)
     return True
+
+
+def processes(tp: int = 1, pp: int = 1, dp: int = 1, dp_attention: bool = False) -> int:
+    """Model processes of a server. With DP attention the `dp` groups are made of the tensor-parallel ranks."""
+    return tp * pp * (1 if dp_attention else dp)
 
 
 def server_defaults() -> dict[str, str | int | bool]:

@@ -5,7 +5,11 @@ from typing import Any, NoReturn
 
 from sglang_rpc.startup import cpu
 
-_RANKS = (("--tp-size", "--tensor-parallel-size", "--tp"), ("--dp-size", "--data-parallel-size", "--dp"))
+_RANKS = (
+    ("--tp-size", "--tensor-parallel-size", "--tp"),
+    ("--pp-size", "--pipeline-parallel-size"),
+    ("--dp-size", "--data-parallel-size", "--dp"),
+)
 
 
 def complete(argv: list[str]) -> list[str]:
@@ -16,7 +20,8 @@ def complete(argv: list[str]) -> list[str]:
     """
     file = _config_file(argv)
     given = _given(argv, file)
-    if not cpu.prepare(given["device"], int(given["tp_size"] or 1) * int(given["dp_size"] or 1)):
+    tp, pp, dp = (int(given[size] or 1) for size in ("tp_size", "pp_size", "dp_size"))
+    if not cpu.prepare(given["device"], cpu.processes(tp, pp, dp, given["enable_dp_attention"])):
         return argv
     defaults = cpu.server_defaults()
     return [part for name, value in defaults.items() if not _names(file, name) for part in _flag(name, value)] + argv
@@ -42,7 +47,13 @@ def _given(argv: list[str], file: dict[str, Any]) -> dict[str, Any]:
     parser = _Parser(add_help=False)
     for names in (("--device",), *_RANKS):
         parser.add_argument(*names)
-    from_file = [part for key, value in file.items() for part in _flag(key, str(value))]
+    parser.add_argument("--enable-dp-attention", action="store_true")
+    from_file = [
+        part
+        for key, value in file.items()
+        if value is not False  # a switch that is off
+        for part in _flag(key, value if value is True else str(value))
+    ]
     try:
         return vars(parser.parse_known_args(from_file + argv)[0])
     except ValueError:  # SGLang's parser says what is wrong, with its own usage

@@ -37,6 +37,27 @@ def test_samples_share_their_prompt():
         assert_restored(layers, backups, backup, 7, was, row)
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.booleans()), max_size=40), st.integers(0, 60))
+def test_stages_with_other_numbers_of_layers_have_room_for_the_same_backups(requests, chunks):
+    """The first stage has all the layers, the second one of them; each says what it needs for an entry."""
+    layers, queries = pool(), torch.zeros(LAYERS, 50, dtype=torch.uint8)
+    stages = [(backups_of(own, chunks * CHUNK), queries[: len(own)]) for own in (layers, layers[:1])]
+    for backups, _ in stages:
+        backups.charge(max(each.entry_bytes for each, _ in stages), queries.nbytes)
+    saved: list[list] = [[], []]
+    for key, generated, drops in requests:
+        row = torch.arange(10 + generated)
+        made = [backups.save(row, 10, key, own) for backups, own in stages]
+        assert (made[0] is None) == (made[1] is None)
+        assert stages[0][0].used == stages[1][0].used
+        for each, (backups, _), own in zip(made, stages, saved, strict=True):
+            if each is not None:
+                own.append(each)
+            if drops and own:
+                backups.drop(own.pop(0))
+    assert stages[0][0].used == stages[1][0].used
+
+
 def test_another_key_is_another_prompt():
     backups = backups_of(pool())
     keys = [("", (1, 2)), ("adapter", (1, 2)), ("", (1, 3)), (None, (1, 2))]

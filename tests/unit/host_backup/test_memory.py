@@ -65,7 +65,7 @@ class Start:
     """A start on a GPU, as far as memory is concerned; other ranks give `others`, one in each round."""
 
     def __init__(self, monkeypatch, may_pin: int | None = 10**15, others: tuple[int, ...] = ()):
-        self.did: list[tuple[str, int]] = []
+        self.did: list[tuple] = []
         self.others = list(others)
         monkeypatch.setattr(backup_memory, "may_pin", self.may_pin)
         monkeypatch.setattr(backup_memory, "HostBackup", self.allocate)
@@ -81,6 +81,8 @@ class Start:
         self.did.append(("allocate", limit))
         backups = SimpleNamespace(limit=limit // CHUNK_BYTES * CHUNK_BYTES)
         backups.lower = lambda limit: setattr(backups, "limit", limit // CHUNK_BYTES * CHUNK_BYTES)
+        backups.entry_bytes = 100
+        backups.charge = lambda *sizes: self.did.append(("charge", *sizes))
         return backups
 
     def gather(self, everywhere: list[int], mine: int, group: str) -> None:
@@ -90,7 +92,8 @@ class Start:
 
     def run(self, gb: float, is_cuda: bool = True) -> int:
         layers = [SimpleNamespace(keys=SimpleNamespace(is_cuda=is_cuda))]
-        return backup_memory.set_aside(RPCConfig(host_backup_gb=gb), layers, self.group).limit
+        ring = SimpleNamespace(buffer=torch.zeros(1, 2, 30, dtype=torch.uint8))
+        return backup_memory.set_aside(RPCConfig(host_backup_gb=gb), layers, ring, self.group).limit
 
 
 def whole(size: float) -> int:
@@ -128,11 +131,14 @@ def test_where_nothing_is_known_or_pinned_the_flag_is_believed(monkeypatch, capl
     ],
 )
 def test_every_rank_has_as_much_as_the_least(monkeypatch, others, expected):
-    start = Start(monkeypatch, others=others)
+    start = Start(monkeypatch, others=(*others, 120, 20))  # it has more layers, but a smaller ring
     assert start.run(4) == whole(expected)
     # All say what they can have before any of them pins.
     most = min(4 * GB, others[0])
-    assert start.did == [("gather", 4 * GB), ("allocate", most), ("gather", whole(most))]
+    assert start.did == [
+        *[("gather", 4 * GB), ("allocate", most), ("gather", whole(most))],
+        *[("gather", 100), ("gather", 30), ("charge", 120, 30)],
+    ]
 
 
 @pytest.mark.parametrize("gb", [1e-9, 0.002])
@@ -149,7 +155,7 @@ def test_none_was_asked_for(monkeypatch, caplog):
 
 
 def test_without_a_gpu_it_is_allocated_all_the_same(caplog):
-    backups = backup_memory.set_aside(RPCConfig(host_backup_gb=1), pool(), None)
+    backups = backup_memory.set_aside(RPCConfig(host_backup_gb=1), pool(), None, None)
     assert (backups.limit, backups.used) == (whole(GB), 0)
     assert backups.save(torch.arange(20), 4, "key", None) is not None
     assert backups.used == 2 * CHUNK_BYTES

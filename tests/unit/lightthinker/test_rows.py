@@ -12,6 +12,7 @@ from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.decision import early_gain
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
+from tests.fakes.batches import ScheduleBatch
 from tests.fakes.requests import Req, ReqKvInfo, SamplingParams, ids
 from tests.fakes.runtime import Runtime
 from tests.fakes.scheduler import Scheduler
@@ -93,18 +94,27 @@ def test_a_row_comes_back_as_it_was(loop, generated):
     assert request.done == [(10, 1, False), (15, 2, False), (33, 3, False)]
 
 
-def test_a_row_that_is_still_being_prefilled_is_left_alone(loop):
+def test_a_row_that_is_still_being_prefilled_is_left_alone(loop, monkeypatch):
     """A re-prefill in chunks goes on after the entries that are there, which therefore must not move."""
     request = loop.add(output=OUTPUT)
     loop.run(9)  # the last gist's entry comes with the next step
     loop._decode(request)
     kv = ReqKvInfo(req_pool_idx=request.row, kv_committed_len=request.length)
     req = Req(ids(request.prompt), ids(request.output), request.state, kv)
-    runtime = Runtime(Scheduler(chunked_req=req), compressor=loop.compressor)
-    assert scheduling._poll(runtime, req, request.state) is None
-    assert request.state.clock.events == 0
-    runtime.scheduler.chunked_req = None
-    assert scheduling._poll(runtime, req, request.state).evicted == 7
+    scheduler, batch, evicted = Scheduler(chunked_req=req), ScheduleBatch([req]), []
+    scheduler.rpc = runtime = Runtime(scheduler, loop.config, loop.compressor, loop.ring)
+    runtime.report_slots = lambda: None
+
+    def apply(_runtime, batch, due):
+        evicted.extend(compression.evicted for _, _, compression in due)
+        batch.reqs.clear()  # asked again, it would say the same: nothing has been moved
+
+    monkeypatch.setattr(scheduling, "apply_compressions", apply)
+    scheduling.compress_due(scheduler, batch, None)
+    assert (evicted, request.state.clock.events) == ([], 0)
+    scheduler.chunked_req = None
+    scheduling.compress_due(scheduler, batch, None)
+    assert evicted == [7]
 
 
 def test_only_what_the_model_thinks_is_a_thought():

@@ -38,7 +38,6 @@ PLAIN = dict(
     dwdp_size=1,
     elastic_ep_backend=None,
     enable_amd_monokernel=False,
-    enable_dp_attention=False,
     enable_dsa_cache_layer_split=False,
     enable_flexkv=False,
     enable_hierarchical_cache=False,
@@ -64,7 +63,6 @@ PLAIN = dict(
     enable_linear_replayssm=False,
     enable_linear_replayssm_spec=False,
     model_impl="auto",
-    pp_size=1,
     prefill_attention_backend=None,
     prefill_only_disable_kv_cache=False,
     radix_cache_backend=None,
@@ -90,7 +88,6 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
         (dict(prefill_only_disable_kv_cache=True), "--prefill-only-disable-kv-cache"),
     ],
     "diffusion_llm": [(dict(dllm_algorithm="LowConfidence"), "--dllm-algorithm LowConfidence")],
-    "pipeline_parallel": [(dict(pp_size=2), "--pp-size 2")],
     "context_parallel": [
         (dict(attn_cp_size=2), "--attn-cp-size 2"),
         (dict(enable_prefill_cp=True), "--enable-prefill-cp"),
@@ -100,10 +97,12 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
         (dict(enable_kv_cache_sharding=True), "--enable-kv-cache-sharding"),
         (dict(enable_dsa_cache_layer_split=True), "--enable-dsa-cache-layer-split"),
     ],
-    "dp_attention": [
-        (dict(attn_dp_size=2), "--attn-dp-size 2"),
-        (dict(dwdp_size=2, attn_dp_size=2), "--dwdp-size 2"),
-        (dict(enable_dp_attention=True), "--enable-dp-attention"),
+    "dwdp": [(dict(dwdp_size=2, attn_dp_size=2), "--dwdp-size 2")],
+    "step_sync_skipped": [
+        (
+            dict(attn_dp_size=2, SGLANG_SCHEDULER_SKIP_ALL_GATHER="1"),
+            "SGLANG_SCHEDULER_SKIP_ALL_GATHER=1 with --attn-dp-size 2",
+        )
     ],
     "elastic_ep": [
         (dict(elastic_ep_backend="mooncake"), "--elastic-ep-backend mooncake"),
@@ -201,6 +200,15 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "own_dispatch": (dict(latent_attention=True, own_dispatch=61), "61 latent"),
     "replicated_kv_heads": (dict(tp_size=8, total_kv_heads=4), "--tp-size 8"),
     "trace_of_split_heads": (dict(tp_size=2, total_kv_heads=4), "--rpc-trace"),
+    "heads_of_all_ranks": (
+        dict(dp_size=2, query_heads=2, total_query_heads=4),
+        "--attn-dp-size 2 with LlamaForCausalLM, which has no DP attention in SGLang",
+    ),
+    "memory_of_two_kinds": (
+        dict(stages=2, kv_pool="SWAKVPool"),
+        "--pp-size 2 with LlamaForCausalLM, whose layers have memory of two kinds",
+    ),
+    "trace_of_stages": (dict(stages=2), "--rpc-trace with --pp-size 2"),
     "latent_on_rocm": (dict(latent_attention=True, rocm=True), "on ROCm"),
     "policy_on_latents": (dict(latent_attention=True), "--rpc-policy h2o"),
     "policy_on_split_heads": (dict(tp_size=8, total_kv_heads=4), "--rpc-policy rkv with --tp-size 8"),

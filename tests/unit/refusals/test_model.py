@@ -41,7 +41,7 @@ def test_model_row(row):
     policies = {"policy_on_latents": "h2o", "policy_on_split_heads": "rkv", "window_policy": "lightthinker"}
     policy = policies.get(row.name, "rpc")
     aggregation = "group" if row.name in ("replicated_kv_heads", "trace_of_split_heads") else "all"
-    trace = "traces" if row.name == "trace_of_split_heads" else None
+    trace = "traces" if row.name.startswith("trace_of_") else None
     config = replace(CONFIG, aggregation=aggregation, policy=policy, trace=trace)
     with pytest.raises(UnsupportedError) as caught:
         refuse_model_runner(ServingFacts(**facts), config)

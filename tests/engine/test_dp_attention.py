@@ -1,0 +1,83 @@
+"""DP attention on two ranks: each attends to requests of its own, and the MLPs of both run every step together.
+
+What one server gives, they give, though ranks are idle, padded, or prefill while the other records.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.errors import UnsupportedError
+from tests.engine.dense import Dims, write_qwen3
+from tests.engine.engines import Golden, assert_balanced, engine, look_at_ranks, staggered
+
+GROUPS = 2
+RANKS = dict(tp_size=GROUPS, attn_dp_size=GROUPS)
+RULE = RPCConfig(interval=64, window=8, ratio=4, scope="all")
+DIMS = Dims(hidden=64, heads=4, kv_heads=2, wide=128, layers=2)
+#: Of one engine each. The pool of `tight`, a rank's, is too small for the four requests of that rank.
+SHAPES = {
+    "default": {},
+    "retracted": {},
+    "tight": dict(page_size=4, chunked_prefill_size=16, max_total_tokens=420),
+}
+ENVIRONMENT = {"retracted": {"SGLANG_TEST_RETRACT": "1"}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_qwen3(tmp_path_factory.mktemp("qwen3"), DIMS)
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[tuple[list[int], int]]:
+    """Prompts and lengths. The last requests are long: at the end their rank runs beside an idle one."""
+    made = random.Random(3)
+    lengths = (300, 280, 260, 240, 220, 200, 340, 180)
+    return [([made.randrange(DIMS.vocabulary) for _ in range(20 + 5 * i)], n) for i, n in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def alone(model, asked) -> list[list[int]]:
+    """What one rank gives."""
+    with engine(model, RULE) as running:
+        return [result["output_ids"] for result in staggered(running, asked)]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def running(request, model, alone):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.get(request.param, {}).items():
+            patch.setenv(name, value)
+        with engine(model, RULE, **RANKS, **SHAPES[request.param]) as started:
+            yield request.param, started
+
+
+def test_eight_requests_at_once_give_what_one_rank_gives(running, asked, alone, tmp_path):
+    shape, started = running
+    results = staggered(started, asked)
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert [result["output_ids"] for result in results] == alone, receipts
+    for receipt, (_, tokens) in zip(receipts, asked, strict=True):
+        assert receipt["compressions"] == (tokens - 1 - 8) // 64
+    retractions = sum(receipt["retractions"] for receipt in receipts)
+    assert (retractions > 20) == (shape == "retracted")
+    ranks = look_at_ranks(started, tmp_path, GROUPS, schedulers=GROUPS)
+    for seen in ranks:
+        assert_balanced(seen)
+        assert seen["host_backup_bytes"] == 0
+        assert seen["compressions"] > 0  # each had requests of its own
+    assert sum(seen["compressions"] for seen in ranks) == sum(receipt["compressions"] for receipt in receipts)
+
+
+def test_a_model_that_sglang_serves_wrongly_so_is_refused(goldens, capfd):
+    golden = Golden.load(goldens / "gqa_all_p64")
+    with pytest.raises(UnsupportedError), engine(golden.path, golden.config, **RANKS):
+        pass
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("sglang-rpc: ")]
+    assert said[0].startswith(
+        "sglang-rpc: --attn-dp-size 2 with Qwen2ForCausalLM, which has no DP attention in SGLang,"
+    )

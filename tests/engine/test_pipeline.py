@@ -1,0 +1,69 @@
+"""Two pipeline stages: each compresses its own layers, and all decide alike. What one server gives, they give."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_at_ranks, staggered
+
+STAGES = 2
+#: Of one engine each. The pool of `tight` is too small for all requests; chunks run through both micro-batches.
+SHAPES = {
+    "default": {},
+    "retracted": {},
+    "tight": dict(page_size=4, chunked_prefill_size=16, max_total_tokens=420),
+}
+ENVIRONMENT = {"retracted": {"SGLANG_TEST_RETRACT": "1"}}
+
+
+@pytest.fixture(scope="module")
+def golden(goldens) -> Golden:
+    return Golden.load(goldens / "gqa_all_p64")
+
+
+def asked(golden) -> list[tuple[list[int], int]]:
+    """Prompts and lengths: other prompts, or other lengths, so that no two are compressed in the same steps."""
+    prompts = [golden.prompt] * 2 + [golden.prompt[cut:] + golden.prompt[:cut] for cut in (3, 7, 11, 17)]
+    return [(prompt, len(golden.output) - 20 * index) for index, prompt in enumerate(prompts)]
+
+
+@pytest.fixture(scope="module")
+def alone(golden) -> list[list[int]]:
+    """What one rank gives."""
+    with engine(golden.path, golden.config) as running:
+        return [result["output_ids"] for result in staggered(running, asked(golden))]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def running(request, golden, alone):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.get(request.param, {}).items():
+            patch.setenv(name, value)
+        with engine(golden.path, golden.config, pp_size=STAGES, **SHAPES[request.param]) as started:
+            yield request.param, started
+
+
+def test_six_requests_at_once_give_what_one_rank_gives(running, golden, alone, tmp_path):
+    shape, started = running
+    results = staggered(started, asked(golden))
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert alone[0] == golden.output
+    assert [result["output_ids"] for result in results] == alone, receipts
+    for receipt, (_, tokens) in zip(receipts, asked(golden), strict=True):
+        assert receipt["compressions"] == (tokens - 1 - 8) // 64
+    retractions = sum(receipt["retractions"] for receipt in receipts)
+    assert (retractions > 20) == (shape == "retracted")
+    ranks = look_at_ranks(started, tmp_path, STAGES)
+    for seen in ranks:
+        assert_balanced(seen)
+        assert seen["host_backup_bytes"] == 0
+        assert seen["compressions"] == sum(receipt["compressions"] for receipt in receipts)
+    assert sorted(seen["layers"] for seen in ranks) == [1, 2]
+    for same in ("query_slots", "backup_limit", "entry_bytes"):
+        assert len({seen[same] for seen in ranks}) == 1, same
+
+
+def test_without_rpc_two_stages_give_what_one_gives(golden):
+    with engine(golden.path, None, pp_size=STAGES) as started:
+        (result,) = started.generate(input_ids=[golden.prompt], sampling_params=greedy(len(golden.full)))
+    assert result["output_ids"] == golden.full
