@@ -40,8 +40,8 @@ class Engine(SGLangEngine):  # type: ignore[misc]  # mypy does not follow SGLang
         if "server_args" in kwargs:
             attach(kwargs["server_args"], config)
         elif _ON_CPU:
-            sizes = (kwargs.get(size, 1) for size in ("tp_size", "pp_size", "dp_size"))
-            cpu.prepare(kwargs.get("device"), cpu.processes(*sizes, kwargs.get("enable_dp_attention", False)))
+            tp, pp, dp = (kwargs.get(size, 1) for size in ("tp_size", "pp_size", "dp_size"))
+            cpu.prepare(kwargs.get("device"), cpu.processes(tp, pp, dp, kwargs.get("enable_dp_attention", False)))
             kwargs = {**cpu.server_defaults(), **kwargs}
         record: Callable[..., ServerArgs] = self.server_args_class
 

@@ -4,10 +4,14 @@ Every rank schedules by itself. What it decides by is equal on all of them, but 
 pipeline, a stage may have more layers than another, and a host less memory. Of that, all take what the least has.
 """
 
+from typing import TypeVar
+
 import torch
 
 from sglang_rpc.contract.sglang.server import GroupCoordinator, ParallelArgs
 from sglang_rpc.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def tensor_parallel_group() -> GroupCoordinator | None:
@@ -40,23 +44,23 @@ def stages() -> int:
     return parallel.pp_size
 
 
-def told_by_each(mine: object, group: GroupCoordinator | None) -> list[object]:
+def told_by_each(mine: T, group: GroupCoordinator | None) -> list[T]:
     """What each rank of `group` gives, by rank. A collective: every rank must call it."""
     if group is None:
         return [mine]
-    everywhere: list[object] = [mine] * group.world_size
+    everywhere: list[T] = [mine] * group.world_size
     torch.distributed.all_gather_object(everywhere, mine, group=group.cpu_group)
     return everywhere
 
 
 def least(size: int, group: GroupCoordinator | None) -> int:
     """The least of what the ranks of `group` give."""
-    return min(told_by_each(size, group))  # type: ignore[type-var, return-value]
+    return min(told_by_each(size, group))
 
 
 def most(size: int, group: GroupCoordinator | None) -> int:
     """The most of what the ranks of `group` give."""
-    return max(told_by_each(size, group))  # type: ignore[type-var, return-value]
+    return max(told_by_each(size, group))
 
 
 def on_earlier_stages(count: int, group: GroupCoordinator | None) -> int:
@@ -64,7 +68,7 @@ def on_earlier_stages(count: int, group: GroupCoordinator | None) -> int:
     if group is None:
         return 0
     own = stage()
-    told = dict(told_by_each((own, count), group))  # type: ignore[arg-type]
+    told = dict(told_by_each((own, count), group))
     return sum(theirs for other, theirs in told.items() if other < own)
 
 
