@@ -6,6 +6,8 @@
 | `runtime` | what does RPC hold per scheduler, and how do hooks reach it? |
 | `model` | what do the forward pass and the scheduler share per model runner? |
 | `agreement` | was every rank of the server started with the same settings? |
+| `ranks` | what do the ranks of a server tell each other, so that all decide alike? |
+| `dp_attention` | which steps may ranks that serve other requests replay together? |
 | `markers` | which tokens begin and end thinking? |
 | `plain_pool` | for which models with sliding windows is SGLang's plain KV pool chosen? |
 | `window_pool` | what happens where sliding-window layers have a KV pool of their own? |

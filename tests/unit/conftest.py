@@ -44,7 +44,8 @@ def model_runner(resolved, monkeypatch):
     from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 
-    monkeypatch.setattr(runtime_context, "get_parallel", lambda: SimpleNamespace(attn_tp_size=2))
+    parallel = SimpleNamespace(attn_dp_size=1, attn_tp_size=2, pp_size=1)
+    monkeypatch.setattr(runtime_context, "get_parallel", lambda: parallel)
     pool = MHATokenToKVPool(8, 1, torch.float32, 2, 16, 3, "cpu", False)
     layers = [RadixAttention(4, 16, 0.25, num_kv_heads=2, layer_id=i) for i in range(3)]
     return SimpleNamespace(

@@ -58,7 +58,14 @@ class UnifiedRadixCache:
 def test_facts_of_a_model_runner(model_runner):
     facts = gather_facts(model_runner)
     assert facts == ServingFacts(
-        model="Qwen2ForCausalLM", decoder_layers=3, pool_layers=3, total_kv_heads=2, tp_size=2, kv_dtype="float32"
+        model="Qwen2ForCausalLM",
+        decoder_layers=3,
+        pool_layers=3,
+        total_kv_heads=2,
+        tp_size=2,
+        query_heads=4,
+        total_query_heads=4,
+        kv_dtype="float32",
     )
     refuse_model_runner(facts, CONFIG)
 
