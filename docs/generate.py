@@ -89,7 +89,7 @@ MODELS = {
         "one rank; `--rpc-aggregation all`",
     ),
     "memory_of_two_kinds": (
-        "a pipeline, or DP attention, of models with recurrent layers, or whose sliding windows have a KV pool of their own",
+        "a pipeline, or DP attention, with recurrent layers, or with sliding windows that have a KV pool of their own",
         "models whose layers have one KV pool",
     ),
     "trace_of_stages": ("`--rpc-trace` with a pipeline", "no pipeline"),

@@ -8,8 +8,8 @@ from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS, ServingFacts
 from sglang_rpc.contract.refusals.row import Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.sglang.model import ModelConfig
-from sglang_rpc.contract.windows import POOL as WINDOW_POOL
 from sglang_rpc.contract.windows import ALLOCATOR
+from sglang_rpc.contract.windows import POOL as WINDOW_POOL
 from sglang_rpc.policy.budget import pages_missed, reach_missed
 from sglang_rpc.policy.resolve import accumulates, find_policy
 
