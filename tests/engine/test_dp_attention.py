@@ -9,13 +9,12 @@ import random
 
 import pytest
 
+from eval.bench.server import free_port
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.errors import UnsupportedError
 from tests.engine.dense import Dims, write_qwen3
 from tests.engine.engines import Golden, assert_balanced, engine, look_at_ranks, staggered
 
 GROUPS = 2
-RANKS = dict(tp_size=GROUPS, attn_dp_size=GROUPS)
 RULE = RPCConfig(interval=64, window=8, ratio=4, scope="all")
 DIMS = Dims(hidden=64, heads=4, kv_heads=2, wide=128, layers=2)
 #: Of one engine each. The pool of `tight`, a rank's, is too small for the four requests of that rank.
@@ -25,6 +24,11 @@ SHAPES = {
     "tight": dict(page_size=4, chunked_prefill_size=16, max_total_tokens=420),
 }
 ENVIRONMENT = {"retracted": {"SGLANG_TEST_RETRACT": "1"}}
+
+
+def ranks() -> dict[str, int]:
+    """Arguments of an engine. Its ports are its own: SGLang keeps those of an engine that has ended."""
+    return dict(tp_size=GROUPS, attn_dp_size=GROUPS, port=free_port())
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def running(request, model, alone):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.get(request.param, {}).items():
             patch.setenv(name, value)
-        with engine(model, RULE, **RANKS, **SHAPES[request.param]) as started:
+        with engine(model, RULE, **ranks(), **SHAPES[request.param]) as started:
             yield request.param, started
 
 
@@ -65,17 +69,26 @@ def test_eight_requests_at_once_give_what_one_rank_gives(running, asked, alone, 
         assert receipt["compressions"] == (tokens - 1 - 8) // 64
     retractions = sum(receipt["retractions"] for receipt in receipts)
     assert (retractions > 20) == (shape == "retracted")
-    ranks = look_at_ranks(started, tmp_path, GROUPS, schedulers=GROUPS)
-    for seen in ranks:
+    each_rank = look_at_ranks(started, tmp_path, GROUPS, schedulers=GROUPS)
+    for seen in each_rank:
         assert_balanced(seen)
         assert seen["host_backup_bytes"] == 0
         assert seen["compressions"] > 0  # each had requests of its own
-    assert sum(seen["compressions"] for seen in ranks) == sum(receipt["compressions"] for receipt in receipts)
+    assert sum(seen["compressions"] for seen in each_rank) == sum(receipt["compressions"] for receipt in receipts)
+
+
+def test_without_rpc_two_ranks_give_what_one_gives(model, asked):
+    outputs = []
+    for shape in ({}, ranks()):
+        with engine(model, None, **shape) as started:
+            outputs.append([result["output_ids"] for result in staggered(started, asked)])
+    assert outputs[0] == outputs[1]
 
 
 def test_a_model_that_sglang_serves_wrongly_so_is_refused(goldens, capfd):
     golden = Golden.load(goldens / "gqa_all_p64")
-    with pytest.raises(UnsupportedError), engine(golden.path, golden.config, **RANKS):
+    # The process that hands requests out to the ranks stands between, and ends with an error of its own.
+    with pytest.raises(RuntimeError, match="died during initialization"), engine(golden.path, golden.config, **ranks()):
         pass
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("sglang-rpc: ")]
     assert said[0].startswith(

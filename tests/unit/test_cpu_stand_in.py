@@ -252,7 +252,7 @@ def test_defaults_stand_before_the_command_line_so_that_it_wins(machine, given):
         ("--tp 2 --dp 2", 4),
         ("--tp 2 --dp 2 --enable-dp-attention", 2),  # the groups are made of the tensor-parallel ranks
         ("--tp 2 --attn-dp-size 2", 2),
-        ("--config {file}", 6),
+        ("--config {file}", 12),
     ],
 )
 def test_the_processes_of_a_server_are_counted(machine, monkeypatch, tmp_path, given, ranks):
@@ -260,7 +260,7 @@ def test_the_processes_of_a_server_are_counted(machine, monkeypatch, tmp_path, g
     counted = []
     monkeypatch.setattr(cpu, "prepare", lambda device, ranks: bool(counted.append(ranks)))
     file = tmp_path / "server.yaml"
-    file.write_text("pp-size: 3\ntp-size: 2\nenable-dp-attention: false\n")
+    file.write_text("pp-size: 3\ntp-size: 2\ndp-size: 2\nenable-dp-attention: false\n")
     command_line.complete(["--model-path", "m", *given.format(file=file).split()])
     assert counted == [ranks]
 

@@ -324,3 +324,13 @@ def test_h2o_is_refused_under_cuda_graphs_alone(device, graphs, monkeypatch):
     settings._refuse_policy(given, config("rkv"))
     with pytest.raises(ConfigError, match="policy must be one of rpc, random"):
         settings._refuse_policy(given, config("bogus"))
+
+
+def test_a_pipelines_stage_draws_for_its_layers_what_one_rank_does():
+    """Of two layers the second one, alone on its stage, though it is the first one there."""
+    whole, stage = kept(loop("random")), loop("random")
+    layers = [replace(layer, earlier=1) for layer in stage.layers]
+    stage.compressor._backend = paths.make_backend(stage.config, layers, stage.ring, stage.req_to_token, None)
+    first, second = whole
+    assert first != second
+    assert kept(stage)[0] == second
