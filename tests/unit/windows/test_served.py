@@ -123,12 +123,12 @@ def test_no_host_memory_is_set_aside_and_the_log_says_so(never, chosen, said, ca
     layer = KVLayer(torch.zeros(8, 1, 4), torch.zeros(8, 1, 4), torch.float32, 1.0)
     config = replace(CONFIG, host_backup_gb=4, window_pool=chosen)
     with caplog.at_level(logging.INFO):
-        made = backup_memory.set_aside(config, [layer], None, never)
+        made = backup_memory.set_aside(config, [layer], None, None, never)
     assert made.limit == 0
     again = "a retracted request is prefilled again, uncompressed"
     assert caplog.messages == [f"RPC: no host backups are made {never}: {again}{said}"]
     caplog.clear()
-    assert backup_memory.set_aside(replace(config, host_backup_gb=0), [layer], None, never).limit == 0
+    assert backup_memory.set_aside(replace(config, host_backup_gb=0), [layer], None, None, never).limit == 0
     assert caplog.messages == []
 
 
