@@ -45,6 +45,15 @@ def asked() -> list[tuple[list[int], int]]:
     return [([made.randrange(DIMS.vocabulary) for _ in range(20 + 5 * i)], n) for i, n in enumerate(lengths)]
 
 
+# First: the end of an engine kills every child, those of `running` too.
+def test_without_rpc_two_ranks_give_what_one_gives(model, asked):
+    outputs = []
+    for shape in ({}, ranks()):
+        with engine(model, None, **shape) as started:
+            outputs.append([result["output_ids"] for result in staggered(started, asked)])
+    assert outputs[0] == outputs[1]
+
+
 @pytest.fixture(scope="module")
 def alone(model, asked) -> list[list[int]]:
     """What one rank gives."""
@@ -76,14 +85,6 @@ def test_eight_requests_at_once_give_what_one_rank_gives(running, asked, alone, 
         assert seen["host_backup_bytes"] == 0
         assert seen["compressions"] > 0  # each had requests of its own
     assert sum(seen["compressions"] for seen in each_rank) == sum(receipt["compressions"] for receipt in receipts)
-
-
-def test_without_rpc_two_ranks_give_what_one_gives(model, asked):
-    outputs = []
-    for shape in ({}, ranks()):
-        with engine(model, None, **shape) as started:
-            outputs.append([result["output_ids"] for result in staggered(started, asked)])
-    assert outputs[0] == outputs[1]
 
 
 def test_a_model_that_sglang_serves_wrongly_so_is_refused(goldens):

@@ -27,6 +27,13 @@ def asked(golden) -> list[tuple[list[int], int]]:
     return [(prompt, len(golden.output) - 20 * index) for index, prompt in enumerate(prompts)]
 
 
+# First: the end of an engine kills every child, those of `running` too.
+def test_without_rpc_two_stages_give_what_one_gives(golden):
+    with engine(golden.path, None, pp_size=STAGES) as started:
+        (result,) = started.generate(input_ids=[golden.prompt], sampling_params=greedy(len(golden.full)))
+    assert result["output_ids"] == golden.full
+
+
 @pytest.fixture(scope="module")
 def alone(golden) -> list[list[int]]:
     """What one rank gives."""
@@ -61,9 +68,3 @@ def test_six_requests_at_once_give_what_one_rank_gives(running, golden, alone, t
     assert sorted(seen["layers"] for seen in ranks) == [1, 2]
     for same in ("query_slots", "backup_limit", "entry_bytes"):
         assert len({seen[same] for seen in ranks}) == 1, same
-
-
-def test_without_rpc_two_stages_give_what_one_gives(golden):
-    with engine(golden.path, None, pp_size=STAGES) as started:
-        (result,) = started.generate(input_ids=[golden.prompt], sampling_params=greedy(len(golden.full)))
-    assert result["output_ids"] == golden.full
