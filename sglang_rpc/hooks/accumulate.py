@@ -41,7 +41,7 @@ class Accumulate:
         rows, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         if decode:
             queries = queries[: len(rows)]  # tokens may be padded
-        if not decode and single is not None:
+        elif single is not None:
             queries, rows, lengths = queries[single.tokens], rows[single.rows], lengths[single.rows]
         slots = self.req_to_token[rows, : int(forward_batch.seq_lens_cpu.max())]
         accumulate(self.layer, queries, slots, lengths)
@@ -65,5 +65,5 @@ def wait_for_late_reads(_result: object, scheduler: Scheduler) -> None:
     comes after this one on the same stream.
     """
     runtime = runtime_of(scheduler)
-    if runtime is not None and runtime.compressor.layers[0].accumulated is not None:
+    if runtime is not None and runtime.every_step:
         runtime.fence()

@@ -23,15 +23,8 @@ def eager_together(original: Callable[..., bool], *, local_batch: ScheduleBatch 
 
     The compressions that come before the step have been decided, so what it records is known. None: it has no batch.
     """
-    may = original(local_batch=local_batch, **kwargs)
-    return may and not (local_batch is not None and _records(local_batch))
-
-
-def _records(batch: ScheduleBatch) -> bool:
-    if not batch.reqs:
-        return False  # an idle rank's
-    runtime = runtime_of(batch.req_to_token_pool)
-    if runtime is None:
+    if not original(local_batch=local_batch, **kwargs):
         return False
-    every_step = runtime.compressor.layers[0].accumulated is not None
-    return every_step or any(map(is_recorded, batch.reqs))
+    if local_batch is None or (runtime := runtime_of(local_batch.req_to_token_pool)) is None:
+        return True
+    return not (runtime.every_step or any(map(is_recorded, local_batch.reqs)))

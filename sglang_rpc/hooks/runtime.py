@@ -40,6 +40,7 @@ class SchedulerRPC:
         assert model is not None, "the query ring is built with the attention backends, before the scheduler is whole"
         self.ring = model.ring
         self.query_slots = model.query_slots
+        self.every_step = model.every_step
         group, everyone = ranks.tensor_parallel_group(), ranks.every_rank()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
         latent = is_latent(kv_pool(scheduler.token_to_kv_pool_allocator))

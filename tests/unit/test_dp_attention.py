@@ -28,10 +28,9 @@ def request(slot: int | None) -> Req:
     return Req(rpc=state)
 
 
-def batch(slots: list[int | None], mode: ForwardMode, rpc: bool = True, accumulated: bool = False) -> ScheduleBatch:
+def batch(slots: list[int | None], mode: ForwardMode, rpc: bool = True, every_step: bool = False) -> ScheduleBatch:
     rows = ReqToTokenPool()
-    layers = pool(accumulated=accumulated)
-    rows.rpc = SimpleNamespace(compressor=SimpleNamespace(layers=layers)) if rpc else None
+    rows.rpc = SimpleNamespace(every_step=every_step) if rpc else None
     return ScheduleBatch([*map(request, slots), Req(rpc=None)], mode, req_to_token_pool=rows)
 
 
@@ -50,10 +49,6 @@ def test_a_batch_of_whom_one_is_recorded_votes_no(mode):
     assert not vote(batch([None], mode), sglangs=False)
 
 
-def test_a_policy_that_reads_every_step_votes_no():
-    assert not vote(batch([None], ForwardMode.DECODE, accumulated=True))
-
-
 def test_idle_ranks_and_servers_without_rpc_vote_as_sglang_does():
     for sglangs in (False, True):
         assert vote(None, sglangs) == sglangs
@@ -70,13 +65,14 @@ def test_sglang_asks_by_name_and_takes_the_least_of_all_votes():
     assert "self.can_run_prefill_cuda_graph = " in inspect.getsource(dp_attn.MLPSyncBatchInfo.all_gather)
 
 
-def test_what_runs_without_a_graph_has_voted_no():
+@pytest.mark.parametrize("slots", [[None, 3], [None, None]])
+@pytest.mark.parametrize("every_step", [False, True])
+def test_what_runs_without_a_graph_has_voted_no(slots, every_step):
     """The rule of the step itself (`capture.eager_while_recording`) never says no where the vote said yes."""
-    for slots in ([None, 3], [None, None]):
-        step = SimpleNamespace(rpc=SimpleNamespace(where=object() if 3 in slots else None))
-        runner = SimpleNamespace(model_runner=SimpleNamespace(rpc=SimpleNamespace(every_step=False)))
-        eager = not capture.eager_while_recording(lambda runner, forward_batch: True, runner, step)
-        assert eager == (not vote(batch(slots, ForwardMode.EXTEND)))
+    step = SimpleNamespace(rpc=SimpleNamespace(where=object() if 3 in slots else None))
+    runner = SimpleNamespace(model_runner=SimpleNamespace(rpc=SimpleNamespace(every_step=every_step)))
+    eager = not capture.eager_while_recording(lambda runner, forward_batch: True, runner, step)
+    assert eager == (not vote(batch(slots, ForwardMode.EXTEND, every_step=every_step)))
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -7,7 +7,6 @@ import pytest
 
 from sglang_rpc.hooks import accumulate
 from sglang_rpc.startup import cpu
-from tests.unit.host_backup.pool import pool
 
 
 class OneStream:
@@ -23,18 +22,15 @@ class OneStream:
         self.waits.append(stream)
 
 
-@pytest.mark.parametrize("accumulated", [True, False])
+@pytest.mark.parametrize("every_step", [True, False])
 @pytest.mark.parametrize(("enabled", "event"), [(True, "its reads of rows"), (True, None), (False, None)])
-def test_their_reads_are_waited_for(accumulated, enabled, event):
+def test_their_reads_are_waited_for(every_step, enabled, event):
     """SGLang's own barrier waits for less where the attention backend says so, and is missing on AMD GPUs."""
     cpu.prepare()
     from sglang.srt.managers.scheduler import Scheduler as SGLangs
 
     stream = OneStream()
-    runtime = SimpleNamespace(
-        compressor=SimpleNamespace(layers=pool(accumulated=accumulated)),
-        fence=lambda: stream.wait_stream("the whole forward"),
-    )
+    runtime = SimpleNamespace(every_step=every_step, fence=lambda: stream.wait_stream("the whole forward"))
     runner = SimpleNamespace(shared_read_done_event=event)
     scheduler = SimpleNamespace(
         _war_barrier_enabled=enabled,
@@ -46,7 +42,7 @@ def test_their_reads_are_waited_for(accumulated, enabled, event):
     barrier = inspect.unwrap(SGLangs._apply_war_barrier)  # another test may have put our hook on it
     accumulate.wait_for_late_reads(barrier(scheduler), scheduler)
     own = [event or "the whole forward"] if enabled else []
-    assert stream.waits == own + (["the whole forward"] if accumulated else [])
+    assert stream.waits == own + (["the whole forward"] if every_step else [])
 
 
 def test_without_rpc_nothing_waits_longer():
