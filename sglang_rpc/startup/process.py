@@ -17,7 +17,7 @@ from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AROUND, SERVING, Hook, hook, hooks_in
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.hooks.install import install
-from sglang_rpc.startup.cpu import window_reads
+from sglang_rpc.startup.cpu import idle_ranks, window_reads
 
 
 def switch_on() -> None:
@@ -28,7 +28,8 @@ def switch_on() -> None:
 def declared_hooks() -> tuple[Hook, ...]:
     """Every hook but the command line's. Imports the modules that hold them."""
     names = [f"{hooks.__name__}.{module.name}" for module in pkgutil.iter_modules(hooks.__path__)]
-    return hooks_in(settings, sys.modules[__name__], window_reads, *map(importlib.import_module, names))
+    own = (settings, sys.modules[__name__], idle_ranks, window_reads)
+    return hooks_in(*own, *map(importlib.import_module, names))
 
 
 @hook(

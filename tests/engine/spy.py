@@ -12,7 +12,7 @@ import torch
 from sglang_rpc.contract.targets import hooks_in
 from sglang_rpc.contract.windows import full_slots_free, has_own_windows
 from sglang_rpc.hooks.install import install
-from sglang_rpc.startup.cpu import window_reads
+from sglang_rpc.startup.cpu import idle_ranks, window_reads
 
 _most_running = 0  #: the largest decode batch so far
 _decodes = {"graph": 0, "eager": 0}  #: decode steps so far
@@ -22,11 +22,10 @@ def run_scheduler_process(*args, **kwargs):
     """As SGLang's, with the spy's method on the scheduler."""
     from sglang.srt.managers import scheduler
 
-    install(hooks_in(window_reads))  # without RPC too, where SGLang itself would read the wrong slots
+    install(hooks_in(idle_ranks, window_reads))  # without RPC too, where SGLang would crash, or read the wrong slots
     scheduler.Scheduler.spy = _spy
     scheduler.Scheduler.spy_on_ranks = _spy_on_ranks
     _check_pipelines(scheduler.Scheduler)
-    _mend_dp_attention_on_cpu()
     run_batch = scheduler.Scheduler.run_batch
 
     def counted(self, batch, *args, **kwargs):
@@ -40,21 +39,6 @@ def run_scheduler_process(*args, **kwargs):
 
     scheduler.Scheduler.run_batch = counted
     return scheduler.run_scheduler_process(*args, **kwargs)
-
-
-def _mend_dp_attention_on_cpu() -> None:
-    """Two lines that SGLang 0.5.23 lacks to run DP attention on a CPU: what padded rows' lengths are filled with, and a
-    step of no tokens, as an idle rank has it."""
-    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
-
-    TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value = lambda self: 1
-    rotate = RotaryEmbedding.forward_native
-
-    def forward_native(self, positions, query, key, *args, **kwargs):
-        return (query, key) if positions.numel() == 0 else rotate(self, positions, query, key, *args, **kwargs)
-
-    RotaryEmbedding.forward_native = forward_native
 
 
 def _spy(self, path: str, prompt: list[int]) -> None:
