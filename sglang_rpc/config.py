@@ -144,6 +144,12 @@ class RPCConfig:
         "of a model with sliding windows, plain: --disable-hybrid-swa-memory is on where the model can do without a KV "
         "pool for its windows, and compressions shrink them too; swa: SGLang chooses, and keeps just the windows there",
     )
+    reuse: str = _setting(
+        "off",
+        choice(("off", "share")),
+        "share: a later request whose prompt begins with what a compressed request thought takes over its KV, all of "
+        "them the same entries; off: it is prefilled again, whole",
+    )
     host_backup_gb: float = _setting(
         4,
         number(0, MAX_TOKENS),
@@ -248,6 +254,10 @@ def flag(name: str) -> str:
     return f"--rpc-{name.replace('_', '-')}"
 
 
+#: What a server without reuse cannot do was not checked when it started.
+_REUSE_WHERE_OFF = Kind("off (the server's --rpc-reuse)", lambda v: v == "off")
+
+
 def request_kinds(server: RPCConfig, interval: int) -> dict[str, Kind]:
     """What one request's options may be on this server, if the request's interval is this."""
     return {
@@ -257,6 +267,7 @@ def request_kinds(server: RPCConfig, interval: int) -> dict[str, Kind]:
         "ratio": ratio_of(interval),
         "min_kept": SETTINGS["min_kept"].kind_in(server),
         "scope": SETTINGS["scope"].kind_in(server),
+        "reuse": _REUSE_WHERE_OFF if server.reuse == "off" else SETTINGS["reuse"].kind_in(server),
     }
 
 
@@ -273,6 +284,7 @@ class RequestOptions:
     ratio: float  #: c
     scope: str
     min_kept: int = 0  #: F
+    reuse: str = "off"  #: whether it takes over compressed KV, and leaves its own to others
     asked: bool = False  #: the request itself carried RPC options, so its response carries a receipt
 
     @property
@@ -292,7 +304,7 @@ class RequestOptions:
             ConfigError: names the field, the value and what is allowed.
         """
         default_scope = server.scope if knows_markers else "all"
-        defaults = cls(True, server.interval, server.window, server.ratio, default_scope, server.min_kept)
+        defaults = cls(True, server.interval, server.window, server.ratio, default_scope, server.min_kept, server.reuse)
         if not isinstance(custom_params, Mapping) or "rpc" not in custom_params:
             return defaults
         given = custom_params["rpc"]

@@ -114,7 +114,8 @@ class Compression:
     begin: int  #: row position of the first candidate
     end: int  #: physical length of the row, prompt included
     keep: int  #: candidates that survive
-    prompt_length: int = 0
+    prompt_length: int = 0  #: logical
+    offset: int = 0  #: entries that the row holds less of its prompt, part of which was taken over compressed
     slot: int = 0  #: its query slot; 0 is the dummy slot
     event: int = 1  #: n, which compression of the request this is
     late: bool = False  #: after its due date

@@ -135,7 +135,6 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "Req.owned_kv_len": "never more than kv_committed_len",
         "Req.refresh_fill_ids": "appends outputs to the ids by their number, so a shortened list must not be left "
         "there",
-        "Req.init_next_round_input": "matches the prompt before admission",
         "release_req": "a retraction releases the row, which gives the query slot back, before reset_for_retract",
     },
     "sglang.srt.managers.schedule_policy.PrefillAdder": {
@@ -221,5 +220,5 @@ _ALL: tuple[Assumption, ...] = (
 
 
 def assumptions(when: str) -> tuple[Assumption, ...]:
-    """What is compared when hooks of this kind are put on. Those of LATENT come on top of those of SERVING."""
+    """What is compared when hooks of this kind are put on; of LATENT and REUSE, on top of those of SERVING."""
     return tuple(assumption for assumption in _ALL if assumption.when == when)

@@ -25,6 +25,8 @@
 | `step` | what does one forward step carry for RPC? |
 | `capture` | how do queries get into the query ring? |
 | `accumulate` | how is the attention of every step added up, for policies that ask? |
+| `reuse` | how does a request take over what an earlier one thought? |
+| `publish` | what does a compressed request leave for later ones? |
 | `tree` | what may the prefix tree hold of a compressed request? |
 | `recurrence` | what happens to recurrent states beside compressed KV? |
 | `state_slots` | how many recurrent states are there, and do they bind before KV does? |

@@ -14,7 +14,7 @@ def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
     """Copy `req`'s row to the host; None if there is nothing worth it, or no room for it. Counts and logs a refusal."""
     prompt = len(req.origin_input_ids)
     entries = state.clock.physical(len(req.output_ids) - 1, prompt)
-    if runtime.never_backed_up or not (state.active or state.evicted):
+    if runtime.never_backed_up or not (state.active or state.evicted or state.taken):
         return None
     if len(req.output_ids) == 0 or not req.kv.holds_kv:
         return None

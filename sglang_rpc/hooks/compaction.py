@@ -6,6 +6,7 @@ import torch
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.hooks import reuse
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.hooks.window_pool import move_window_slots
 from sglang_rpc.runtime.pages import ceil_align
@@ -33,15 +34,15 @@ def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tu
         state = req.rpc
         assert state is not None
         if runtime.tracer is not None:
-            state.hooks.trace = runtime.tracer.compressed(state, c, req.rid, req.origin_input_ids, req.output_ids)
-        freed = _free_tail(runtime, req, c)
+            state.hooks.trace = runtime.tracer.compressed(state, c, req.rid, reuse.text_of(req), req.output_ids)
+        freed, prompt = _free_tail(runtime, req, c), len(req.origin_input_ids)
         runtime.compressor.commit(state, c, freed)
         state.hooks.compacted_in = runtime.step
         runtime.metrics.compressed(c, freed)
         shorter[index] = c.evicted
         logger.debug(
             "RPC %s: compression %d at %d generated tokens, %d -> %d entries, %d slots freed%s",
-            req.rid, c.event, c.generated, c.end - c.prompt_length, c.new_end - c.prompt_length, freed,
+            req.rid, c.event, c.generated, c.end - prompt, c.new_end - prompt, freed,
             ", late" if c.late else ", early" if c.early else "",
         )  # fmt: skip
     # New tensors: forwards in flight and queued results hold the old ones.

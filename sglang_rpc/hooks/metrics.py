@@ -44,7 +44,14 @@ METRICS = (
     Metric("host_backup_bytes", GAUGE, "Host memory that holds the KV of retracted requests, in whole chunks."),
     Metric("restored_requests", COUNTER, "Retracted requests that came back with the KV they had."),
     Metric("refused_backups", COUNTER, "Retracted requests for whose KV there was no room on the host."),
+    Metric("reused_requests", COUNTER, "Requests that took over compressed KV of earlier ones."),
+    Metric("reused_tokens", COUNTER, "Tokens of their prompts that this KV stood for."),
+    Metric("stale_aliases", COUNTER, "Compressed texts that were asked for and had been evicted."),
+    Metric("aliases", GAUGE, "Compressed texts that a request may take over, as far as they are not evicted."),
 )
+
+#: Counters of requests that take over compressed KV.
+_REUSE = ("reused_requests", "reused_tokens", "stale_aliases")
 
 
 class Metrics:
@@ -55,6 +62,7 @@ class Metrics:
         self._gauges: dict[str, Gauge] = {}
         self._reported = (0, 0)
         self._slots_reported = (0, 0, 0)
+        self._reuse_reported = (0, 0, 0)
         if collector is None:
             return
         # Imported late: prometheus_client reads PROMETHEUS_MULTIPROC_DIR, which SGLang sets first.
@@ -110,3 +118,11 @@ class Metrics:
         self._reported = counters.restored, counters.backups_refused
         self.add("restored_requests", counters.restored - restored)
         self.add("refused_backups", counters.backups_refused - refused)
+
+    def reuse(self, aliases: int, counters: Counters) -> None:
+        """Bring reuse up to date: `aliases` known; `counters` since the server started."""
+        now = counters.reused_requests, counters.reused_tokens, counters.stale_aliases
+        self.set("aliases", aliases)
+        for name, count, before in zip(_REUSE, now, self._reuse_reported, strict=True):
+            self.add(name, count - before)
+        self._reuse_reported = now

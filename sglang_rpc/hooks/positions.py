@@ -12,8 +12,9 @@ from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.model import model_rpc
 from sglang_rpc.hooks.resume import restore_ids
+from sglang_rpc.hooks.reuse import offset_of
 from sglang_rpc.hooks.runtime import is_recorded
-from sglang_rpc.hooks.step import SingleRows, carrying, single_rows
+from sglang_rpc.hooks.step import SingleRows, carrying, logical_lengths
 from sglang_rpc.memory.query_ring import QueryRing
 
 
@@ -48,9 +49,17 @@ def make_logical(
 def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: QueryRing) -> None:
     """Rows of one token may be decode rows of a mixed step or restored requests, compressed and being recorded.
 
-    A prompt's chunk of one token is neither. Other rows of one token after their prompt own no query slot, and their
-    position comes out as it is.
+    A prompt's chunk of one token is neither. Other rows of one token after their prompt own no query slot. A row of
+    any length moves by what it lacks: nothing, unless it is compressed or its prompt was taken over compressed.
     """
+    device, lengths = forward_batch.positions.device, forward_batch.seq_lens
+    lacking = [_lacking(req) for req in batch.reqs]
+    if any(lacking):
+        per_row = _to_device(lacking, lengths.dtype, device)
+        # With the size given, the host need not wait for the sum.
+        size = sum(batch.extend_lens)
+        _move(forward_batch, per_row.repeat_interleave(forward_batch.extend_seq_lens, output_size=size))
+        forward_batch.rpc_lengths = lengths + per_row
     tokens, rows, end = [], [], 0
     for index, length in enumerate(batch.extend_lens):
         end += length
@@ -63,50 +72,47 @@ def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: Que
         return
     # A step with such rows runs without a graph, with DP attention on every rank: so only where one is recorded.
     recorded = ring.in_use and any(is_recorded(batch.reqs[index]) for index in rows)
-    device = forward_batch.positions.device
     token, row = _to_device(tokens, torch.int64, device), _to_device(rows, torch.int64, device)
-    logical = forward_batch.orig_seq_lens[row]
-    _move(forward_batch, logical - forward_batch.seq_lens[row], token)
     forward_batch.rpc = SingleRows(
         tokens=token,
         rows=row,
-        logical_lengths=forward_batch.seq_lens.index_copy(0, row, logical.to(forward_batch.seq_lens.dtype)),
         where=ring.where(forward_batch.req_pool_indices[row], forward_batch.positions[token]) if recorded else None,
     )
 
 
-def _move(forward_batch: ForwardBatch, evicted: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
-    """Add to the position of each token, or of `tokens`, what was evicted of its row.
+def _move(forward_batch: ForwardBatch, lacking: torch.Tensor) -> None:
+    """Add to the position of each token what its row lacks. New tensors: the old ones may be shared.
 
-    SGLang counts physical lengths. The three axes of mrope count alike after the prompt, whatever an image in it took.
+    SGLang counts physical lengths. The three axes of mrope count alike after the prompt, whatever an image in it took;
+    and in a prompt that was taken over there is only text.
     """
-    forward_batch.positions = _moved(forward_batch.positions, evicted, tokens)
+    forward_batch.positions = forward_batch.positions + lacking.to(forward_batch.positions.dtype)
     if forward_batch.mrope_positions is not None:
-        forward_batch.mrope_positions = _moved(forward_batch.mrope_positions, evicted, tokens)
+        forward_batch.mrope_positions = forward_batch.mrope_positions + lacking.to(forward_batch.mrope_positions.dtype)
 
 
-def _moved(positions: torch.Tensor, evicted: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-    """`positions` [tokens] or [3, tokens] in a new tensor: the old one may be shared."""
-    evicted = evicted.to(positions.dtype)
-    if tokens is None:
-        return positions + evicted
-    return positions.index_add(-1, tokens, evicted.expand(*positions.shape[:-1], -1))
+def _lacking(req: Req) -> int:
+    """Entries that the row of `req` lacks: evicted of it, or of the prompt that it took over."""
+    state = req.rpc
+    if state is None:
+        return 0
+    return state.evicted if state.taken is None else state.evicted + offset_of(req)
 
 
 @hook(
     AFTER,
     "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
-    "a restored request is extended from a row that is shorter than its text",
+    "a restored request is extended from a row that is shorter than its text, and so is a prompt taken over compressed",
 )
 def count_logically(_result: object, batch: ScheduleBatch) -> None:
     """AFTER ScheduleBatch.prepare_for_extend: `orig_seq_lens`, which it sets to the row's length, is logical.
 
     Runs once per extend step, before its forward batch is made. The new tensor is this batch's alone.
     """
-    evicted = [0 if req.rpc is None else req.rpc.evicted for req in batch.reqs]
-    if any(evicted):
+    lacking = [_lacking(req) for req in batch.reqs]
+    if any(lacking):
         lengths = batch.orig_seq_lens
-        batch.orig_seq_lens = lengths + _to_device(evicted, lengths.dtype, lengths.device)
+        batch.orig_seq_lens = lengths + _to_device(lacking, lengths.dtype, lengths.device)
 
 
 def _to_device(values: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -115,7 +121,7 @@ def _to_device(values: list[int], dtype: torch.dtype, device: torch.device) -> t
 
 
 def _any_compressed(reqs: list[Req]) -> bool:
-    return any(req.rpc is not None and req.rpc.evicted for req in reqs)
+    return any(_lacking(req) for req in reqs)
 
 
 @hook(
@@ -127,9 +133,9 @@ def sample_at_logical(
     original: Callable[..., torch.Tensor], model_runner: ModelRunner, logits_output: object, forward_batch: ForwardBatch
 ) -> torch.Tensor:
     """AROUND ModelRunner.sample: for an extend it passes `seq_lens - 1` as the sampler's positions."""
-    rows = single_rows(forward_batch)
-    if rows is not None:
+    lengths = logical_lengths(forward_batch)
+    if lengths is not None:
         # Sampling reads the batch and writes to what it holds, never to the batch itself.
         forward_batch = copy.copy(forward_batch)
-        forward_batch.seq_lens = rows.logical_lengths
+        forward_batch.seq_lens = lengths
     return original(model_runner, logits_output, forward_batch)

@@ -48,6 +48,10 @@ SERVER_INFO_FIELDS = {
     "requests_compressed": "requests compressed at least once",
     "restored": "retracted requests that came back with the KV they had",
     "backups_refused": "retracted requests for whose KV the host backups had no room",
+    "reused_requests": "requests that took over compressed KV of earlier ones",
+    "reused_tokens": "tokens of their prompts that this KV stood for",
+    "stale_aliases": "compressed texts that were asked for and had been evicted",
+    "aliases": "compressed texts that a request may take over, as far as they are not evicted",
 }
 
 
@@ -86,7 +90,7 @@ def _receipt(req: Req) -> list[Json]:
     state = state_of(req)
     if state is None or not req.finished():
         return []
-    if not (state.options.asked or state.totals.compressions or state.refused):
+    if not (state.options.asked or state.totals.compressions or state.totals.reused or state.refused):
         return []
     output_ids = req.output_ids_through_stop
     if state.segment is not None and not state.totals.compressions:
@@ -146,4 +150,5 @@ def add_server_info(result: GetInternalStateReqOutput, controller: InternalState
         "memory_pressure": runtime.watermarks.under_pressure,
         "pressure_crossings": runtime.watermarks.crossings,
         **asdict(runtime.compressor.counters),
+        "aliases": len(runtime.aliases),
     }

@@ -11,6 +11,7 @@ from sglang_rpc.contract.sglang.server import TokenizerManager
 from sglang_rpc.contract.targets import AROUND, BEFORE, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.hooks.limits import fit_to_pool, refuse_prompt
+from sglang_rpc.hooks.reuse import refuse_foreign_ids
 from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.runtime.request_state import RequestState
 
@@ -56,6 +57,8 @@ def attach_state(original: Callable[..., None], scheduler: Scheduler, req: Req) 
             req.sampling_params.custom_params, runtime.config, knows_markers=runtime.compressor.markers is not None
         )
         state = RequestState(options, refused=refuse_request(req, options.asked and options.enabled))
+        if runtime.config.reuse != "off":  # also where the request's is: the tree is the same
+            refuse_foreign_ids(req)
         if state.active:
             refuse_reach(options, runtime.compressor.reach, runtime.compressor.page)
         runtime.compressor.begin(state, req.origin_input_ids)

@@ -14,7 +14,7 @@ from sglang_rpc.contract.sglang.memory import ReqToTokenPool
 from sglang_rpc.contract.sglang.requests import PauseGenerationReqInput, Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AROUND, BEFORE, hook
-from sglang_rpc.hooks import backups, rows, unresumable
+from sglang_rpc.hooks import backups, reuse, rows, unresumable
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.request_state import RequestState, Saved
@@ -52,6 +52,8 @@ def back_up(
     resumable = release()
     if state is not None and saved is not None:
         state.hooks.saved = saved
+    elif len(req.output_ids) > 0 or not offload_kv:  # else it comes back as it came
+        reuse.revert(req, "retracted without a KV backup, it was prefilled again")
     runtime.report_backups()
     return resumable and not (offload_kv and unresumable.is_unresumable(runtime, req))
 
@@ -84,6 +86,7 @@ def forget_on_pause(scheduler: Scheduler, recv_req: PauseGenerationReqInput) -> 
     waiting, scheduler.waiting_queue = scheduler.waiting_queue, []
     for req in waiting:
         backups.forget(runtime, req)
+        reuse.revert(req, "a pause had its KV computed again")
         if not unresumable.end_if_unresumable(runtime, req):
             scheduler.waiting_queue.append(req)
 

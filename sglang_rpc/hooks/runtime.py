@@ -21,6 +21,7 @@ from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
 from sglang_rpc.hooks.model import model_rpc
 from sglang_rpc.hooks.state_slots import state_slots
+from sglang_rpc.runtime.aliases import Aliases
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
@@ -69,6 +70,7 @@ class SchedulerRPC:
         self.backups = backup_memory.set_aside(config, model.layers, self.ring, everyone, self.never_backed_up)
         self.pipelined = ranks.stages() > 1  #: whether other micro-batches run, beside the one that is planned
         self.metrics = Metrics(scheduler.metrics_collector)
+        self.aliases = Aliases()  #: of compressed texts in the tree; none without reuse
         self.step = 0  #: scheduling steps so far
         self.adder_class: type[PrefillAdder] | None = None
         self.watermarks = Watermarks(config.high_watermark, config.low_watermark)
@@ -100,6 +102,10 @@ class SchedulerRPC:
     def report_backups(self) -> None:
         """Bring the metrics of the host backups up to date."""
         self.metrics.backups(self.backups.used, self.compressor.counters)
+
+    def report_reuse(self) -> None:
+        """Bring the metrics of reuse up to date."""
+        self.metrics.reuse(len(self.aliases), self.compressor.counters)
 
     def fence(self) -> None:
         """Order the current stream after the forward pass in flight. The host does not wait."""

@@ -5,7 +5,7 @@ from sglang_rpc.contract.sglang.memory import ReqToTokenPool
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import BEFORE, hook
-from sglang_rpc.hooks import pressure, rows
+from sglang_rpc.hooks import pressure, reuse, rows
 from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of, state_of
@@ -27,6 +27,8 @@ def release_row(req_to_token_pool: ReqToTokenPool, owner: Req) -> None:
     if runtime is not None and state is not None:
         runtime.compressor.release_slot(state)
         runtime.report_slots()
+        if owner.finished():
+            reuse.give_back(owner)  # to sessions, dumps and the response
 
 
 @hook(

@@ -16,19 +16,19 @@ class SingleRows:
 
     tokens: torch.Tensor  #: int64 [n]: index of each row's token in the step
     rows: torch.Tensor  #: int64 [n]: index of each row in the batch
-    logical_lengths: torch.Tensor  #: [batch]: of all rows, as SGLang's seq_lens would be without compression
     where: tuple[torch.Tensor, torch.Tensor] | None  #: where their queries go in the ring; None if nothing is recorded
 
 
 @cache
 def carrying(batch_class: type[ForwardBatch]) -> type[ForwardBatch]:
-    """`batch_class` with a field `rpc`, a SingleRows or None.
+    """`batch_class` with two fields: `rpc`, a SingleRows or None; and `rpc_lengths`, of all rows of an extend step, as
+    SGLang's `seq_lens` would be without compression, or None where they are.
 
-    A field, for SGLang makes copies of a batch with `dataclasses.replace`, which drops other attributes.
+    Fields, for SGLang makes copies of a batch with `dataclasses.replace`, which drops other attributes.
     """
-    return dataclasses.make_dataclass(
-        batch_class.__name__, [("rpc", SingleRows | None, dataclasses.field(default=None))], bases=(batch_class,)
-    )
+    fields = [("rpc", SingleRows | None), ("rpc_lengths", torch.Tensor | None)]
+    with_default = [(name, kind, dataclasses.field(default=None)) for name, kind in fields]
+    return dataclasses.make_dataclass(batch_class.__name__, with_default, bases=(batch_class,))
 
 
 def decodes(forward_batch: ForwardBatch) -> bool:
@@ -44,6 +44,12 @@ def single_rows(forward_batch: ForwardBatch) -> SingleRows | None:
     """The step's single rows; None if it has none, or was made for the capture of a graph."""
     rows: SingleRows | None = getattr(forward_batch, "rpc", None)
     return rows
+
+
+def logical_lengths(forward_batch: ForwardBatch) -> torch.Tensor | None:
+    """[rows]: logical lengths of an extend step; None if they are its `seq_lens`."""
+    lengths: torch.Tensor | None = getattr(forward_batch, "rpc_lengths", None)
+    return lengths
 
 
 def attention_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ForwardBatch, torch.Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sglang_rpc.contract.sglang.memory import Tree
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
+from sglang_rpc.hooks.publish import publish
 from sglang_rpc.hooks.runtime import state_of
 
 
@@ -21,9 +22,12 @@ from sglang_rpc.hooks.runtime import state_of
 def insert_prompt_only(original: Callable[..., None], tree: Tree, req: Req, *, up_to: int, **kwargs: object) -> None:
     """AROUND UnifiedRadixCache.checkpoint: clamp to the prompt what is compressed, or may be later.
 
+    With reuse, what is compressed enters under ids of its own.
     A recurrent state cannot be clamped: it is of all tokens up to `up_to`. So nothing is inserted beside such states.
     """
     state = state_of(req)
+    if state is not None and state.evicted and req.finished() and publish(original, tree, req, state, up_to, **kwargs):
+        return
     if state is not None and (state.evicted or (state.active and not req.finished())):
         prompt = len(req.origin_input_ids)
         if up_to > prompt and tree.supports_mamba():

@@ -8,7 +8,7 @@ from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
-from sglang_rpc.hooks import backups, limits
+from sglang_rpc.hooks import backups, limits, reuse
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.admission import Plan
 
@@ -98,9 +98,14 @@ def explain(
 def queue_if_resumable(
     original: Callable[..., None], scheduler: Scheduler, req: Req, *args: object, **kwargs: object
 ) -> None:
-    """AROUND Scheduler._add_request_to_queue: preemption and pauses queue what they retract without a question."""
+    """AROUND Scheduler._add_request_to_queue: preemption and pauses queue what they retract without a question.
+
+    Every new request passes here too, when all of it is known.
+    """
     runtime = runtime_of(scheduler)
     if runtime is None or not end_if_unresumable(runtime, req):
+        if runtime is not None:
+            reuse.take_over(runtime, req)
         original(scheduler, req, *args, **kwargs)
 
 

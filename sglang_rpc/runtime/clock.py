@@ -16,6 +16,7 @@ class Clock:
     events: int = 0  #: n: compressions whose budget has been applied; under lightthinker, thoughts evicted
     evicted: int = 0  #: entries missing from the row: logical minus physical length
     check_at: int = 0  #: physical length of the row, prompt included, at which to poll again
+    compressed_at: int = 0  #: logical length of the generated region at the last compression; 0 before the first
 
     def generated(self, physical: int, prompt: int) -> int:
         """Convert a row's physical length to the logical length of its generated region."""
@@ -41,10 +42,11 @@ class Clock:
         """Count due dates up to the `events`-th as done."""
         self.events = events
 
-    def evict(self, entries: int) -> None:
-        """The row has lost `entries`."""
+    def evict(self, entries: int, generated: int) -> None:
+        """The row has lost `entries`, at `generated` logical entries after the prompt."""
         self.evicted += entries
+        self.compressed_at = generated
 
     def reset(self) -> None:
         """The row is gone, and will be rebuilt from its tokens: nothing is evicted."""
-        self.events = self.evicted = self.check_at = 0
+        self.events = self.evicted = self.check_at = self.compressed_at = 0

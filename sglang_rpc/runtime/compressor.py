@@ -122,13 +122,15 @@ class Compressor:
         """Record that `c`, due, early or late, was applied and freed `slots_freed` pool slots."""
         if state.totals.compressions == 0:
             self.counters.requests_compressed += 1
-        state.clock.evict(c.evicted)
+        state.clock.evict(c.evicted, c.generated)
         state.clock.pass_dates(c.event)
         state.totals.compressed(c, slots_freed)
         self.counters.compressed(c, slots_freed)
         if self.recorder.waiting or self.recorder.keeps_free:
             self.release_slot(state)  # to those whose turn it is, even if its own next date is near
-        self._wait(state, decision.next_date(state, c.generated, c.event), c.row, c.prompt_length, c.generated)
+        self._wait(
+            state, decision.next_date(state, c.generated, c.event), c.row, c.prompt_length - c.offset, c.generated
+        )
 
     def record_ahead(self, state: RequestState, row: int, generated: int) -> bool:
         """Begin to record a request's queries ahead of time; False if no query slot is free."""
@@ -184,10 +186,12 @@ class Compressor:
         generated: int,
         output_ids: Sequence[int],
     ) -> Compression:
+        taken = state.taken
         return Compression(
             row=row,
             slot=state.recording.slot or 0,  # lightthinker needs no queries
-            prompt_length=len(prompt),
+            prompt_length=len(prompt) + state.offset,
+            offset=state.offset,
             generated=generated,
             window=decided.window,
             begin=len(prompt) + decided.begin,
@@ -196,7 +200,7 @@ class Compressor:
             event=decided.event,
             late=decided.late,
             early=decided.early,
-            seed=self._seed(prompt, output_ids, generated),
+            seed=self._seed(prompt if taken is None else taken.text, output_ids, generated),
         )
 
     def _seed(self, prompt: Sequence[int], output_ids: Sequence[int], generated: int) -> int:

@@ -23,17 +23,31 @@ RECEIPT_FIELDS = {
     "min_kept": "F, of this request: candidates that each compression kept at least",
     "scope": "think or all, of this request",
     "reason": "why the request was never compressed; only where `compressions` is 0",
+    "reuse": "share, of this request; this and the next fields only where it is not off",
+    "reused": "tokens of the prompt taken over compressed, as an earlier request left them",
+    "reused_held": "KV entries that they are held as, beside the rest of the prompt",
+    "not_reused": "why none were taken over; only where `reused` is 0",
 }
+#: Fields that a request has whose reuse is not off.
+_OF_REUSE = ("reuse", "reused", "reused_held", "not_reused")
 
 
-def make_receipt(options: RequestOptions, totals: Totals, generated: int, held: int, reason: str) -> dict[str, Any]:
+def make_receipt(
+    options: RequestOptions, totals: Totals, generated: int, held: int, reason: str, not_reused: str = ""
+) -> dict[str, Any]:
     """Build a receipt, with the fields of RECEIPT_FIELDS.
 
     Args:
         generated: tokens generated, the logical length.
         held: KV entries held of them.
         reason: why the request was not compressed; used if it was not.
+        not_reused: why it took nothing over; used if it did not.
     """
-    values = {**vars(totals), **vars(options), "generated": generated, "held": held, "reason": reason}
-    compressed = totals.compressions > 0
-    return {name: values[name] for name in RECEIPT_FIELDS if not (compressed and name == "reason")}
+    own = {"generated": generated, "held": held, "reason": reason, "not_reused": not_reused}
+    values = {**vars(totals), **vars(options), **own}
+    left_out = set() if options.reuse != "off" else set(_OF_REUSE)
+    if totals.compressions > 0:
+        left_out.add("reason")
+    if totals.reused > 0:
+        left_out.add("not_reused")
+    return {name: values[name] for name in RECEIPT_FIELDS if name not in left_out}

@@ -1,5 +1,8 @@
 """RPC's state of one request, in parts with one writer each."""
 
+from __future__ import annotations
+
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -9,6 +12,7 @@ from sglang_rpc.memory.host_backup import Backup
 from sglang_rpc.policy.budget import Budget
 from sglang_rpc.policy.lightthinker import Thoughts
 from sglang_rpc.runtime.admission import Plan
+from sglang_rpc.runtime.aliases import Alias
 from sglang_rpc.runtime.clock import Clock
 from sglang_rpc.runtime.receipt import make_receipt
 from sglang_rpc.runtime.recording import Recording
@@ -24,6 +28,16 @@ class Saved:
     clock: Clock  #: a copy
     recorded_since: int  #: since when the queries in the backup were recorded
     backup: Backup
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a request's prompt takes over of an earlier request, and what the request was before it did."""
+
+    alias: Alias
+    text: array[int]  #: its prompt's real ids
+    key: array[int]  #: what SGLang knows as its prompt: one id per KV entry
+    logprob_start_len: int  #: as SGLang set it for the text
 
 
 class TraceFile(Protocol):
@@ -64,6 +78,8 @@ class RequestState:
     recording: Recording = field(default_factory=Recording)  #: its query slot; given back with the row
     totals: Totals = field(default_factory=Totals)  #: over its life
     hooks: HookState = field(default_factory=HookState)
+    taken: Taken | None = None  #: with reuse, what it takes over
+    not_reused: str = ""  #: why it takes nothing over
 
     @property
     def start(self) -> int | None:
@@ -81,6 +97,11 @@ class RequestState:
     def evicted(self) -> int:
         """Entries missing from its row."""
         return self.clock.evicted
+
+    @property
+    def offset(self) -> int:
+        """Entries that its row holds less than its prompt has tokens."""
+        return 0 if self.taken is None else self.taken.alias.offset
 
     @property
     def budget(self) -> Budget:
@@ -157,7 +178,8 @@ class RequestState:
 
     def receipt(self, generated: int) -> dict[str, Any]:
         """What the response says of it. `generated` tokens make the logical length."""
-        return make_receipt(self.options, self.totals, generated, generated - self.evicted, self._why_not(generated))
+        held = generated - self.evicted
+        return make_receipt(self.options, self.totals, generated, held, self._why_not(generated), self.not_reused)
 
     def _why_not(self, generated: int) -> str:
         if self.refused is not None:

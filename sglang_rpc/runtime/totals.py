@@ -31,6 +31,8 @@ class Totals(Tally):
     retractions: int = 0
     restored: int = 0  #: retractions after which the request came back with the KV it had
     deferred: bool = False  #: whether a due date was not kept, for want of memory pressure
+    reused: int = 0  #: tokens of the prompt that were taken over compressed
+    reused_held: int = 0  #: KV entries that stood for them
 
     def retracted(self) -> None:
         """Count a retraction."""
@@ -39,6 +41,10 @@ class Totals(Tally):
     def came_back(self) -> None:
         """Count a retraction after which the request has the KV it had."""
         self.restored += 1
+
+    def took_over(self, tokens: int, entries: int) -> None:
+        """Note that `tokens` of the prompt are held as `entries` that an earlier request left; 0 if none are now."""
+        self.reused, self.reused_held = tokens, entries
 
     def defer(self) -> None:
         """Note that due dates are not kept now."""
@@ -53,3 +59,6 @@ class Counters(Tally):
     requests_compressed: int = 0
     restored: int = 0  #: retracted requests that came back with the KV they had
     backups_refused: int = 0  #: retracted requests for whose KV the host backups had no capacity
+    reused_requests: int = 0  #: requests that took over compressed KV
+    reused_tokens: int = 0  #: tokens of their prompts that it stood for
+    stale_aliases: int = 0  #: compressed texts that were asked for and had been evicted

@@ -14,7 +14,7 @@ from sglang_rpc.contract.refusals.server import APP_VARIABLE, HTTP_APP
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.server import ServerArgs
-from sglang_rpc.contract.targets import AROUND, SERVING, Hook, hook, hooks_in
+from sglang_rpc.contract.targets import AROUND, REUSE, SERVING, Hook, hook, hooks_in
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.hooks.install import install
 from sglang_rpc.startup.cpu import idle_ranks, window_reads
@@ -62,8 +62,11 @@ def run_with_rpc(run_scheduler_process_func: Callable[..., Any], *args: Any, **k
 
 @ends_if_refused
 def _prepare_scheduler(server_args: ServerArgs, *args: Any, **kwargs: Any) -> None:
-    if config_of(server_args) is None:
+    config = config_of(server_args)
+    if config is None:
         raise IncompatibleSGLangError(
             "the RPC configuration was lost between the server and its scheduler process", "incompatible.config_lost"
         )
     switch_on()
+    if config.reuse != "off":
+        install(found for found in declared_hooks() if found.when == REUSE)

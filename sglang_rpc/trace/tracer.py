@@ -17,7 +17,7 @@ import os
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ class RequestTrace:
 
     def compressed(self, c: Compression, kept: Kept | None, output_ids: Sequence[int]) -> None:
         """Write the line of one compression."""
-        numbers = {name: getattr(c, name) for name in _NUMBERS}
+        # As if the row held its whole prompt, which is in the first line.
+        whole = replace(c, begin=c.begin + c.offset, end=c.end + c.offset)
+        numbers = {name: getattr(whole, name) for name in _NUMBERS}
         line = {"kind": "compression", **numbers, **self._news(output_ids, c.generated)}
         self._writer.put(Line(self._path, line, kept))
 

@@ -35,6 +35,7 @@ class ScheduleBatch:
     extend_lens: list[int] = field(default_factory=list)
     seq_lens: torch.Tensor = field(default_factory=none)
     orig_seq_lens: torch.Tensor = field(default_factory=none)
+    prefill_input_ids_cpu: torch.Tensor = field(default_factory=none)
     req_to_token_pool: ReqToTokenPool = field(default_factory=ReqToTokenPool)
     token_to_kv_pool_allocator: Allocator = field(default_factory=Allocator)
     tree_cache: Tree = field(default_factory=Tree)
@@ -68,6 +69,7 @@ class ForwardBatch:
     mrope_positions: torch.Tensor | None = None
     seq_lens: torch.Tensor = field(default_factory=none)
     orig_seq_lens: torch.Tensor = field(default_factory=none)
+    extend_seq_lens: torch.Tensor = field(default_factory=none)
     out_cache_loc: torch.Tensor | None = None
     tbo_children: list[ForwardBatch] | None = None
     _original_forward_mode: ForwardMode | None = None

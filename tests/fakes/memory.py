@@ -90,6 +90,7 @@ class Tree:
     cache_controller: Any = None
     linker: Any = None
     states: bool = False
+    req_to_token_pool: Any = None
 
     def evictable_size(self) -> int:
         return self.evictable

@@ -69,6 +69,13 @@ class Req:
     rid: str = "rid"
     extra_key: str | None = None
     input_embeds: Any = None
+    already_computed: int = 0
+    cache_salt: str | None = None
+    lora_id: str | None = None
+    vocab_size: int = 1000
+    custom_logit_processor: str | None = None
+    multimodal_inputs: Any = None
+    positional_embed_overrides: Any = None
     logprob_start_len: int = -1
     return_logprob: bool = False
     return_indexer_topk: bool = False
@@ -80,6 +87,9 @@ class Req:
 
     def finished(self) -> bool:
         return self.finished_reason is not None
+
+    def init_next_round_input(self, tree_cache: Any = None, cow_mamba: bool | None = None) -> None:
+        raise NotImplementedError("a test that matches uses SGLang's own request")
 
     def set_finish_with_abort(self, error_msg: str) -> None:
         self.to_finish = error_msg

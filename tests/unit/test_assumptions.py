@@ -28,7 +28,7 @@ from mypy import api
 from sglang_rpc import doctor, hooks
 from sglang_rpc.contract import pins, sglang
 from sglang_rpc.contract.assumptions import assumptions
-from sglang_rpc.contract.targets import LATENT, SERVING, Assumption, assumed, assumptions_in
+from sglang_rpc.contract.targets import LATENT, REUSE, SERVING, Assumption, assumed, assumptions_in
 from sglang_rpc.contract.versions import VERSIONS
 from tests.unit import reads_plugin
 
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sglang_rpc"
 DECLARATIONS = PACKAGE / "contract" / "sglang"
 MODULES = [importlib.import_module(f"{sglang.__name__}.{m.name}") for m in pkgutil.iter_modules(sglang.__path__)]
-ALL = (*assumptions(SERVING), *assumptions(LATENT))
+ALL = (*assumptions(SERVING), *assumptions(LATENT), *assumptions(REUSE))
 #: The code that meets SGLang's objects, without the declarations, what reads SGLang's source, and the machine's facts.
 MEETS_SGLANG = [
     path

@@ -25,7 +25,7 @@ def extend_step(rows: SingleRows | None) -> ForwardBatch:
 
 
 def single_rows(tokens: list[int], where: tuple[torch.Tensor, torch.Tensor] | None) -> SingleRows:
-    return SingleRows(torch.tensor(tokens), rows=none(), logical_lengths=none(), where=where)
+    return SingleRows(torch.tensor(tokens), rows=none(), where=where)
 
 
 class Operators(TorchDispatchMode):

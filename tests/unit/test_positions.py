@@ -55,6 +55,7 @@ def step(
             forward_mode=mode,
             seq_lens=torch.tensor(ends),
             orig_seq_lens=batch.orig_seq_lens,
+            extend_seq_lens=torch.tensor(lengths, dtype=torch.int32),
             req_pool_indices=torch.arange(1, len(reqs) + 1),
             positions=torch.cat([torch.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]),
             mrope_positions=mrope,
@@ -78,7 +79,7 @@ def test_a_restored_request_counts_its_text(ring):
     restored.rpc.recording.slot = 1
     result = step(ForwardMode.EXTEND, [(request(7, 0, 7), 7), (restored, 1)], ring)
     assert result.positions.tolist() == [*range(7), 59]
-    assert result.rpc.logical_lengths.tolist() == [7, 60]
+    assert result.rpc_lengths.tolist() == [7, 60]
     assert result.rpc.rows.tolist() == [1]
     tokens, (slots, entries) = result.rpc.tokens, result.rpc.where
     assert (tokens.tolist(), slots.tolist(), entries.tolist()) == ([7], [1], [59 % 4])

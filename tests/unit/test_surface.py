@@ -219,10 +219,21 @@ def test_the_plugin_is_registered_with_sglang():
 
 
 def test_a_receipt_has_the_fields_of_the_reference():
-    options, totals = RequestOptions(True, 64, 8, 4, "all"), Totals()
-    assert list(make_receipt(options, totals, 9, 9, "why")) == list(RECEIPT_FIELDS)
+    options, totals = RequestOptions(True, 64, 8, 4, "all", reuse="share"), Totals()
+    assert list(make_receipt(options, totals, 9, 9, "why", "why not")) == list(RECEIPT_FIELDS)
     totals.compressions = 1
-    assert [*make_receipt(options, totals, 90, 50, "why"), "reason"] == list(RECEIPT_FIELDS)
+    without = [name for name in RECEIPT_FIELDS if name != "reason"]
+    assert list(make_receipt(options, totals, 90, 50, "why", "why not")) == without
+    totals.reused = 1
+    without.remove("not_reused")
+    assert list(make_receipt(options, totals, 90, 50, "why", "")) == without
+
+
+def test_a_receipt_without_reuse_does_not_speak_of_it():
+    options, totals = RequestOptions(True, 64, 8, 4, "all"), Totals()
+    fields = list(make_receipt(options, totals, 9, 9, "why"))
+    assert fields == [name for name in RECEIPT_FIELDS if "reuse" not in name]
+    assert fields[-1] == "reason"
 
 
 def test_the_server_info_has_the_fields_of_the_reference():
@@ -234,6 +245,7 @@ def test_the_server_info_has_the_fields_of_the_reference():
         ring=SimpleNamespace(slots=64, in_use=0, nbytes=4096),
         backups=SimpleNamespace(used=0, limit=0),
         watermarks=SimpleNamespace(under_pressure=False, crossings=0),
+        aliases=[],
     )
     result = SimpleNamespace(internal_state={})
     add_server_info(result, SimpleNamespace(scheduler=SimpleNamespace(rpc=runtime)), None)

@@ -30,6 +30,7 @@ class ScheduleBatch(Protocol):
     mamba_track_mask_cpu: list[bool] | None  #: of a decode step: whose recurrent state it copies
     mamba_track_mask_next_cpu: list[bool] | None  #: whose the next step would copy; None without overlap
     orig_seq_lens: torch.Tensor  #: int32 [rows], logical
+    prefill_input_ids_cpu: torch.Tensor  #: int64: the ids that an extend step computes, all rows' together
     req_to_token_pool: ReqToTokenPool
     reqs: list[Req]
     seq_lens: torch.Tensor  #: int64 [rows], physical
@@ -49,6 +50,7 @@ class ScheduleBatch(Protocol):
 )
 class ForwardBatch(Protocol):
     _original_forward_mode: ForwardMode | None  #: what a step was before it was labelled as its peers' steps are
+    extend_seq_lens: torch.Tensor  #: int32 [rows], of an extend step: `ScheduleBatch.extend_lens`
     forward_mode: ForwardMode
     mrope_positions: torch.Tensor | None  #: int64 [3, tokens]: what mrope reads; None without it
     orig_seq_lens: torch.Tensor  #: int32 [rows], logical
@@ -56,6 +58,7 @@ class ForwardBatch(Protocol):
     positions: torch.Tensor  #: int64 [tokens]
     req_pool_indices: torch.Tensor  #: rows
     rpc: object | None  #: see `hooks.step.single_rows`
+    rpc_lengths: torch.Tensor | None  #: see `hooks.step.logical_lengths`
     rpc_where: tuple[torch.Tensor, torch.Tensor]  #: of a decode step: where its queries go in the query ring
     seq_lens: torch.Tensor  #: [rows], physical
     seq_lens_cpu: torch.Tensor

@@ -112,6 +112,7 @@ class HybridReqToTokenPool(Protocol):
 class Tree(Protocol):
     cache_controller: object | None
     linker: object | None
+    req_to_token_pool: ReqToTokenPool
 
     def evictable_size(self) -> int:
         """slots that nobody but the tree holds"""

@@ -62,6 +62,9 @@ class Session(Protocol):
 
 @assumed(f"{_BATCH}.Req", "a request's tokens and state; a plain class, so that it takes `rpc`")
 class Req(Protocol):
+    already_computed: int  #: tokens that count neither as cached nor as computed
+    cache_salt: str | None  #: what keeps users' prompts apart in the tree
+    custom_logit_processor: str | None
     extend_end: int  #: of the ids, where this step's prefill ends
     extend_len: int  #: tokens that this step prefills
     extra_key: str | None  #: what keeps prompts of equal ids apart in the tree
@@ -72,9 +75,12 @@ class Req(Protocol):
     kv: ReqKvInfo
     last_node: TreeNode  #: where the matched prefix ends
     logprob_start_len: int
+    lora_id: str | None
+    multimodal_inputs: object | None
     origin_input_ids: array[int]  #: the prompt
     output_ids: array[int]
     output_ids_through_stop: array[int]
+    positional_embed_overrides: object | None
     prefix_len: int  #: tokens matched in the tree, or held by the row
     return_indexer_topk: bool
     return_logprob: bool
@@ -85,9 +91,13 @@ class Req(Protocol):
     skip_radix_cache_insert: bool  #: whether what it holds is freed, not inserted in the tree
     session: Session | None
     to_finish: FinishReason | None
+    vocab_size: int
 
     def finished(self) -> bool:
         """whether it has a reason to have ended"""
+
+    def init_next_round_input(self, tree_cache: object = None, cow_mamba: bool | None = None) -> None:
+        """matches the prompt before admission; may be called again"""
 
     def set_finish_with_abort(self, error_msg: str) -> None:
         """ends a request with a message, HTTP 400"""

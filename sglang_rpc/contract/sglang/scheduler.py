@@ -13,7 +13,7 @@ from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.model import ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.requests import Req, TreeNode
 from sglang_rpc.contract.sglang.server import ServerArgs
-from sglang_rpc.contract.targets import assumed
+from sglang_rpc.contract.targets import REUSE, assumed
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +104,16 @@ class InternalStateController(Protocol):
 @assumed(f"{_MANAGERS}.io_struct.GetInternalStateReqOutput", "the dict that /server_info shows")
 class GetInternalStateReqOutput(Protocol):
     internal_state: dict[str, Any]
+
+
+@assumed(
+    f"{_MANAGERS}.scheduler_components.output_streamer._GenerationStreamAccumulator",
+    "the next chunks of responses, request by request in lists of equal order",
+    REUSE,
+)
+class StreamAccumulator(Protocol):
+    output_reqs: list[Req]
+    prompt_tokens: list[int]
 
 
 @assumed(

@@ -39,6 +39,18 @@ def test_a_float_out_of_range_is_refused_as_it_was_written(value):
     assert message == f"custom_params.rpc.interval must be an integer {INTERVAL_UP_TO}, got {said!r}"
 
 
+def test_a_request_may_leave_reuse_out_but_not_bring_it_in():
+    """What a server without reuse cannot do was not checked when it started."""
+    assert RequestOptions.from_custom_params({"rpc": {"reuse": "off"}}, SERVER).reuse == "off"
+    message = refusal(RequestOptions.from_custom_params, {"rpc": {"reuse": "share"}}, SERVER)
+    assert message == "custom_params.rpc.reuse must be off (the server's --rpc-reuse), got 'share'"
+    sharing = RPCConfig(reuse="share")
+    assert RequestOptions.from_custom_params(None, sharing).reuse == "share"
+    assert RequestOptions.from_custom_params({"rpc": {"reuse": "off"}}, sharing).reuse == "off"
+    message = refusal(RequestOptions.from_custom_params, {"rpc": {"reuse": "continue"}}, sharing)
+    assert message == "custom_params.rpc.reuse must be one of off, share, got 'continue'"
+
+
 def test_a_requests_bounds_are_inclusive():
     for given in (
         {"window": 16},

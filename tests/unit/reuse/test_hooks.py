@@ -1,0 +1,22 @@
+"""Reuse's own hooks: what others would pay for in each step, or per request, is only there where it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.targets import REUSE, SERVING
+from sglang_rpc.startup import process
+
+
+@pytest.mark.parametrize(("reuse", "occasions"), [("off", {SERVING}), ("share", {SERVING, REUSE})])
+def test_a_scheduler_has_them_with_reuse_alone(monkeypatch, reuse, occasions):
+    put_on = []
+    monkeypatch.setattr(process, "install", put_on.extend)
+    monkeypatch.setattr(process, "config_of", lambda server_args: RPCConfig(reuse=reuse))
+    process._prepare_scheduler(object())
+    assert {hook.when for hook in put_on} == occasions
+    own = [hook.function.__name__ for hook in put_on if hook.when == REUSE]
+    assert sorted(own) == (
+        [] if reuse == "off" else ["count_prompt", "count_reuse", "forget_aliases", "real_ids_if_evicted"]
+    )
