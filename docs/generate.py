@@ -13,6 +13,7 @@ from sglang_rpc import errors
 from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kinds
 from sglang_rpc.contract.refusals.model import MODEL_ROWS
 from sglang_rpc.contract.refusals.request import REQUEST_ROWS
+from sglang_rpc.contract.refusals.reuse import REUSE_MODEL_ROWS, REUSE_ROWS
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS
 from sglang_rpc.hooks.metrics import METRICS
 from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS
@@ -179,6 +180,7 @@ def limits_page() -> str:
     """The text of docs/limits.md."""
     server = ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in SERVER_ROWS)
     model = ((f"`unsupported.{r.name}`", *MODELS[r.name], r.why, r.way_out or ONLY_OFF) for r in MODEL_ROWS)
+    reuse = ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in (*REUSE_ROWS, *REUSE_MODEL_ROWS))
     return "\n".join(
         [
             LIMITS,
@@ -191,6 +193,9 @@ def limits_page() -> str:
             "Such a request is served uncompressed and its receipt says why. If it asked for compression itself, with",
             '`custom_params: {"rpc": {...}}`, it gets HTTP 400 instead.\n',
             *table(("code", "why"), ((f"`request.{r.name}`", r.why) for r in REQUEST_ROWS)),
+            "\n## With `--rpc-reuse`\n",
+            "RPC works with these where reuse is off.\n",
+            *table(("code", "what", "why", "way out"), reuse),
             "",
         ]
     )

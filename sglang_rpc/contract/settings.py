@@ -4,7 +4,9 @@ from typing import Any
 
 from sglang_rpc.config import RPCConfig, flag
 from sglang_rpc.contract.refusals.model import refuse_model_config
-from sglang_rpc.contract.refusals.server import refuse_server_args
+from sglang_rpc.contract.refusals.reuse import REUSE_ROWS
+from sglang_rpc.contract.refusals.row import refuse
+from sglang_rpc.contract.refusals.server import refuse_server_args, resolved
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError, UnsupportedError
@@ -47,6 +49,8 @@ def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
         refuse_server_args(server_args)
         _refuse_text_without_tokenizer(server_args, config)
         _refuse_policy(server_args, config)
+        if config.reuse != "off":
+            refuse(REUSE_ROWS, resolved(server_args), config)
         if config.trace is not None:
             check_folder(config.trace)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.architectures import Kind
 from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS, ServingFacts, facts_of_config
+from sglang_rpc.contract.refusals.reuse import REUSE_MODEL_ROWS
 from sglang_rpc.contract.refusals.row import Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
 from sglang_rpc.contract.sglang.model import ModelConfig
@@ -29,6 +30,8 @@ def refuse_model_config(model_config: ModelConfig, rpc_config: RPCConfig) -> Non
 def refuse_model_runner(facts: ServingFacts, rpc_config: RPCConfig) -> None:
     """Check what `gather_facts` returned. Raises UnsupportedError: the sentence of the first row that applies."""
     refuse(MODEL_ROWS, facts, rpc_config)
+    if rpc_config.reuse != "off":
+        refuse(REUSE_MODEL_ROWS, facts, rpc_config)
 
 
 def _layers(count: Callable[[ServingFacts], int], what: str, why: str) -> Row[[ServingFacts, RPCConfig]]:

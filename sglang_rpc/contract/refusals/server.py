@@ -36,16 +36,21 @@ class Arguments:
             ) from None
 
 
+def resolved(server_args: Any) -> Arguments:
+    """The arguments as SGLang resolved them; nothing has been spawned yet."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    return Arguments(resolving_view(server_args), versions.current().absent_arguments)
+
+
 def refuse_server_args(server_args: Any) -> None:
-    """Check the arguments as SGLang resolved them; nothing has been spawned yet.
+    """Check the arguments as SGLang resolved them.
 
     Raises:
         UnsupportedError: the sentence of the first row that applies.
         IncompatibleSGLangError: this SGLang lacks an argument that has to be checked.
     """
-    from sglang.srt.arg_groups.overrides import resolving_view
-
-    refuse(SERVER_ROWS, Arguments(resolving_view(server_args), versions.current().absent_arguments))
+    refuse(SERVER_ROWS, resolved(server_args))
 
 
 #: Values at which a variable, or a degree of parallelism, is off.

@@ -1,0 +1,78 @@
+"""What `--rpc-reuse` cannot work with, of the server's arguments and of the model. RPC without it can."""
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.refusals.facts import ServingFacts
+from sglang_rpc.contract.refusals.row import Row, named
+from sglang_rpc.contract.refusals.server import Arguments
+from sglang_rpc.contract.windows import POOL
+from sglang_rpc.policy import lightthinker
+
+#: SGLang's table of rows without recurrent states.
+PLAIN_ROWS = "ReqToTokenPool"
+_WAY_OUT = "remove {}, use --rpc-reuse off"
+
+
+def _flag(name: str, why: str) -> Row[[Arguments, RPCConfig]]:
+    flag = f"--{name.replace('_', '-')}"
+    return Row(
+        lambda args, config: getattr(args, name) and f"--rpc-reuse {config.reuse} with {flag}",
+        why,
+        _WAY_OUT.format(flag),
+        flag,
+    )
+
+
+def _degree(name: str, why: str) -> Row[[Arguments, RPCConfig]]:
+    flag = f"--{name.replace('_', '-')}"
+    return Row(
+        lambda args, config: (
+            getattr(args, name) > 1 and f"--rpc-reuse {config.reuse} with {flag} {getattr(args, name)}"
+        ),
+        why,
+        _WAY_OUT.format(flag),
+        flag,
+    )
+
+
+REUSE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
+    reuse_without_tree=_flag("disable_radix_cache", "later requests find compressed KV in the prefix tree"),
+    reuse_without_thoughts=_flag("strip_thinking_cache", "it keeps thoughts out of the prefix tree"),
+    reuse_with_watermarks=_flag(
+        "enable_watermark", "a watermark reads the ids of the prompt, some of which stand for compressed KV"
+    ),
+    reuse_in_halves=_flag(
+        "enable_two_batch_overlap", "a step that runs as two halves has not been checked with a prompt taken over"
+    ),
+    reuse_in_pipelines=_degree("pp_size", "stages that know other texts would prefill other parts of a prompt"),
+    reuse_with_dp_attention=_degree(
+        "attn_dp_size", "a step of ranks that serve other requests has not been checked with a prompt taken over"
+    ),
+    reuse_of_gists=Row(
+        lambda _, config: (
+            config.policy == lightthinker.NAME and f"--rpc-reuse {config.reuse} with --rpc-policy {config.policy}"
+        ),
+        "thoughts that gists stand for have not been checked in a prompt taken over",
+        "use another --rpc-policy, use --rpc-reuse off",
+        f"--rpc-policy {lightthinker.NAME}",
+    ),
+)
+
+REUSE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
+    reuse_of_window_pools=Row(
+        lambda f, config: (
+            f.kv_pool == POOL
+            and f"--rpc-reuse {config.reuse} with {f.model}, whose sliding-window layers have a KV pool of their own,"
+        ),
+        "the prefix tree gives up KV of windows by itself, which has not been checked for compressed text",
+        "use --rpc-reuse off",
+        "models whose sliding-window layers have a KV pool of their own",
+    ),
+    reuse_beside_recurrence=Row(
+        lambda f, config: (
+            f.row_pool != PLAIN_ROWS and f"--rpc-reuse {config.reuse} with {f.model}, which has recurrent layers,"
+        ),
+        "the prefix tree has no recurrent state of a compressed text, and no request can go on without one",
+        "use --rpc-reuse off",
+        "models with recurrent layers beside attention",
+    ),
+)
