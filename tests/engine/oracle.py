@@ -132,6 +132,31 @@ class Oracle:
                 closest = min(closest, self._compress(rule, len(prompt), keep, cache, recent))
         return gaps, closest
 
+    @torch.inference_mode()
+    def turns(self, turns: list[tuple[list[int], list[int]]], rule: Rule) -> list[list[float]]:
+        """`gaps` of each turn (tokens that it is given, tokens that it generates), when a turn goes on from all that
+        the one before holds: what is held then counts as its prompt, compressed or not."""
+        empty = tuple(torch.empty(0, self.kv_heads, dim) for dim in (self.dim, self.value_dim))
+        cache, position, last, result = [empty for _ in range(self.layers)], 0, [], []
+        for given, output in turns:
+            fed = torch.tensor([*last, *given])
+            logits, _ = self._forward(fed, torch.arange(len(fed)) + position, cache)
+            position, prompt = position + len(fed), len(cache[0][0])
+            gaps, recent = [], [torch.empty(0, self.heads, self.dim)] * self.layers
+            for step, token in enumerate(output):
+                gaps.append(float(logits[-1].max() - logits[-1, token]))
+                if step == len(output) - 1:
+                    break  # the newest token of a turn has no entry
+                logits, queries = self._forward(torch.tensor([token]), torch.tensor([position]), cache)
+                position += 1
+                recent = [torch.cat(pair)[-64:] for pair in zip(recent, queries, strict=True)]
+                if step + 2 < len(output) and self._is_due(step + 1, rule):
+                    keep = (step + 1 - rule.first - rule.window) // rule.interval * int(rule.interval / rule.ratio)
+                    self._compress(rule, prompt, keep, cache, recent)
+            last = output[-1:]
+            result.append(gaps)
+        return result
+
     @staticmethod
     def _is_due(generated: int, rule: Rule) -> bool:
         due, rest = divmod(generated - rule.first - rule.window, rule.interval)
