@@ -155,8 +155,8 @@ def absorb(original: Callable[..., Enum], attention: LatentAttention, forward_ba
     """AROUND DeepseekV2AttentionMLA.dispatch_attn_forward_method: a step with rows to record takes the absorbed way,
     whose queries are those that latents are scored with. After a long prefix SGLang would expand the latents.
 
-    So does every step on a CPU, where SGLang would expand and then attend to what the pool holds, the latents. And so
-    does every decode step that is labelled an extend: decoding, SGLang never expands.
+    So does every step on a CPU, where SGLang would expand and then attend to what the pool holds, the latents.
+    Decode steps labelled as extends do, too: decoding, SGLang never expands.
     """
     method = original(attention, forward_batch)
     if not method.name.startswith("MHA"):

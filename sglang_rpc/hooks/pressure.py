@@ -32,33 +32,38 @@ def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
     """Once a step, before due compressions are looked for: poll every row if memory pressure has begun or ended, and
     record windows ahead of time if the pool may run out before one would be complete."""
     free = free_slots(runtime.scheduler)
-    # A pipeline's micro-batches share the pool: whoever is planned must see them all.
-    reqs = list(dict.fromkeys([*(req for batch in batches for req in batch.reqs), *runtime.in_micro_batches()]))
     if runtime.config.when == "pressure":
-        _update_watermarks(runtime, free, reqs)
+        _update_watermarks(runtime, free, batches)
     if runtime.config.pressure == "off":
         return
-    if free < len(reqs) * (runtime.config.window + MARGIN):
+    count = len(_requests(runtime, batches)) if runtime.pipelined else sum(len(batch.reqs) for batch in batches)
+    if free < count * (runtime.config.window + MARGIN):
         runtime.recording_ahead = [state for state in runtime.recording_ahead if state.recording.ahead]
         if len(runtime.recording_ahead) == runtime.ring.slots and runtime.compressor.recorder.waiting:
             # None is left for those that are due, who would wait until it is used, perhaps for an interval.
             runtime.compressor.stop_recording_ahead(runtime.recording_ahead.pop())
         # Not whose prefill goes on, in chunks: their queries are recorded only once they decode.
         chunked = runtime.scheduler.chunked_req
-        _record_ahead(runtime, [(req, state) for req, state in rows.decoding(reqs) if req is not chunked])
+        decoding = rows.decoding(_requests(runtime, batches))
+        _record_ahead(runtime, [(req, state) for req, state in decoding if req is not chunked])
     elif runtime.recording_ahead:
         for state in runtime.recording_ahead:
             runtime.compressor.stop_recording_ahead(state)
         runtime.recording_ahead.clear()
 
 
-def _update_watermarks(runtime: SchedulerRPC, free: int, reqs: list[Req]) -> None:
+def _requests(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> list[Req]:
+    """Each once. A pipeline's micro-batches share the pool: whoever is planned must see them all."""
+    return list(dict.fromkeys([*(req for batch in batches for req in batch.reqs), *runtime.in_micro_batches()]))
+
+
+def _update_watermarks(runtime: SchedulerRPC, free: int, batches: list[ScheduleBatch]) -> None:
     usage = 1 - free / runtime.scheduler.max_total_num_tokens
     if not runtime.watermarks.update(usage):
         return
     runtime.compressor.dates_kept = runtime.watermarks.under_pressure
     runtime.metrics.memory_pressure(runtime.watermarks.under_pressure)
-    for _, state in rows.decoding(reqs):
+    for _, state in rows.decoding(_requests(runtime, batches)):
         state.clock.check_now()
 
 

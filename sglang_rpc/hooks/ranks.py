@@ -28,20 +28,12 @@ def every_rank() -> GroupCoordinator | None:
     return _of_several(get_world_group())
 
 
-def stage() -> int:
-    """The pipeline stage of this rank, from 0."""
+def pipeline() -> ParallelArgs:
+    """How many stages the pipeline of this server has, 1 without one, and which is this rank's."""
     from sglang.srt.runtime_context import get_parallel
 
     parallel: ParallelArgs = get_parallel()
-    return parallel.pp_rank
-
-
-def stages() -> int:
-    """Pipeline stages of this server; 1 without a pipeline."""
-    from sglang.srt.runtime_context import get_parallel
-
-    parallel: ParallelArgs = get_parallel()
-    return parallel.pp_size
+    return parallel
 
 
 def told_by_each(mine: T, group: GroupCoordinator | None) -> list[T]:
@@ -67,7 +59,7 @@ def on_earlier_stages(count: int, group: GroupCoordinator | None) -> int:
     """What the stages before this one give in all, if this one gives `count`; the ranks of a stage give the same."""
     if group is None:
         return 0
-    own = stage()
+    own = pipeline().pp_rank
     told = dict(told_by_each((own, count), group))
     return sum(theirs for other, theirs in told.items() if other < own)
 

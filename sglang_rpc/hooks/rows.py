@@ -33,7 +33,7 @@ def rows_to_check(batch: ScheduleBatch) -> list[tuple[int, Req, RequestState]]:
 
 
 def prefilling(scheduler: Scheduler, last_batch: ScheduleBatch | None) -> tuple[Req | None, Req | None]:
-    """Those whose prefill goes on, in chunks, after the entries that are there; a batch may list them all the same.
+    """Requests that are still being prefilled, in chunks; a batch may list them all the same.
 
     With a pipeline, the last chunk may be another micro-batch's, and SGLang takes the request out of `last_batch`,
     which ran an earlier one, only later in the step. It may have output: prefilled again, after a retraction.
@@ -43,7 +43,7 @@ def prefilling(scheduler: Scheduler, last_batch: ScheduleBatch | None) -> tuple[
 
 
 def decoding(reqs: Iterable[Req]) -> list[tuple[Req, RequestState]]:
-    """Those that RPC knows and that decode."""
+    """Requests of `reqs` that RPC knows and that decode."""
     return [(req, req.rpc) for req in reqs if req.rpc is not None and _decodes(req)]
 
 

@@ -68,7 +68,9 @@ class SchedulerRPC:
         if hybrid_pool(scheduler.token_to_kv_pool_allocator) is not None:
             self.never_backed_up = backup_memory.RECURRENT
         self.backups = backup_memory.set_aside(config, model.layers, self.ring, everyone, self.never_backed_up)
-        self.pipelined = ranks.stages() > 1  #: whether other micro-batches run, beside the one that is planned
+        self.pipelined = (
+            ranks.pipeline().pp_size > 1
+        )  #: whether other micro-batches run, beside the one that is planned
         self.metrics = Metrics(scheduler.metrics_collector)
         self.aliases = Aliases()  #: of compressed texts in the tree; none without reuse
         self.step = 0  #: scheduling steps so far

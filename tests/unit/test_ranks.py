@@ -20,7 +20,7 @@ class Together:
         self.stages = stages
         self.barrier, self.told = threading.Barrier(len(stages)), {}
         monkeypatch.setattr(torch.distributed, "all_gather_object", self.gather)
-        monkeypatch.setattr(ranks, "stage", lambda: stages[self.rank])
+        monkeypatch.setattr(ranks, "pipeline", lambda: SimpleNamespace(pp_rank=stages[self.rank]))
 
     @property
     def rank(self) -> int:
