@@ -50,9 +50,6 @@ METRICS = (
     Metric("aliases", GAUGE, "Compressed texts that a request may take over, as far as they are not evicted."),
 )
 
-#: Counters of requests that take over compressed KV.
-_REUSE = ("reused_requests", "reused_tokens", "stale_aliases")
-
 
 class Metrics:
     """METRICS, all there from the start at zero; does nothing if the server runs without --enable-metrics."""
@@ -60,9 +57,8 @@ class Metrics:
     def __init__(self, collector: MetricsCollector | None):
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
-        self._reported = (0, 0)
+        self._totals: dict[str, int] = {}  # of counters that are told what they add up to
         self._slots_reported = (0, 0, 0)
-        self._reuse_reported = (0, 0, 0)
         if collector is None:
             return
         # Imported late: prometheus_client reads PROMETHEUS_MULTIPROC_DIR, which SGLang sets first.
@@ -83,6 +79,11 @@ class Metrics:
         """Add to a counter of METRICS."""
         if self._counters:
             self._counters[name].inc(amount)
+
+    def advance(self, name: str, total: int) -> None:
+        """Bring a counter of METRICS to `total`, since the server started."""
+        self.add(name, total - self._totals.get(name, 0))
+        self._totals[name] = total
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge of METRICS."""
@@ -108,21 +109,18 @@ class Metrics:
         if now != self._slots_reported:
             self.set("query_slots_in_use", in_use)
             self.set("query_slots_waiting", waiting)
-            self.add("query_slot_waits", counters.slot_waits - self._slots_reported[2])
+            self.advance("query_slot_waits", counters.slot_waits)
             self._slots_reported = now
 
     def backups(self, used: int, counters: Counters) -> None:
         """Bring the host backups up to date: `used` bytes; `counters` since the server started."""
         self.set("host_backup_bytes", used)
-        restored, refused = self._reported
-        self._reported = counters.restored, counters.backups_refused
-        self.add("restored_requests", counters.restored - restored)
-        self.add("refused_backups", counters.backups_refused - refused)
+        self.advance("restored_requests", counters.restored)
+        self.advance("refused_backups", counters.backups_refused)
 
     def reuse(self, aliases: int, counters: Counters) -> None:
         """Bring reuse up to date: `aliases` known; `counters` since the server started."""
-        now = counters.reused_requests, counters.reused_tokens, counters.stale_aliases
         self.set("aliases", aliases)
-        for name, count, before in zip(_REUSE, now, self._reuse_reported, strict=True):
-            self.add(name, count - before)
-        self._reuse_reported = now
+        self.advance("reused_requests", counters.reused_requests)
+        self.advance("reused_tokens", counters.reused_tokens)
+        self.advance("stale_aliases", counters.stale_aliases)

@@ -79,6 +79,11 @@ class ServingFacts:
     tree: str | None = None  #: None: not built yet
     second_tier: bool = False  #: the tree is attached to host memory or an external store
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether layers with recurrent states stand beside those with attention."""
+        return self.row_pool != ROW_POOLS[0]
+
 
 def gather_facts(owner: Scheduler | ModelRunner) -> ServingFacts:
     """The facts of a live Scheduler, or of a ModelRunner with its pools (the tree's are then unknown).

@@ -195,7 +195,7 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
     memory_of_two_kinds=Row(
         lambda f, _: (
             (flag := f"--pp-size {f.stages}" if f.stages > 1 else f.dp_size > 1 and f"--attn-dp-size {f.dp_size}")
-            and (f.kv_pool == WINDOW_POOL or f.row_pool != ROW_POOLS[0])
+            and (f.kv_pool == WINDOW_POOL or f.recurrent)
             and f"{flag} with {f.model}, whose layers have memory of two kinds,"
         ),
         "RPC is proven with it where all layers have one KV pool",

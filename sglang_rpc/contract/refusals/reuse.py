@@ -7,44 +7,33 @@ from sglang_rpc.contract.refusals.server import Arguments
 from sglang_rpc.contract.windows import POOL
 from sglang_rpc.policy import lightthinker
 
-#: SGLang's table of rows without recurrent states.
-PLAIN_ROWS = "ReqToTokenPool"
 _WAY_OUT = "remove {}, use --rpc-reuse off"
 
 
-def _flag(name: str, why: str) -> Row[[Arguments, RPCConfig]]:
+def _row(name: str, why: str) -> Row[[Arguments, RPCConfig]]:
+    """Of a switch, or of a number of ranks that is more than one."""
     flag = f"--{name.replace('_', '-')}"
-    return Row(
-        lambda args, config: getattr(args, name) and f"--rpc-reuse {config.reuse} with {flag}",
-        why,
-        _WAY_OUT.format(flag),
-        flag,
-    )
 
+    def named_in(args: Arguments, config: RPCConfig) -> str | None:
+        value = getattr(args, name)
+        if not value or (value == 1 and value is not True):
+            return None
+        return f"--rpc-reuse {config.reuse} with {flag if value is True else f'{flag} {value}'}"
 
-def _degree(name: str, why: str) -> Row[[Arguments, RPCConfig]]:
-    flag = f"--{name.replace('_', '-')}"
-    return Row(
-        lambda args, config: (
-            getattr(args, name) > 1 and f"--rpc-reuse {config.reuse} with {flag} {getattr(args, name)}"
-        ),
-        why,
-        _WAY_OUT.format(flag),
-        flag,
-    )
+    return Row(named_in, why, _WAY_OUT.format(flag), flag)
 
 
 REUSE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
-    reuse_without_tree=_flag("disable_radix_cache", "later requests find compressed KV in the prefix tree"),
-    reuse_without_thoughts=_flag("strip_thinking_cache", "it keeps thoughts out of the prefix tree"),
-    reuse_with_watermarks=_flag(
+    reuse_without_tree=_row("disable_radix_cache", "later requests find compressed KV in the prefix tree"),
+    reuse_without_thoughts=_row("strip_thinking_cache", "it keeps thoughts out of the prefix tree"),
+    reuse_with_watermarks=_row(
         "enable_watermark", "a watermark reads the ids of the prompt, some of which stand for compressed KV"
     ),
-    reuse_in_halves=_flag(
+    reuse_in_halves=_row(
         "enable_two_batch_overlap", "a step that runs as two halves has not been checked with a prompt taken over"
     ),
-    reuse_in_pipelines=_degree("pp_size", "stages that know other texts would prefill other parts of a prompt"),
-    reuse_with_dp_attention=_degree(
+    reuse_in_pipelines=_row("pp_size", "stages that know other texts would prefill other parts of a prompt"),
+    reuse_with_dp_attention=_row(
         "attn_dp_size", "a step of ranks that serve other requests has not been checked with a prompt taken over"
     ),
     reuse_of_gists=Row(
@@ -68,9 +57,7 @@ REUSE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "models whose sliding-window layers have a KV pool of their own",
     ),
     reuse_beside_recurrence=Row(
-        lambda f, config: (
-            f.row_pool != PLAIN_ROWS and f"--rpc-reuse {config.reuse} with {f.model}, which has recurrent layers,"
-        ),
+        lambda f, config: f.recurrent and f"--rpc-reuse {config.reuse} with {f.model}, which has recurrent layers,",
         "the prefix tree has no recurrent state of a compressed text, and no request can go on without one",
         "use --rpc-reuse off",
         "models with recurrent layers beside attention",
