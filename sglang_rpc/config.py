@@ -147,8 +147,8 @@ class RPCConfig:
     reuse: str = _setting(
         "off",
         choice(("off", "share")),
-        "share: a later request whose prompt begins with what a compressed request thought takes over its KV, all of "
-        "them the same entries; off: it is prefilled again, whole",
+        "share: a request takes over the compressed KV of an earlier one, if its prompt begins with that one's prompt "
+        "and output; all such requests share the entries; off: its prompt is prefilled whole",
     )
     host_backup_gb: float = _setting(
         4,

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import os
-import select
+import selectors
 import subprocess
 import sys
 import tempfile
@@ -84,7 +84,7 @@ def run(program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
         finally:
             os.close(told)
         try:
-            confined = bool(select.select([ready], [], [], START_SECONDS)[0]) and os.read(ready, 1) == b"+"
+            confined = _readable(ready, START_SECONDS) and os.read(ready, 1) == b"+"
             began = time.monotonic()
             ended = _watch(process, folder, limits, began) if confined else "start"
         finally:
@@ -100,6 +100,13 @@ def run(program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
     if ended == "exit" and full:
         ended = "output"
     return Outcome(ended, process.returncode, stdout, stderr, round(seconds, 3))
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read within `seconds`. Not by `select`, which knows no descriptor above 1023."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 def check() -> None:

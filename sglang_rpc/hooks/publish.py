@@ -15,6 +15,7 @@ from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.hooks import reuse
 from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.runtime.aliases import Alias, Span
+from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.request_state import RequestState
 
 
@@ -33,18 +34,22 @@ def publish(
     text, prompt, at = reuse.text_of(req), len(req.origin_input_ids), state.clock.compressed_at
     held = at - state.evicted
     last = min(up_to, prompt + len(req.output_ids_through_stop) - state.evicted)
-    if last // runtime.page_size * runtime.page_size < prompt + held:
-        # It ends within the page of its last compressed entries: whoever goes on from there would compute again tokens
-        # that these entries stand for.
+    # A text that parts from this one within the page of its last compressed entries shares none of that page, and would
+    # compute again tokens that these entries stand for.
+    whole = ceil_align(prompt + held, runtime.page_size)
+    if last < whole:
         return False
+    tail = whole - prompt - held
     span = Span(len(text), len(text) + at, runtime.aliases.next_number(), held)
     ids = req.full_untruncated_fill_ids
     req.full_untruncated_fill_ids = req.origin_input_ids + span.virtual_ids + req.output_ids[at:]
     insert(tree, req, up_to=last, **kwargs)
     req.full_untruncated_fill_ids = ids
-    if req.kv.cache_protected_len >= prompt + held:
+    if req.kv.cache_protected_len >= whole:
         before = reuse.in_force(req)
         spans = () if before is None else before.alias.spans
-        runtime.aliases.record(reuse.namespace_of(req, state), text + req.output_ids[:at], Alias((*spans, span)))
+        runtime.aliases.record(
+            reuse.namespace_of(req, state), text + req.output_ids[: at + tail], Alias((*spans, span), tail)
+        )
         runtime.report_reuse()
     return True

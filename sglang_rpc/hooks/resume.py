@@ -64,10 +64,12 @@ def back_up(
     "every request that is aborted while it waits passes here",
 )
 def forget_aborted(scheduler: Scheduler, req: Req) -> None:
-    """BEFORE Scheduler._release_aborted_request: a waiting request will not come back."""
+    """BEFORE Scheduler._release_aborted_request: a waiting request will not come back; a session reads its ids."""
     runtime = runtime_of(scheduler)
     if runtime is not None:
         backups.forget(runtime, req)
+        if not req.kv.holds_kv:
+            reuse.give_back(req)
 
 
 @hook(

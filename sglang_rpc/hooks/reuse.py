@@ -26,6 +26,8 @@ from sglang_rpc.runtime.aliases import FIRST_VIRTUAL, Alias
 from sglang_rpc.runtime.request_state import RequestState, Taken
 
 EVICTED = "what was compressed has been evicted since, or flushed"
+UNKNOWN = "its prompt begins with nothing that is known compressed"
+LOGPROBS = "log probabilities of what was compressed are asked for"
 
 
 def in_force(req: Req) -> Taken | None:
@@ -82,7 +84,7 @@ def take_over(runtime: SchedulerRPC, req: Req) -> None:
     known = runtime.aliases.find(namespace_of(req, state), req.origin_input_ids)
     fitting = [alias for alias in known if _shown(runtime, req, alias) >= alias.entries]
     if not fitting:
-        state.not_reused = _unknown(req, known)
+        state.not_reused = LOGPROBS if known else UNKNOWN
         return
     alias, text = fitting[0], req.origin_input_ids
     state.taken = taken = Taken(alias, text, alias.key(text), req.logprob_start_len)
@@ -112,14 +114,6 @@ def _shown(runtime: SchedulerRPC, req: Req, alias: Alias) -> int:
     if req.return_logprob and req.logprob_start_len >= 0:
         entries = min(entries, req.logprob_start_len - alias.offset)
     return entries // runtime.page_size * runtime.page_size
-
-
-def _unknown(req: Req, known: list[Alias]) -> str:
-    if not known:
-        return "its prompt begins with nothing that is known compressed"
-    if req.return_logprob and 0 <= req.logprob_start_len < known[-1].tokens:
-        return "log probabilities of what was compressed are asked for"
-    return "its prompt ends within a page of what was compressed"
 
 
 def _rename(req: Req, ids: array[int]) -> None:

@@ -28,6 +28,8 @@ _ENTRY_BITS = 22
 LIMIT = 4096
 #: Texts with the same first ids share a bucket. A shorter text is not recorded.
 HEAD = 32
+#: Lengths known at once in a bucket: a new request's text is looked up by each, while the scheduler waits.
+LENGTHS = 256
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ class Alias:
     """How the first `tokens` of a text are held: its compressed spans, in their order."""
 
     spans: tuple[Span, ...]
+    tail: int = 0  #: tokens after the last span that stand in its last page, which the tree gives whole or not at all
 
     @property
     def tokens(self) -> int:
-        """Tokens of the text, up to the end of the last span."""
-        return self.spans[-1].end
+        """Tokens of the text, up to the end of the last span's last page."""
+        return self.spans[-1].end + self.tail
 
     @property
     def offset(self) -> int:
@@ -124,11 +127,13 @@ class Aliases:
         self._known.move_to_end(key)
         if len(self._known) > self._limit:
             self._forget(next(iter(self._known)))
+        while len(self._lengths[bucket]) > LENGTHS:
+            self._forget(next(each for each, (_, of) in self._known.items() if of == bucket))
 
     def find(self, namespace: Hashable, text: array[int]) -> list[Alias]:
         """The aliases of texts that `text` begins with and goes on after, the longest first.
 
-        One pass over the text, and none where nobody shares its first ids.
+        One pass over the text, and a digest for each length known of those that share its first ids.
         """
         lengths = self._lengths.get((namespace, _head(text)))
         if not lengths:

@@ -117,6 +117,6 @@ def test_a_step_launched_before_the_compression_and_processed_after_it_notes_not
     req = request(generated=23, evicted=0, lookahead=lookahead)
     batch = batch_of(req, lookahead)
     assert batch.mamba_track_mask_cpu == [True]
-    req.rpc.clock.evict(9)
+    req.rpc.clock.evict(9, 23)
     req.kv.kv_committed_len -= 9
     assert process(processor, req, batch, hooked=True) == (None, 0)

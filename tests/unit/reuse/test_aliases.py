@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_rpc.runtime import aliases as aliases_module
 from sglang_rpc.runtime.aliases import FIRST_VIRTUAL, HEAD, Alias, Aliases, Span
 
 NAMESPACE = ("salt", 64)
@@ -120,3 +121,15 @@ def test_a_text_as_short_as_a_buckets_head_is_not_recorded(shorter):
     assert len(aliases) == 0
     aliases.record(NAMESPACE, text, alias(HEAD))
     assert aliases.find(NAMESPACE, ids(range(HEAD + 1)))
+
+
+def test_as_many_lengths_are_known_of_one_beginning(monkeypatch):
+    """Each costs every arrival with this beginning a digest; the least recently used goes first."""
+    monkeypatch.setattr(aliases_module, "LENGTHS", 3)
+    aliases, text = Aliases(), ids(range(200))
+    for end in (50, 60, 70, 80):
+        aliases.record("space", text, Alias((Span(40, end, end, 4),)))
+    assert [alias.tokens for alias in aliases.find("space", text)] == [80, 70, 60]
+    other = ids([7, *range(199)])
+    aliases.record("space", other, Alias((Span(40, 90, 1, 4),)))
+    assert len(aliases) == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_rpc.hooks import reuse
+from sglang_rpc.hooks import resume, reuse
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.runtime.aliases import FIRST_VIRTUAL
 from sglang_rpc.runtime.pages import ceil_align
@@ -80,12 +80,36 @@ def test_a_fork_at_every_point_of_the_tail(world, thought):
         shared = whole(world, point - (D - 2 * T - R))
         if shared < len(PROMPT) + 2 * T + R:  # the page that the compressed entries end in
             assert not req.rpc.totals.reused
-            assert req.rpc.not_reused == "its prompt ends within a page of what was compressed"
+            assert req.rpc.not_reused == reuse.UNKNOWN
         else:
             assert req.rpc.totals.reused == D
             assert [layer[:shared] for layer in world.held(req)] == [layer[:shared] for layer in thought.left]
         assert world.held(req)[0][-1] == point
         world.finish(req)
+
+
+def test_a_text_that_parts_within_the_page_of_the_last_compressed_entries_spoils_nothing(world, thought):
+    """It shares none of that page, so it takes over nothing; whoever says the whole text still does."""
+    text = PROMPT + output(thought)
+    known = len(world.runtime.aliases)
+    tail = -(len(PROMPT) + 2 * T + R) % world.page  # tokens in that page
+    for point in range(len(PROMPT) + D, len(text)):
+        req = world.admit(world.new([*text[:point], *[9] * (2 * world.page)]))
+        assert bool(req.rpc.totals.reused) == (point >= len(PROMPT) + D + tail)
+        world.finish(req)
+    assert len(world.runtime.aliases) == known
+    assert world.runtime.compressor.counters.stale_aliases == 0
+    req = world.admit(world.new([*text, 9]))
+    assert req.rpc.totals.reused == D
+    world.finish(req)
+
+
+def test_aborted_while_it_waits_its_real_ids_are_back(world, thought):
+    text = [*PROMPT, *output(thought), 9]
+    req = world.new(text)
+    assert list(req.origin_input_ids) != text
+    resume.forget_aborted(world.rows, req)
+    assert list(req.origin_input_ids) == text
 
 
 def test_before_the_compression_only_the_prompt_matches(world, thought):

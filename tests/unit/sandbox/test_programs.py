@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 
 import pytest
@@ -9,6 +11,18 @@ import pytest
 from eval.accuracy import sandbox
 from eval.accuracy.errors import EvalError
 from tests.unit.sandbox.programs import run
+
+
+def test_it_works_in_a_process_with_many_files_open():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert run("print(2)").stdout == "2\n"
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_a_solution_needs_works():

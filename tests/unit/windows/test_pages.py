@@ -78,7 +78,7 @@ def played(state: RequestState, tokens: int, rng: random.Random) -> tuple[int, i
             candidates = held - decided.window
             assert decided.keep < candidates
             assert (candidates - decided.keep) % state.page == 0
-            state.clock.evict(candidates - decided.keep)
+            state.clock.evict(candidates - decided.keep, generated)
             state.clock.pass_dates(decided.event)
             held = last = decided.keep + decided.window
     return most, last
@@ -106,7 +106,7 @@ def test_due_dates_keep_the_papers_budget():
         decided = poll(state, generated, dates_kept=True) if generated >= state.clock.check_at else None
         if isinstance(decided, Compress):
             assert decided.keep == decided.event * 48
-            state.clock.evict(held - 8 - decided.keep)
+            state.clock.evict(held - 8 - decided.keep, generated)
             state.clock.pass_dates(decided.event)
             held = decided.keep + 8
     assert state.clock.events == 5
