@@ -53,7 +53,7 @@ def back_up(
     if state is not None and saved is not None:
         state.hooks.saved = saved
     elif len(req.output_ids) > 0 or not offload_kv:  # else it comes back as it came
-        reuse.revert(req, "retracted without a KV backup, it was prefilled again")
+        reuse.revert(req, reuse.NO_BACKUP if offload_kv else reuse.PAUSED)
     runtime.report_backups()
     return resumable and not (offload_kv and unresumable.is_unresumable(runtime, req))
 
@@ -88,7 +88,7 @@ def forget_on_pause(scheduler: Scheduler, recv_req: PauseGenerationReqInput) -> 
     waiting, scheduler.waiting_queue = scheduler.waiting_queue, []
     for req in waiting:
         backups.forget(runtime, req)
-        reuse.revert(req, "a pause had its KV computed again")
+        reuse.revert(req, reuse.PAUSED)
         if not unresumable.end_if_unresumable(runtime, req):
             scheduler.waiting_queue.append(req)
 

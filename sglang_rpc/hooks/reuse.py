@@ -26,6 +26,8 @@ from sglang_rpc.runtime.aliases import FIRST_VIRTUAL, Alias
 from sglang_rpc.runtime.request_state import RequestState, Taken
 
 EVICTED = "what was compressed has been evicted since, or flushed"
+NO_BACKUP = "retracted without a KV backup, it was prefilled again"
+PAUSED = "a pause had its KV computed again"
 UNKNOWN = "its prompt begins with nothing that is known compressed"
 LOGPROBS = "log probabilities of what was compressed are asked for"
 

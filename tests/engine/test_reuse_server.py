@@ -113,7 +113,7 @@ def test_paused_while_a_fork_runs(running, golden, mode):
         assert receipt["reused"] == 136
     else:
         assert receipt["reused"] == 0
-        assert "computed again" in receipt["not_reused"] or "prefilled again" in receipt["not_reused"]
+        assert receipt["not_reused"] == "a pause had its KV computed again"
 
 
 def test_a_storm_of_forks_leaves_nothing_behind(running, golden):
@@ -154,7 +154,6 @@ def test_a_storm_of_forks_leaves_nothing_behind(running, golden):
     assert running.alive()
     assert len(results) == 96
     after = state(running)
-    print({name: after[name] - before[name] for name in ("reused_requests", "stale_aliases", "restored", "early")})
     assert after["reused_requests"] - before["reused_requests"] > 5
     assert after["stale_aliases"] - before["stale_aliases"] > 0
     assert (after["host_backup_bytes"], after["query_slots_in_use"]) == (0, 0)
