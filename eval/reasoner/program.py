@@ -17,8 +17,8 @@ goes deeper where it could return too (`calling`):
 walk   calls and returns at random: most facts are needed soon, few after long
 once   two functions, then calls that return at once, then back through the two: facts said once, asked for at the end
 flat   one function, then calls that return at once: all that is needed stands in the last lines
-drill  to learn by alone: as a walk, but whoever is open calls, and whoever is open returns. What is drawn so cannot be
-       guessed from its place, so the frames must be looked up
+drill  to learn by alone: as a walk, but any open function calls, and any returns. What is drawn so cannot be guessed
+       from its place, so the frames must be looked up
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
 
 
 def _requests(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> list[Req]:
-    """Each once. A pipeline's micro-batches share the pool: whoever is planned must see them all."""
+    """Each once. A pipeline's micro-batches share the pool: the one that is planned must see all."""
     return list(dict.fromkeys([*(req for batch in batches for req in batch.reqs), *runtime.in_micro_batches()]))
 
 

@@ -41,6 +41,7 @@ def publish(
         return False
     tail = whole - prompt - held
     span = Span(len(text), len(text) + at, runtime.aliases.next_number(), held)
+    # Only `insert` reads them in here, and the request has ended: nothing is prefilled by them again.
     ids = req.full_untruncated_fill_ids
     req.full_untruncated_fill_ids = req.origin_input_ids + span.virtual_ids + req.output_ids[at:]
     insert(tree, req, up_to=last, **kwargs)

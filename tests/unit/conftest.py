@@ -58,3 +58,15 @@ def model_runner(resolved, monkeypatch):
         req_to_token_pool=ReqToTokenPool(2, 8, "cpu", False),
         token_to_kv_pool_allocator=TokenToKVPoolAllocator(8, torch.float32, "cpu", pool, False),
     )
+
+
+@pytest.fixture
+def ring():
+    """A query ring of which a request has a slot."""
+    import torch
+
+    from sglang_rpc.memory.query_ring import QueryRing
+
+    made = QueryRing(layers=1, slots=2, rows=8, window=4, heads=1, head_dim=2, dtype=torch.float32, device="cpu")
+    made.acquire(2)
+    return made

@@ -152,4 +152,5 @@ def test_every_declared_hook_is_found():
         len(re.findall(r"^@hook\(", path.read_text(encoding="utf-8"), re.MULTILINE))
         for path in (ROOT / "sglang_rpc").rglob("*.py")
     )
-    assert len(doctor.every_hook()) == len(set(doctor.every_hook())) == written
+    # One per target and occasion: what reuse adds to a target stands beside what every server has there.
+    assert len(doctor.every_hook()) == len({(found.target, found.when) for found in doctor.every_hook()}) == written

@@ -89,7 +89,7 @@ def test_a_fork_at_every_point_of_the_tail(world, thought):
 
 
 def test_a_text_that_parts_within_the_page_of_the_last_compressed_entries_spoils_nothing(world, thought):
-    """It shares none of that page, so it takes over nothing; whoever says the whole text still does."""
+    """It shares none of that page, so it takes over nothing; a request with the whole text still does."""
     text = PROMPT + output(thought)
     known = len(world.runtime.aliases)
     tail = -(len(PROMPT) + 2 * T + R) % world.page  # tokens in that page
