@@ -25,6 +25,9 @@ from sglang_rpc.runtime.totals import Counters
 
 P, R, T = 64, 8, 16  #: interval, window, and what an interval leaves
 SIZE = 4096  #: slots
+PROMPT = list(range(100, 143))
+D = 2 * P + R  #: of the second compression
+TAIL = 30
 
 
 @dataclass(eq=False)
@@ -229,3 +232,8 @@ def retract(world: World, req: Any, backups: Any) -> bool:
         return True
 
     return resume.back_up(release, req=req, req_to_token_pool=world.rows)
+
+
+def whole(world, entries: int) -> int:
+    """Entries in whole pages."""
+    return entries // world.page * world.page
