@@ -81,6 +81,7 @@ class ModelRunner:
     decode_attention_backend_str: str = "torch_native"
     use_mla_backend: bool = False
     sliding_window_size: int | None = None
+    attention_chunk_size: int | None = None
     rpc: ModelRPC | None = None
 
 

@@ -53,6 +53,7 @@ def model_runner(resolved, monkeypatch):
         model=torch.nn.ModuleList(layers),
         use_mla_backend=False,
         sliding_window_size=None,
+        attention_chunk_size=None,
         decode_attention_backend_str="torch_native",
         prefill_attention_backend_str="torch_native",
         req_to_token_pool=ReqToTokenPool(2, 8, "cpu", False),

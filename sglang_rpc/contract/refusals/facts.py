@@ -183,7 +183,8 @@ def _layer_facts(runner: ModelRunner, pool: KVPool | None) -> dict[str, int]:
         window_layers=len(windows),
         reach=max(windows, default=0),
         other_windows=sum(window != runner.sliding_window_size for window in windows),
-        chunked_layers=sum(m.use_irope for m in decoder),  # Llama 4's, which has no window size
+        # A layer's mark alone, as in Muse Spark, chunks nothing.
+        chunked_layers=0 if runner.attention_chunk_size is None else sum(m.use_irope for m in decoder),
         distance_layers=sum(m.xai_temperature_len > 0 or m.pos_encoding_mode != "NONE" for m in decoder),
         capped_oddly=sum(bool(m.logit_cap) and m.logit_capping_method != "tanh" for m in decoder),
         shared_kv=len(decoder) - len({m.layer_id for m in decoder}),

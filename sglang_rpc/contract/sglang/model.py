@@ -55,6 +55,7 @@ class HookableLayer(AttentionLayer, Protocol):
 
 @assumed("sglang.srt.model_executor.model_runner.ModelRunner", "the model, its pools and what serves it")
 class ModelRunner(Protocol):
+    attention_chunk_size: int | None
     decode_attention_backend_str: str
     device: str
     dtype: torch.dtype

@@ -106,6 +106,7 @@ def runner_of(model_config: Any, model: torch.nn.Module) -> Any:
         model_config=model_config,
         model=model,
         sliding_window_size=resolve_sliding_window_size(model, model_config),
+        attention_chunk_size=model_config.attention_chunk_size,
         use_mla_backend=model_config.attention_arch.name == "MLA",
         decode_attention_backend_str="triton",
         prefill_attention_backend_str="triton",

@@ -45,8 +45,7 @@ DECIDED = {
     "MiMoV2FlashForCausalLM": "",
     "MiMoV2ForCausalLM": "",
     "MistralLarge3ForCausalLM": "",
-    # Its layers carry the mark of Llama 4's chunks, which no backend makes of it.
-    "MuseSparkForConditionalGeneration": "unsupported.chunked_attention",
+    "MuseSparkForConditionalGeneration": "",
     "OLMo 3": "unsupported.window_attention",
     "Olmo2ForCausalLM": "",
     "Spark2_5ForCausalLM": "",

@@ -84,7 +84,6 @@ def test_facts_of_a_scheduler(model_runner):
     ("change", "row"),
     [
         (dict(sliding_window_size=1057), "window_attention"),
-        (dict(use_irope=True), "chunked_attention"),
         (dict(is_cross_attention=True), "other_attention"),
         (dict(xai_temperature_len=1024), "distance_attention"),
         (dict(pos_encoding_mode="ALIBI"), "distance_attention"),
@@ -99,6 +98,17 @@ def test_facts_see_one_odd_layer(change, row, model_runner):
         setattr(model_runner.model[1], name, value)
     applies = {r.name: r for r in MODEL_ROWS}[row]
     assert applies.given(gather_facts(model_runner), CONFIG)
+
+
+def test_a_layer_attends_within_chunks_where_the_model_has_a_size_of_chunks(model_runner):
+    """Muse Spark's layers carry the mark of Llama 4's, and no chunk has a size."""
+    model_runner.model[1].use_irope = True
+    assert gather_facts(model_runner).chunked_layers == 0
+    refuse_model_runner(gather_facts(model_runner), CONFIG)
+    model_runner.attention_chunk_size = 8192
+    assert gather_facts(model_runner).chunked_layers == 1
+    with pytest.raises(UnsupportedError, match="1 layers of chunked attention"):
+        refuse_model_runner(gather_facts(model_runner), CONFIG)
 
 
 def test_windows_that_compressions_leave_whole_are_no_obstacle(model_runner):
