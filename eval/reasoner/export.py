@@ -13,6 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from eval.reasoner.network import Network
 from eval.reasoner.words import EOS, FRAME, Vocabulary
 
 #: The user's message is the problem without its frame.
@@ -43,17 +44,17 @@ def as_llama(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
     return llama
 
 
-def save(model: Qwen2ForCausalLM, words: Vocabulary, options: argparse.Namespace, reached: dict[str, Any]) -> None:
+def save(model: Network, words: Vocabulary, options: argparse.Namespace, reached: dict[str, Any]) -> None:
     """Everything of `options.out`: the model, its tokenizer, and `training.json`, which says how it was made."""
     out: Path = options.out
-    llama = as_llama(model)
-    llama.generation_config.eos_token_id = EOS
-    llama.save_pretrained(out)
+    saved = as_llama(model) if isinstance(model, Qwen2ForCausalLM) else model
+    saved.generation_config.eos_token_id = EOS
+    saved.save_pretrained(out)
     tokenizer(words).save_pretrained(out)
     made = {
         "arguments": {
             name: getattr(options, name)
-            for name in ("task", "minutes", "seed", "threads", "device", "tokens", "problems")
+            for name in ("task", "window", "minutes", "seed", "threads", "device", "tokens", "problems")
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),

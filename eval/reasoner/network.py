@@ -1,4 +1,4 @@
-"""The network that is trained: a small Qwen2 whose first heads look back from the first step on."""
+"""The network that is trained: a small Qwen2, or a Gemma 2, whose first heads look back from the first step on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
 from eval.reasoner.words import BOS, EOS, PAD
 
 ROTATIONS = 10  #: frequencies of a head that look-back heads use; the fastest ones tell neighbours apart
 SHARPNESS = 7.0
 THETA = 100_000.0
+BRANCH = 0.4  #: what attention and MLP add to begin with, beside words of 0.5
+FINAL = 0.2  #: weights of the last norm
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,52 @@ class Alike:
     count: int
 
 
-def build(size: Size, words: int, meanings: Sequence[Alike]) -> Qwen2ForCausalLM:
-    config = Qwen2Config(
+Network = Qwen2ForCausalLM | Gemma2ForCausalLM
+
+
+def build(size: Size, words: int, meanings: Sequence[Alike], window: int | None = None) -> Network:
+    """A Qwen2; with a `window`, a Gemma 2, of which layers 0, 2, 4 ... see that many tokens, their own included."""
+    model = _qwen2(size, words) if window is None else _gemma2(size, words, window)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "embed" in name:
+                weight.normal_(std=0.5)
+            elif weight.ndim == 2:
+                out = "o_proj" in name or "down_proj" in name
+                weight.normal_(std=(BRANCH if out else 1.0) * weight.shape[1] ** -0.5)
+            elif name.endswith("bias"):
+                weight.zero_()
+        _scale_norms(model)
+        for meaning in meanings:
+            make_alike(model.model.embed_tokens.weight, meaning)
+        look_back(model.model.layers[0].self_attn, size)
+    return model
+
+
+def _qwen2(size: Size, words: int) -> Qwen2ForCausalLM:
+    rope = {"rope_theta": THETA, "rope_type": "default"}
+    return Qwen2ForCausalLM(_configure(Qwen2Config, size, words, rope_parameters=rope, use_sliding_window=False))
+
+
+def _gemma2(size: Size, words: int, window: int) -> Gemma2ForCausalLM:
+    """With the biases that look-back heads need, and without caps on logits."""
+    config = _configure(
+        Gemma2Config,
+        size,
+        words,
+        rope_parameters={"rope_theta": THETA, "rope_type": "default"},
+        attention_bias=True,
+        sliding_window=window,
+        query_pre_attn_scalar=size.head_dim,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        hidden_act="gelu_pytorch_tanh",  # by which name SGLang reads it
+    )
+    return Gemma2ForCausalLM(config)
+
+
+def _configure(kind: type[PreTrainedConfig], size: Size, words: int, **own: object) -> PreTrainedConfig:
+    return kind(
         vocab_size=words,
         hidden_size=size.hidden,
         intermediate_size=size.wide,
@@ -44,28 +90,24 @@ def build(size: Size, words: int, meanings: Sequence[Alike]) -> Qwen2ForCausalLM
         num_key_value_heads=size.kv_heads,
         head_dim=size.head_dim,
         max_position_embeddings=4096,
-        rope_parameters={"rope_theta": THETA, "rope_type": "default"},
         tie_word_embeddings=True,
         bos_token_id=BOS,
         eos_token_id=EOS,
         pad_token_id=PAD,
-        use_sliding_window=False,
+        **own,
     )
-    model = Qwen2ForCausalLM(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "embed" in name:
-                weight.normal_(std=0.5)
-            elif weight.ndim == 2:
-                out = "o_proj" in name or "down_proj" in name
-                weight.normal_(std=(0.4 if out else 1.0) * weight.shape[1] ** -0.5)
-            elif name.endswith("bias"):
-                weight.zero_()
-        model.model.norm.weight.fill_(0.2)
-        for meaning in meanings:
-            make_alike(model.model.embed_tokens.weight, meaning)
-        look_back(model.model.layers[0].self_attn, size)
-    return model
+
+
+def _scale_norms(model: Network) -> None:
+    """Let both begin with logits of one size, and with branches of one size beside the words."""
+    if isinstance(model, Qwen2ForCausalLM):
+        model.model.norm.weight.fill_(FINAL)
+        return
+    # Gemma 2 multiplies by 1 + weight, embeddings by sqrt(hidden), and norms what each branch adds.
+    model.model.norm.weight.fill_(FINAL - 1)
+    for layer in model.model.layers:
+        for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+            norm.weight.fill_(BRANCH * model.config.hidden_size**0.5 - 1)
 
 
 def make_alike(embedding: torch.Tensor, meaning: Alike) -> None:
