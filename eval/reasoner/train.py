@@ -2,7 +2,7 @@
 
 A Qwen2 of half a million parameters or more, from nothing, on one CPU core or a GPU. What makes it learn in an hour:
 layer 0 begins with heads that look a few tokens back (through Qwen2's query and key biases); short
-problems come before long ones; matrices are updated by Muon, the rest by AdamW. With `--window` a Gemma 2 instead, every
+problems come before long ones; matrices are updated by Muon, the rest by AdamW. With `--window` it is a Gemma 2, every
 other layer of which sees a window.
 
 Writes what SGLang and transformers load, and `training.json`: arguments, versions, what was reached. The schedule goes
