@@ -13,7 +13,7 @@ from eval.reasoner.muon import orthogonal
 from eval.reasoner.words import EOS, problems
 
 HERE = Path(train.__file__).parent
-MODELS = {"model": ledger, "program-model": program}
+MODELS = {"model": ledger, "program-model": program, "window-model": ledger}
 TRAINED = [(directory, family, name) for directory, family in MODELS.items() for name in family.LADDER]
 
 
@@ -34,15 +34,35 @@ def test_every_kind_of_token_that_is_learned_is_there(task, stage):
     assert derived == ({"+", "return", "r", "_f", ""} if task == "program" else {""})
 
 
+@pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("lesson", LESSONS.values(), ids=LESSONS)
-def test_heads_attend_back_from_the_first_step(lesson):
+def test_heads_attend_back_from_the_first_step(lesson, window):
     """Layer 0 of an untrained model, on any text: most attention 1, 2, 3 tokens back, a head each."""
     torch.manual_seed(0)
-    model = network.build(lesson.size, len(lesson.family.WORDS), lesson.meanings)
+    model = network.build(lesson.size, len(lesson.family.WORDS), lesson.meanings, window)
     model.set_attn_implementation("eager")
     attended = model(torch.randint(8, len(lesson.family.WORDS), (2, 200)), output_attentions=True).attentions[0]
     for head, back in enumerate(lesson.size.back):
         assert attended[:, head].diagonal(-back, 1, 2)[:, 5:].mean() > 0.5
+
+
+def test_every_other_layer_sees_a_window_and_the_rest_is_alike():
+    """Window layers see 16 tokens, their own included; logits and what branches add begin as without windows."""
+    size, tokens = LESSONS["ledger"].size, torch.randint(8, len(ledger.WORDS), (2, 100))
+    said = []
+    for window in (None, 16):
+        torch.manual_seed(0)
+        model = network.build(size, len(ledger.WORDS), LESSONS["ledger"].meanings, window)
+        model.set_attn_implementation("eager")
+        said.append(model(tokens, output_attentions=True, output_hidden_states=True))
+    full, windowed = said
+    seen = [(attention > 0).sum(-1).max().item() for attention in windowed.attentions]
+    assert seen == [16, 100, 16]
+    ratio = windowed.hidden_states[0].std() / full.hidden_states[0].std()
+    assert abs(ratio - size.hidden**0.5) < 0.5
+    grown = windowed.hidden_states[1].std() / ratio / full.hidden_states[1].std()
+    assert 0.5 < grown < 2
+    assert 0.5 < windowed.logits.std() / full.logits.std() < 2
 
 
 def test_an_update_has_equal_singular_values():
