@@ -127,6 +127,7 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "sglang.srt.mem_cache.allocation": {
         "alloc_for_decode_default": "a decode step writes its slot at row position seq_lens, right after what a "
         "compression kept",
+        "ensure_mamba_capacity": "makes room in the tree for the state slots that a row will take; whether there is",
         "_prefix_kv_indices": "a request that holds its row extends it from prefix_len on, whatever is in it",
     },
     "sglang.srt.mem_cache.kv_cache_builder": {"uses_ssm_state": "whether the model has recurrent layers"},
@@ -135,6 +136,8 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "Req.owned_kv_len": "never more than kv_committed_len",
         "Req.refresh_fill_ids": "appends outputs to the ids by their number, so a shortened list must not be left "
         "there",
+        "ScheduleBatch._collect_deferred_mamba_cow_and_clear": "a prefill overwrites the states of requests that note "
+        "a state to begin with, and of no other",
         "release_req": "a retraction releases the row, which gives the query slot back, before reset_for_retract",
     },
     "sglang.srt.managers.schedule_policy.PrefillAdder": {

@@ -5,7 +5,14 @@ from typing import TypeGuard, TypeVar, cast
 
 import torch
 
-from sglang_rpc.contract.sglang.memory import Allocator, HybridPool, KVPool, LatentPool
+from sglang_rpc.contract.sglang.memory import (
+    Allocator,
+    HybridPool,
+    HybridReqToTokenPool,
+    KVPool,
+    LatentPool,
+    ReqToTokenPool,
+)
 from sglang_rpc.contract.sglang.model import AttentionLayer, HookableLayer, LatentAttention, ModelRunner
 from sglang_rpc.contract.windows import has_own_windows, parts_of
 from sglang_rpc.types import KVLayer
@@ -56,6 +63,14 @@ def kv_pool(allocator: Allocator) -> KVPool:
     """Where K and V of the attention layers lie; beside recurrent layers, a part of the model's pool."""
     hybrid = hybrid_pool(allocator)
     return allocator.get_kvcache() if hybrid is None else hybrid.full_kv_pool
+
+
+def recurrent_states(allocator: Allocator, rows: ReqToTokenPool) -> tuple[torch.Tensor, ...]:
+    """The recurrent states of all slots, [layers, slots, ...] each; none of a model without recurrent layers."""
+    if hybrid_pool(allocator) is None:
+        return ()
+    states = cast("HybridReqToTokenPool", rows).mamba_pool.mamba_cache
+    return tuple(buffer for buffer in (*states.conv, states.temporal) if buffer.numel())
 
 
 def is_latent(pool: KVPool) -> TypeGuard[LatentPool]:

@@ -17,10 +17,8 @@ from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
 
-#: Where no host backups are made. A state that came back would have to be that of the newest token, and the forward in
-#: flight changes it.
+#: Where no host backups are made.
 OWN_WINDOWS = "where sliding windows have a KV pool of their own"
-RECURRENT = "beside recurrent layers"
 
 
 def set_aside(
@@ -29,10 +27,12 @@ def set_aside(
     ring: QueryRing,
     group: GroupCoordinator | None,
     never: str = "",
+    states: Sequence[torch.Tensor] = (),
 ) -> HostBackup:
     """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less.
 
-    Nothing, with a warning, if `never` says where no backups are made: OWN_WINDOWS or RECURRENT.
+    Nothing, with a warning, if `never` says where no backups are made: OWN_WINDOWS. `states` are those of recurrent
+    layers, which backups have too.
 
     Ranks of `group` get equally much, the least that any of them can have, and charge equally much for a KV entry and
     for the queries of `ring`, the most that any of them needs: they must refuse the same backups. They agree before
@@ -40,7 +40,7 @@ def set_aside(
     """
     if never:
         if config.host_backup_gb:
-            chosen = never == OWN_WINDOWS and config.window_pool == "swa"
+            chosen = config.window_pool == "swa"
             logger.warning(
                 "RPC: no host backups are made %s: a retracted request is prefilled again, uncompressed%s",
                 *(never, "; leave --rpc-window-pool out" if chosen else ""),
@@ -52,7 +52,7 @@ def set_aside(
     most = may_pin(max(1, torch.cuda.device_count())) if on_gpu else None
     limit = ranks.least(asked if most is None else min(asked, most), group)
     begun = perf_counter()
-    backups = HostBackup(layers, limit)
+    backups = HostBackup(layers, limit, states=states)
     backups.lower(ranks.least(backups.limit, group))
     if group is not None:
         backups.charge(ranks.most(backups.entry_bytes, group), ranks.most(ring.buffer[:, 0].nbytes, group))

@@ -6,6 +6,9 @@ as the KV is what forward i-1 attended to. It is not for a request that was comp
 that forward i-1 saw are evicted, so the token would come out of a smaller context, and the output would differ from a
 run that was never retracted.
 
+Nor is it beside recurrent layers: forward i-1 has changed the request's state, and no state steps back. One that is
+going to be backed up must be that of the newest token which is known.
+
 Such a retraction is put off by one step, in which nothing is launched:
 
 * `update_running_batch` is where SGLang retracts, and the only place where it asks `check_decode_mem` about a whole
@@ -22,6 +25,7 @@ from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AROUND, hook
+from sglang_rpc.hooks import backups
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 
 
@@ -33,7 +37,12 @@ def would_be_lost(runtime: SchedulerRPC, reqs: Iterable[Req]) -> bool:
     """Whether retracting one of `reqs` now would lose a result that can't be computed again."""
     if not _in_flight(runtime.scheduler):
         return False
-    return any(req.rpc is not None and req.rpc.hooks.compacted_in == runtime.step for req in reqs)
+    saves_states = runtime.backups.has_states and runtime.backups.limit > 0
+    return any(
+        req.rpc is not None
+        and (req.rpc.hooks.compacted_in == runtime.step or (saves_states and backups.is_worth_it(req.rpc)))
+        for req in reqs
+    )
 
 
 @hook(

@@ -2,20 +2,23 @@
 
 Leaving, the row is saved but for the entry of the newest token that SGLang knows (under overlap that entry is there,
 without overlap it is not yet). Coming back, the saved entries get slots, beside what the tree still holds of the
-prompt, and that one token is prefilled: SGLang's own way to get the next token out of a row.
+prompt, and that one token is prefilled: SGLang's own way to get the next token out of a row. Recurrent layers go on
+from the request's state, saved with the row.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 
-from sglang_rpc.contract.sglang.memory import ReqToTokenPool
+from sglang_rpc.contract.sglang.memory import HybridReqToTokenPool, ReqToTokenPool
 from sglang_rpc.contract.sglang.requests import PauseGenerationReqInput, Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AROUND, BEFORE, hook
 from sglang_rpc.hooks import backups, reuse, rows, unresumable
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
+from sglang_rpc.memory.host_backup import Backup
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.request_state import RequestState, Saved
 
@@ -101,7 +104,7 @@ def slots_needed(runtime: SchedulerRPC, req: Req, saved: Saved) -> int:
 def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) -> bool:
     """Give `req`, matched and locked in the tree, a row with its saved entries, ready for its newest token's prefill.
 
-    Returns False, with nothing changed, if rows, slots or query slots lack.
+    Returns False, with nothing changed, if rows, slots, state slots or query slots lack.
     """
     scheduler, backup, matched = runtime.scheduler, saved.backup, req.prefix_len
     assert matched <= len(req.origin_input_ids), "what it generated comes from its backup"
@@ -112,6 +115,8 @@ def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) 
     if backup.queries is not None and not runtime.ring.free:
         # Intervals below the window would hold every slot for good: the next that is compressed gives its own.
         runtime.compressor.recorder.keeps_free = True
+        return False
+    if runtime.backups.has_states and not _room_for_state(scheduler, req):
         return False
     allocator.evict_to_free_tokens(scheduler.tree_cache, needed)
     slots = allocator.alloc(needed)
@@ -130,11 +135,26 @@ def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) 
     req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids[-(entries + 1 - len(req.origin_input_ids)) :]
 
     runtime.backups.load(backup, matched, slots.long())
+    if runtime.backups.has_states:
+        _load_state(runtime, req, backup)
     state.restore(saved)
     if backup.queries is not None:
         slot = runtime.compressor.recorder.resume(state.recording, row, saved.recorded_since)
         runtime.backups.load_queries(backup, runtime.ring.buffer[:, slot])
     return True
+
+
+def _room_for_state(scheduler: Scheduler, req: Req) -> bool:
+    from sglang.srt.mem_cache.allocation import ensure_mamba_capacity
+
+    return bool(ensure_mamba_capacity(scheduler.req_to_token_pool, [req], scheduler.tree_cache))
+
+
+def _load_state(runtime: SchedulerRPC, req: Req, backup: Backup) -> None:
+    """Give `req`, which has a row, its own state, instead of the prompt's, or none, that its prefill began with."""
+    req.kv.mamba_cow_src_index, req.kv.mamba_needs_clear = None, False
+    assert req.kv.mamba_pool_idx is not None, "a row is taken together with a state slot"
+    runtime.backups.load_state(backup, req.kv.mamba_pool_idx.view(1))
 
 
 def restore_ids(req: Req) -> None:
@@ -148,6 +168,8 @@ def undo_restore(runtime: SchedulerRPC, req: Req, state: RequestState, matched: 
     tree, pool = runtime.scheduler.tree_cache, runtime.scheduler.req_to_token_pool
     # Nothing was launched with the row, and the next forward waits for this stream, where the loads are.
     tree.free_kv_row(req.kv, [(matched, req.kv.kv_allocated_len)])
+    if runtime.backups.has_states:
+        cast("HybridReqToTokenPool", pool).free_mamba_cache(req)
     pool.free(req)
     req.kv.mark_kv_released()
     req.kv.kv_committed_len = 0

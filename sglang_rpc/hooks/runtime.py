@@ -6,7 +6,7 @@ import torch
 
 import sglang_rpc
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.layers import hybrid_pool, is_latent, kv_pool
+from sglang_rpc.contract.layers import is_latent, kv_pool, recurrent_states
 from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.contract.refused import ends_if_refused
@@ -65,9 +65,8 @@ class SchedulerRPC:
         self.own_windows = model.window_pool is not None  #: whether window layers have a KV pool of their own
         #: Where no host backups are made, if this model's are not; "": they are.
         self.never_backed_up = backup_memory.OWN_WINDOWS if self.own_windows else ""
-        if hybrid_pool(scheduler.token_to_kv_pool_allocator) is not None:
-            self.never_backed_up = backup_memory.RECURRENT
-        self.backups = backup_memory.set_aside(config, model.layers, self.ring, everyone, self.never_backed_up)
+        states = recurrent_states(scheduler.token_to_kv_pool_allocator, scheduler.req_to_token_pool)
+        self.backups = backup_memory.set_aside(config, model.layers, self.ring, everyone, self.never_backed_up, states)
         self.pipelined = (
             ranks.pipeline().pp_size > 1
         )  #: whether other micro-batches run, beside the one that is planned

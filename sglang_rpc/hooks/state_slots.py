@@ -32,5 +32,5 @@ def state_slots(scheduler: Scheduler, config: RPCConfig) -> str:
         )  # fmt: skip
     return (
         f"; {states} recurrent state slots: at most {requests} requests run, and states bind before KV does while "
-        f"these hold less than {share} entries each; retracted requests are prefilled again"
+        f"these hold less than {share} entries each"
     )

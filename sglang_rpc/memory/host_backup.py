@@ -2,7 +2,8 @@
 
 What is kept is the row's bytes as they were, in the pool's storage dtype: a compressed request cannot be rebuilt from
 its tokens, and an uncompressed one is copied back sooner than computed. The prompt is kept once for all the samples
-that share it, in case the tree has dropped it by the time they come back.
+that share it, in case the tree has dropped it by the time they come back. Recurrent layers have a state per request
+instead of KV; it is kept with the rest.
 """
 
 from collections.abc import Hashable, Sequence
@@ -34,6 +35,7 @@ class Backup:
     prompt_key: Hashable
     generated: HostKV
     queries: HostBytes | None  #: its query slot [layers, R, heads, head_dim], if it was recording
+    state: HostBytes  #: of recurrent layers, layer by layer; nothing without them
 
     @property
     def tokens(self) -> int:
@@ -44,8 +46,20 @@ class Backup:
 class HostBackup:
     """Backups of the requests that wait to come back. `used` never exceeds `limit`, in bytes of whole chunks."""
 
-    def __init__(self, layers: Sequence[KVLayer], limit: int, *, chunk_bytes: int = CHUNK_BYTES):
-        """Allocate `limit` bytes of host memory, or what the host has of it, once and for all."""
+    def __init__(
+        self,
+        layers: Sequence[KVLayer],
+        limit: int,
+        *,
+        states: Sequence[torch.Tensor] = (),
+        chunk_bytes: int = CHUNK_BYTES,
+    ):
+        """Allocate `limit` bytes of host memory, or what the host has of it, once and for all.
+
+        Args:
+            states: of recurrent layers, [layers, slots, ...] each.
+        """
+        self._states = [layer for buffer in states for layer in buffer.unbind(0)]
         self._buffers = [buffer for layer in layers for buffer in layer.buffers]
         pinned = any(buffer.is_cuda for buffer in self._buffers)
         self._arena = Arena(limit, pinned=pinned, chunk_bytes=chunk_bytes)
@@ -63,6 +77,11 @@ class HostBackup:
         """Bytes of the chunks that backups lie in."""
         return self._arena.used
 
+    @property
+    def has_states(self) -> bool:
+        """Whether a backup has a recurrent state too, and so belongs to one length of its request's text."""
+        return bool(self._states)
+
     def lower(self, limit: int) -> None:
         """Keep to `limit` bytes from now on, if that is less. Nothing has been saved yet."""
         self._arena.shrink(min(limit, self.limit))
@@ -76,13 +95,19 @@ class HostBackup:
         self._query_bytes = query_bytes
 
     def save(
-        self, slots: torch.Tensor, prompt_length: int, prompt_key: Hashable, queries: torch.Tensor | None
+        self,
+        slots: torch.Tensor,
+        prompt_length: int,
+        prompt_key: Hashable,
+        queries: torch.Tensor | None,
+        state_slot: torch.Tensor | None = None,
     ) -> Backup | None:
         """Copy `slots` (int64, the row's, prompt first) to the host, on the current stream; None if there is no room.
 
         Args:
             prompt_key: equal for rows whose prompt KV is equal.
             queries: the request's query slot, copied too.
+            state_slot: int64 [1], where there are states: the slot of its own.
         """
         known = self._prompts.get(prompt_key)
         generated = slots.numel() - prompt_length
@@ -90,6 +115,7 @@ class HostBackup:
             0 if known is not None else prompt_length * self.entry_bytes,
             generated * self.entry_bytes,
             0 if queries is None else max(queries.nbytes, self._query_bytes),
+            sum(layer[0].nbytes for layer in self._states),
         )
         if taken is None:
             return None
@@ -97,9 +123,10 @@ class HostBackup:
         self._prompts[prompt_key] = prompt, sharers + 1
         if queries is not None:
             taken[2].write(0, queries)
-        return Backup(
-            prompt, prompt_key, self._copy(slots[prompt_length:], taken[1]), None if queries is None else taken[2]
-        )
+        if state_slot is not None:
+            self._copy_state(state_slot, taken[3])
+        generated_kv = self._copy(slots[prompt_length:], taken[1])
+        return Backup(prompt, prompt_key, generated_kv, None if queries is None else taken[2], taken[3])
 
     def load(self, backup: Backup, first: int, slots: torch.Tensor) -> None:
         """Copy the row positions from `first` on into `slots` of the pool, on the current stream."""
@@ -115,6 +142,15 @@ class HostBackup:
         backup.queries.read(0, staged)
         slot.copy_(staged)
 
+    def load_state(self, backup: Backup, slot: torch.Tensor) -> None:
+        """Copy the recurrent state of `backup` into `slot`, int64 [1], on the current stream."""
+        first = 0
+        for layer in self._states:
+            state = torch.empty((1, *layer.shape[1:]), dtype=layer.dtype, device=layer.device)
+            backup.state.read(first, state)
+            layer[slot] = state
+            first += state.nbytes
+
     def drop(self, backup: Backup) -> None:
         """Forget it; a prompt goes with its last sharer. Copies in flight are done before their chunks are written."""
         prompt, sharers = self._prompts[backup.prompt_key]
@@ -126,6 +162,14 @@ class HostBackup:
         self._arena.give_back(backup.generated.bytes)
         if backup.queries is not None:
             self._arena.give_back(backup.queries)
+        self._arena.give_back(backup.state)
+
+    def _copy_state(self, slot: torch.Tensor, room: HostBytes) -> None:
+        first = 0
+        for layer in self._states:
+            state = layer[slot]
+            room.write(first, state)
+            first += state.nbytes
 
     def _copy(self, slots: torch.Tensor, room: HostBytes) -> HostKV:
         first = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from sglang_rpc.contract.targets import hooks_in
 from sglang_rpc.contract.windows import full_slots_free, has_own_windows
 from sglang_rpc.hooks.install import install
 from sglang_rpc.startup.cpu import idle_ranks, window_reads
+
+#: Set, the tree loses every recurrent state that no running request holds, whenever a retracted request waits.
+EVICT_STATES = "SGLANG_RPC_TEST_EVICT_STATES"
 
 _most_running = 0  #: the largest decode batch so far
 _decodes = {"graph": 0, "eager": 0}  #: decode steps so far
@@ -32,6 +36,10 @@ def run_scheduler_process(*args, **kwargs):
         global _most_running
         if batch.forward_mode.is_decode():
             _most_running = max(_most_running, len(batch.reqs))
+        if os.environ.get(EVICT_STATES) and any(req.is_retracted for req in self.waiting_queue):
+            from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
+            self.tree_cache.evict(EvictParams(num_tokens=0, mamba_num=10**6))
         result = run_batch(self, batch, *args, **kwargs)
         if batch.forward_mode.is_decode():
             _decodes["graph" if result.can_run_cuda_graph else "eager"] += 1

@@ -11,6 +11,7 @@ from sglang_rpc import RPCConfig
 from tests.engine.engines import assert_balanced, engine, flush, greedy, look_inside
 from tests.engine.oracle import Rule
 from tests.engine.recurrent import FAMILIES, ON_A_CPU, Judge, write_model
+from tests.engine.spy import EVICT_STATES
 from tests.engine.test_random import SELECTION_TOLERANCE
 
 torch.set_num_threads(1)  # more threads on these tiny tensors only fight the server for the cores
@@ -19,21 +20,25 @@ torch.set_num_threads(1)  # more threads on these tiny tensors only fight the se
 TOLERANCE = 5e-3 if torch.cuda.is_available() else 1e-3
 #: States are copied under overlap as a request decodes, which SGLang does on GPUs alone.
 TRACKED = "tracked, overlap"
+#: Retracted requests are prefilled again: there are no host backups.
+ANEW = "mixed, chunked, computed anew"
+RESTORED = "mixed, chunked, restored"
+FEW = dict(enable_mixed_chunk=True, chunked_prefill_size=32, max_running_requests=4)
 SHAPES = {
     "plain": {},
-    # Few states: those of retracted requests' prompts are evicted before the requests come back.
-    "mixed, chunked, retracting": dict(
-        enable_mixed_chunk=True, chunked_prefill_size=32, max_running_requests=4, max_mamba_cache_size=14
-    ),
+    # States of prompts are evicted while retracted requests wait: their prefill finds none, and goes past the prompt.
+    ANEW: FEW,
+    # As few states: these come back beside those of the tree, or where the tree has none.
+    RESTORED: FEW | dict(max_mamba_cache_size=14),
     TRACKED: dict(disable_overlap_schedule=False, mamba_radix_cache_strategy="extra_buffer", mamba_track_interval=64),
 }
-BY_DEFAULT = {"qwen3_next": "mixed, chunked, retracting", "qwen3_5_text": "plain"}
+BY_DEFAULT = {"qwen3_next": (ANEW, RESTORED), "qwen3_5_text": ("plain",)}
 
 
 def marks_of(family: str, shape: str):
     if shape == TRACKED:
         return pytest.mark.gpu
-    return () if BY_DEFAULT[family] == shape else pytest.mark.long
+    return () if shape in BY_DEFAULT[family] else pytest.mark.long
 
 
 RUNS = [
@@ -66,11 +71,13 @@ def running(request, models):
     family, shape = request.param
     model, judge = models[family]
     with pytest.MonkeyPatch.context() as patch:
-        if "retracting" in shape:
+        if shape in (ANEW, RESTORED):
             patch.setenv("SGLANG_TEST_RETRACT", "1")
             patch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "11")
+        if shape == ANEW:
+            patch.setenv(EVICT_STATES, "1")
         patch.setenv("SGLANG_MAMBA_CONV_DTYPE", "float32")  # as the CPU reference mode has it
-        rpc = RPCConfig(interval=40, window=8, ratio=2, scope="all")
+        rpc = RPCConfig(interval=40, window=8, ratio=2, scope="all", host_backup_gb=0 if shape == ANEW else 0.5)
         with engine(model, rpc, **(ON_A_CPU | SHAPES[shape])) as started:
             yield started, judge, shape
 
@@ -119,26 +126,32 @@ def check(judge: Judge, prompt: list[int], rpc: dict, result: dict) -> bool:
 
 def test_each_token_has_the_probability_that_the_judge_gives_it(running, tmp_path):
     running, judge, shape = running
-    retracting = "retracting" in shape
+    retracting = shape in (ANEW, RESTORED)
     prompts, options, lengths = zip(*requests(random.Random(5)), strict=True)
     results = generate(running, list(prompts), options, lengths)
     judged = sum(
         check(judge, prompt, rpc, result) for prompt, rpc, result in zip(prompts, options, results, strict=True)
     )
     receipts = [result["meta_info"]["rpc"] for result in results]
-    assert judged > (2 if retracting else len(prompts) // 2)
+    assert judged > (2 if shape == ANEW else len(prompts) // 2)
+    retracted = [receipt for receipt in receipts if receipt["retractions"]]
     # A request that came back before its first compression, and was judged.
-    early = [receipt for receipt in receipts if receipt["retractions"] and not receipt["late"]]
-    assert bool(early) == retracting
+    assert bool([receipt for receipt in retracted if not receipt["late"]]) == retracting
     assert sum(receipt["compressions"] for receipt in receipts) > 10
-    assert (sum(receipt["retractions"] for receipt in receipts) > 3) == retracting
+    assert (sum(receipt["retractions"] for receipt in retracted) > 3) == retracting
+    restored = [receipt for receipt in retracted if receipt["restored"] == receipt["retractions"]]
+    if shape == RESTORED:  # all but the one that RPC leaves alone
+        assert len(restored) >= len(retracted) - 1
+        assert any(receipt["compressions"] > 1 for receipt in restored)
+    else:
+        assert restored == []
     seen = look_inside(running, tmp_path, list(prompts[0]))
     assert_balanced(seen)
     assert seen["host_backup_bytes"] == 0
 
     # What the tree has of these prompts is of their tokens, state and KV alike.
     further = [[*prompt, 77, 78, 79] for prompt in prompts]
-    again = generate(running, further, [{"enabled": False}] * len(further), [12] * len(further))
+    again = [generate(running, [prompt], [{"enabled": False}], [12])[0] for prompt in further]  # one retracts no other
     for prompt, result in zip(further, again, strict=True):
         assert check(judge, prompt, {}, result)
     cached = [result["meta_info"]["cached_tokens"] for result in again]

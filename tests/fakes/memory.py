@@ -111,6 +111,21 @@ class StateAllocator:
 
 
 @dataclass(eq=False)
+class StateBuffers:
+    conv: list[torch.Tensor] = field(default_factory=list)
+    temporal: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+@dataclass(eq=False)
+class StatePool:
+    mamba_cache: StateBuffers = field(default_factory=StateBuffers)
+
+
+@dataclass(eq=False)
 class HybridReqToTokenPool:
     size: int = 0
     mamba_allocator: StateAllocator = field(default_factory=StateAllocator)
+    mamba_pool: StatePool = field(default_factory=StatePool)
+
+    def free_mamba_cache(self, req: Req) -> None:
+        req.kv.mamba_pool_idx = None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import torch
+
 from sglang_rpc.runtime.request_state import RequestState
 
 
@@ -31,6 +33,9 @@ class ReqKvInfo:
     cache_protected_len: int = 0
     kv_committed_len: int = 0
     kv_allocated_len: int = 0
+    mamba_cow_src_index: torch.Tensor | None = None
+    mamba_needs_clear: bool = False
+    mamba_pool_idx: torch.Tensor | None = None
     cursors: dict[Any, int] = field(default_factory=dict)
 
     @property

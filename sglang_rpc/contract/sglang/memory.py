@@ -100,12 +100,31 @@ class StateAllocator(Protocol):
 
 
 @assumed(
+    f"{_CACHE}.memory_pool.MambaPool.State",
+    "recurrent states by layer and slot; a request's are all that its recurrent layers know of its text",
+)
+class StateBuffers(Protocol):
+    conv: list[torch.Tensor]  #: [layers, slots, ...] each
+    temporal: torch.Tensor  #: [layers, slots, ...]; empty, where layers are short convolutions
+
+
+@assumed(f"{_CACHE}.memory_pool.MambaPool", "the recurrent states of the model's requests, and of the tree's texts")
+class StatePool(Protocol):
+    mamba_cache: StateBuffers
+
+
+@assumed(
     f"{_CACHE}.memory_pool.HybridReqToTokenPool",
-    "how many recurrent states there are, and how many requests they let run",
+    "how many recurrent states there are, and how many requests they let run; a row and its state slots are taken "
+    "together",
 )
 class HybridReqToTokenPool(Protocol):
     mamba_allocator: StateAllocator
+    mamba_pool: StatePool
     size: int  #: rows
+
+    def free_mamba_cache(self, req: Req) -> None:
+        """gives a request's state slots back, its row still held"""
 
 
 @assumed(f"{_CACHE}.unified_radix_cache.UnifiedRadixCache", "what would make it more than a tree on this device")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from sglang_rpc.contract.targets import assumed
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class ReqKvInfo(Protocol):
     holds_kv: bool
     kv_allocated_len: int  #: KV entries
     kv_committed_len: int  #: KV entries
+    mamba_cow_src_index: torch.Tensor | None  #: a state of the tree that its next prefill will begin with
+    mamba_needs_clear: bool  #: whether its next prefill will begin with an empty state
+    mamba_pool_idx: torch.Tensor | None  #: int64 []: the slot of its recurrent state
     req_pool_idx: int | None  #: the row
 
     def mark_kv_released(self) -> None:

@@ -120,7 +120,7 @@ def leave(pool: Pool, req: Any, monkeypatch, recorded: bool = False) -> None:
     entries = state.clock.physical(len(req.output_ids) - 1, len(req.origin_input_ids))
     empty = HostBytes(())
     state.hooks.saved = state.save(
-        Backup(HostKV(empty, entries), "prompt", HostKV(empty, 0), empty if recorded else None)
+        Backup(HostKV(empty, entries), "prompt", HostKV(empty, 0), empty if recorded else None, empty)
     )
     state.reset()
 

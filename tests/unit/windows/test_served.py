@@ -116,7 +116,6 @@ def test_free_slots_are_those_that_compressions_free(runner):
     [
         (backup_memory.OWN_WINDOWS, "swa", "; leave --rpc-window-pool out"),
         (backup_memory.OWN_WINDOWS, "plain", ""),
-        (backup_memory.RECURRENT, "swa", ""),
     ],
 )
 def test_no_host_memory_is_set_aside_and_the_log_says_so(never, chosen, said, caplog):
