@@ -77,7 +77,7 @@ class Start:
         assert processes >= 1
         return self._may_pin
 
-    def allocate(self, layers: object, limit: int) -> SimpleNamespace:
+    def allocate(self, layers: object, limit: int, states: object) -> SimpleNamespace:
         self.did.append(("allocate", limit))
         backups = SimpleNamespace(limit=limit // CHUNK_BYTES * CHUNK_BYTES)
         backups.lower = lambda limit: setattr(backups, "limit", limit // CHUNK_BYTES * CHUNK_BYTES)

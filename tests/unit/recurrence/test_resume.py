@@ -72,11 +72,18 @@ def test_the_states_are_those_of_the_models_own_pool():
     assert recurrent_states(memory.Allocator(kvcache=pool_of(1)), memory.ReqToTokenPool()) == ()
 
 
+class Alone(Runtime):
+    """No forward runs beside it."""
+
+    def fence(self) -> None:
+        pass
+
+
 def retracted(ahead: int, buffers: list[torch.Tensor]) -> tuple[Runtime, Req]:
     """A compressed request whose state is of `ahead` tokens more than its outputs say, but for the newest."""
     table = torch.arange(64, dtype=torch.int32).view(2, 32)
     scheduler = Scheduler(req_to_token_pool=memory.ReqToTokenPool(req_to_token=table))
-    runtime = Runtime(scheduler, backups=HostBackup(pool(), 10**8, states=buffers))
+    runtime = Alone(scheduler, backups=HostBackup(pool(), 10**8, states=buffers))
     req = request(PROMPT, EVICTED)
     req.kv.req_pool_idx, req.kv.kv_committed_len = 1, ENTRIES + ahead
     req.kv.mamba_pool_idx = torch.tensor(3)
