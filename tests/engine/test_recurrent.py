@@ -23,6 +23,7 @@ TRACKED = "tracked, overlap"
 #: Retracted requests are prefilled again: there are no host backups.
 ANEW = "mixed, chunked, computed anew"
 RESTORED = "mixed, chunked, restored"
+TWO_RANKS = "tp 2, restored"
 FEW = dict(enable_mixed_chunk=True, chunked_prefill_size=32, max_running_requests=4)
 SHAPES = {
     "plain": {},
@@ -30,8 +31,10 @@ SHAPES = {
     ANEW: FEW,
     # As few states: these come back beside those of the tree, or where the tree has none.
     RESTORED: FEW | dict(max_mamba_cache_size=14),
+    TWO_RANKS: dict(tp_size=2, max_running_requests=4),
     TRACKED: dict(disable_overlap_schedule=False, mamba_radix_cache_strategy="extra_buffer", mamba_track_interval=64),
 }
+RETRACTING = (ANEW, RESTORED, TWO_RANKS)
 BY_DEFAULT = {"qwen3_next": (ANEW, RESTORED), "qwen3_5_text": ("plain",)}
 
 
@@ -71,7 +74,7 @@ def running(request, models):
     family, shape = request.param
     model, judge = models[family]
     with pytest.MonkeyPatch.context() as patch:
-        if shape in (ANEW, RESTORED):
+        if shape in RETRACTING:
             patch.setenv("SGLANG_TEST_RETRACT", "1")
             patch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "11")
         if shape == ANEW:
@@ -126,7 +129,7 @@ def check(judge: Judge, prompt: list[int], rpc: dict, result: dict) -> bool:
 
 def test_each_token_has_the_probability_that_the_judge_gives_it(running, tmp_path):
     running, judge, shape = running
-    retracting = shape in (ANEW, RESTORED)
+    retracting = shape in RETRACTING
     prompts, options, lengths = zip(*requests(random.Random(5)), strict=True)
     results = generate(running, list(prompts), options, lengths)
     judged = sum(
@@ -140,7 +143,7 @@ def test_each_token_has_the_probability_that_the_judge_gives_it(running, tmp_pat
     assert sum(receipt["compressions"] for receipt in receipts) > 10
     assert (sum(receipt["retractions"] for receipt in retracted) > 3) == retracting
     restored = [receipt for receipt in retracted if receipt["restored"] == receipt["retractions"]]
-    if shape == RESTORED:  # all but the one that RPC leaves alone
+    if shape in (RESTORED, TWO_RANKS):  # all but the one that RPC leaves alone
         assert len(restored) >= len(retracted) - 1
         assert any(receipt["compressions"] > 1 for receipt in restored)
     else:
