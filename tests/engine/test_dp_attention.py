@@ -87,6 +87,8 @@ def test_eight_requests_at_once_give_what_one_rank_gives(running, asked, alone, 
     assert sum(seen["compressions"] for seen in each_rank) == sum(receipt["compressions"] for receipt in receipts)
 
 
+# tests/unit/test_dp_attention.py has the sentence; this, that a server started so ends with it.
+@pytest.mark.long
 def test_a_model_that_sglang_serves_wrongly_so_is_refused(goldens):
     shape = "--skip-tokenizer-init --max-total-tokens 4096 --tp-size 2 --attn-dp-size 2"
     code, output = run_to_exit("--model-path", str(goldens / "gqa_all_p64"), "--port", str(free_port()), *shape.split())

@@ -10,7 +10,8 @@ from tests.engine.engines import Golden
 from tests.engine.servers import run_to_exit
 
 
-@pytest.mark.parametrize("asked", [True, False], ids=["asked", "not asked"])
+# Not asked, it is a stock engine, as tests/engine/test_off.py has a server.
+@pytest.mark.parametrize("asked", [True, pytest.param(False, marks=pytest.mark.long)], ids=["asked", "not asked"])
 def test_a_plain_engine(goldens, asked):
     golden = Golden.load(goldens / "gqa_all_p64")
     env = {"SGLANG_RPC_CONFIG": golden.config.to_json()} if asked else {}

@@ -104,6 +104,8 @@ def test_nodes_with_other_flags_end_with_a_sentence(golden, tmp_path):
             assert "Traceback" not in log
 
 
+# Waits half a minute for the node that says nothing; tests/unit/test_agreement.py waits half a second.
+@pytest.mark.long
 def test_a_node_without_rpc_ends_the_others_with_a_sentence(golden, tmp_path):
     with two_nodes(tmp_path, golden.path, ON, ("--disable-rpc",)) as (with_rpc, without):
         log = ends(with_rpc)
