@@ -1,0 +1,103 @@
+"""The simulation beside measured runs: step times fitted to a calibration, and errors of what they predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from eval.bench.workloads import RPC, Workload
+from eval.fleet import report
+from eval.fleet.fleet import round_robin, simulate
+from eval.fleet.load import Job, Load
+from eval.fleet.server import Server, Step
+from sglang_rpc.policy.budget import Budget
+
+REPLICAS = 2
+#: What is compared; all of it is also measured by eval.bench.
+QUANTITIES = (
+    *("requests_s", "tok_s", "ttft_p50_s", "ttft_p99_s", "latency_p50_s", "latency_p99_s", "itl_p50_s"),
+    *("running_mean", "kv_mean", "kv_peak", "retractions"),
+)
+
+
+@dataclass(frozen=True)
+class Offered:
+    """One load of the check."""
+
+    name: str
+    load: Load
+
+    def jobs(self, pool: int, seed: int) -> list[Job]:
+        """As they are sent: arrivals are those of the benchmark's own Poisson process."""
+        drawn = self.load.draw(seed)
+        if self.load.rate is None:
+            return drawn
+        times = self.workload(pool).arrivals(seed)
+        return [replace(job, arrives=at) for job, at in zip(drawn, times, strict=True)]
+
+    def workload(self, pool: int) -> Workload:
+        """For the benchmark's client, which takes each job's own length from its body."""
+        load = self.load
+        return Workload(load.clients or 1, 1, load.prompt, load.longest, pool, load.jobs, load.rate)
+
+
+def loads(jobs: int, clients: int, rate: float) -> list[Offered]:
+    """A closed loop, a Poisson process, and the closed loop again with lengths that the servers do not know."""
+    drawn = Load(jobs, 32, 640, 0.5, 1536, clients=clients)
+    return [
+        Offered("closed", drawn),
+        Offered("poisson", replace(drawn, clients=None, rate=rate)),
+        Offered("unknown", replace(drawn, limit=1)),  # each job's limit is its length
+    ]
+
+
+def fit(batches: Sequence[int], step_s: Sequence[float], prefill_s: float) -> Step:
+    """The line through the seconds of a decode step at each number of running requests."""
+    request, fixed = np.polyfit(batches, step_s, 1)
+    return Step(fixed=float(fixed), request=float(request), prefill=prefill_s)
+
+
+def server(pool: int, step: Step, rpc: RPC | None) -> Server:
+    """A measured server as it is simulated. What compressing takes is in its calibrated step."""
+    if rpc is None:
+        return Server(pool, step)
+    budget = Budget(rpc.interval, rpc.window, int(rpc.interval / rpc.ratio))
+    return Server(pool, step, budget, rpc.ratio, forecast=True)
+
+
+def simulated(one: Server, offered: Offered, seed: int) -> dict[str, Any]:
+    """What the simulation says of one run."""
+    outcome = simulate(one, REPLICAS, round_robin, offered.jobs(one.pool, seed), offered.load.clients)
+    return report.measures(outcome, one.pool)
+
+
+def compared(key: Mapping[str, Any], measured: Mapping[str, Any], said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per quantity. The error is that of the simulation, over what was measured; none where that is 0."""
+    rows = []
+    for name in QUANTITIES:
+        true, claimed = float(measured[name]), float(said[name])
+        error = (claimed - true) / true if true else None
+        rows.append({**key, "quantity": name, "measured": true, "simulated": claimed, "error": error})
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table: a line per load, arm and quantity; means over the seeds."""
+    lines = ["| load | quantity | SGLang measured | simulated | error | RPC measured | simulated | error |"]
+    lines.append("|" + "---|" * 8)
+    cells: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        pair = (float(row["measured"]), float(row["simulated"]))
+        cells.setdefault((row["load"], row["quantity"]), {}).setdefault(row["arm"], []).append(pair)
+    for (load, quantity), by_arm in cells.items():
+        parts = [part for arm in ("stock", "rpc") for part in _cells(by_arm[arm])]
+        lines.append(f"| {load} | `{quantity}` | {' | '.join(parts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(pairs: Sequence[tuple[float, float]]) -> tuple[str, str, str]:
+    true, claimed = (sum(values) / len(values) for values in zip(*pairs, strict=True))
+    return f"{true:.4g}", f"{claimed:.4g}", f"{(claimed - true) / true:+.0%}" if true else ""
