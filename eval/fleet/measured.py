@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from eval.bench import client, load, metrics, options, shapes, traffic
 from eval.bench.arms import Arm
 from eval.bench.errors import BenchError
@@ -67,7 +69,9 @@ async def offer(fleet: Fleet, workload: Workload, bodies: Sequence[dict[str, Any
         for server, seen in zip(fleet.servers, readings, strict=True):
             own = await stack.enter_async_context(client.session(server.url))
             await stack.enter_async_context(load.sampled(own, seen))
+        ours, all_of_it = _cpu_seconds()
         run = await traffic.run(http, workload, bodies.__getitem__, seed, limit_s=600)
+        others = [after - before for before, after in zip((ours, all_of_it), _cpu_seconds(), strict=True)]
     loads = [load.summarise(seen, run.began, run.last_sent, run.ended) for seen in readings]
     row = metrics.of_run(run, loads[0], None, closed_loop=workload.rate is None)
     if row["errors"]:
@@ -83,7 +87,17 @@ async def offer(fleet: Fleet, workload: Workload, bodies: Sequence[dict[str, Any
         "running_mean": sum(each.running_mean or 0 for each in loads),
         "kv_mean": mean(each.used_tokens_mean or 0 for each in loads),
         "kv_peak": max(each.used_tokens_peak or 0 for each in loads),
+        "others": max(0.0, others[1] - others[0]) / run.wall_s,
     }
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Of this process and all that it started, and of the whole machine."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    machine = psutil.cpu_times()
+    idle = sum(getattr(machine, name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))
+    return sum(each.user + each.system for each in times), sum(machine) - idle
 
 
 def bodies(asked: Options, workload: Workload, lengths: Sequence[int], seed: int, known: bool) -> list[dict[str, Any]]:
@@ -129,8 +143,13 @@ def arm_rows(asked: Options, given: argparse.Namespace, arm: Arm) -> tuple[list[
         for seed in range(given.repetitions):
             for offered in check.loads(given.jobs, given.clients, given.rate):
                 seen, said = run(started, asked, pool, offered, seed), check.simulated(one, offered, seed)
-                rows += check.compared({"load": offered.name, "seed": seed, "arm": arm.name}, seen, said)
-                print(f"  {offered.name}: {seen['tok_s']:.0f} tok/s, simulated {said['tok_s']:.0f}", flush=True)
+                key = {"load": offered.name, "seed": seed, "arm": arm.name, "others": seen["others"]}
+                rows += check.compared(key, seen, said)
+                print(
+                    f"  {offered.name}: {seen['tok_s']:.0f} tok/s, simulated {said['tok_s']:.0f}; "
+                    f"other processes used {seen['others']:.2f} cores",
+                    flush=True,
+                )
     command = " ".join([arm.module, *asked.settings.flags(arm, pool)])
     return rows, {"server": command, "batches": BATCHES, "step_s": seconds, "step": asdict(step)}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,10 +170,11 @@ def test_plans_are_those_of_a_request_s_own_state():
     (off, rpc) = arms(parser().parse_args(["--out", "x", "--rpc-interval", "64", "--rpc-window", "16"])).values()
     job = Job(0, 0.0, prompt=32, output=500)
     state = RequestState(RequestOptions(True, interval=64, window=16, ratio=4, scope="all"))
+    state.recording.slot, state.recording.since = 1, 0
     for generated, evicted, compressions in ((0, 0, 0), (70, 0, 0), (80, 48, 1), (200, 96, 2)):
         state.clock.events, state.clock.evicted = compressions, evicted
         theirs = state.plan(generated, 500 - generated, True, 32)
-        assert replace(rpc.plan(job, generated, generated, evicted, compressions, 1.0), holds_slot=False) == theirs
+        assert rpc.plan(job, generated, generated, evicted, compressions, 1.0) == theirs
     assert off.plan(job, 10, 9, 0, 0, 1.0).compresses_at > 10**9
 
 
