@@ -99,10 +99,12 @@ def simulate(server: Server, replicas: int, router: Router, jobs: Sequence[Job],
             job = jobs[number]
             number = router(job, _views(fleet, job, now))
             fleet[number].arrive(job, now)
-        elif fleet[number].until == now:  # else an arrival has ended this stretch earlier
+        elif fleet[number].until == now:
             for _ in range(fleet[number].boundary(now)):
                 if (job := next(rest, None)) is not None:
                     heapq.heappush(events, (now, ARRIVAL, job.number))
+        else:
+            continue  # an arrival has ended this stretch earlier
         if fleet[number].until != NEVER:
             heapq.heappush(events, (fleet[number].until, BOUNDARY, number))
     ended = sorted((r for replica in fleet for r in replica.ended), key=lambda r: (r.ended, r.job.number))
