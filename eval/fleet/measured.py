@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +32,10 @@ from eval.fleet import check, report
 from eval.fleet.server import Step
 
 BATCHES = (1, 2, 4, 8)  #: requests on each server while its step is timed
+ROUNDS = 4
 CALIBRATION_TOKENS = 224
 STREAM_INTERVAL = 16
+ROUTER_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,24 @@ def fleet(asked: Options, arm: Arm, pool: int) -> Iterator[Fleet]:
             for number in range(check.REPLICAS)
         ]
         urls = [server.url for server in servers]
-        own = ["--worker-urls", *urls, "--policy", "round_robin", "--prometheus-port", str(free_port())]
-        yield Fleet(
-            stack.enter_context(running("sglang_router.launch_router", own, logs / f"{arm.name}-router.log", env)),
-            servers,
+        own = ["--worker-urls", *urls, "--policy", "round_robin", "--log-level", "warn"]
+        own += ["--prometheus-port", str(free_port())]
+        router = stack.enter_context(
+            running("sglang_router.launch_router", own, logs / f"{arm.name}-router.log", env, ROUTER_SECONDS)
         )
+        _wait_for_workers(router)
+        yield Fleet(router, servers)
+
+
+def _wait_for_workers(router: Server) -> None:
+    """The router answers before it knows its servers. Raises BenchError if it never knows all."""
+    deadline, answer = time.monotonic() + ROUTER_SECONDS, None
+    while time.monotonic() < deadline:
+        _, answer = router.call("/readiness")
+        if isinstance(answer, dict) and answer.get("healthy_workers") == check.REPLICAS:
+            return
+        time.sleep(0.2)
+    raise BenchError(f"the router does not have {check.REPLICAS} healthy servers: {answer}; see {router.log}")
 
 
 async def offer(fleet: Fleet, workload: Workload, bodies: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -111,17 +127,20 @@ def bodies(asked: Options, workload: Workload, lengths: Sequence[int], seed: int
 
 
 def calibrate(fleet: Fleet, asked: Options, pool: int) -> tuple[Step, list[float]]:
-    """The arm's step time, and the seconds at each of BATCHES. The first batch warms the servers up."""
-    seconds, first = [], 0.0
-    for number, batch in enumerate((BATCHES[-1], *BATCHES)):
-        samples = batch * check.REPLICAS
-        workload = Workload(samples, 1, 32, CALIBRATION_TOKENS, pool, samples)
-        lengths = [CALIBRATION_TOKENS] * samples
-        seen = asyncio.run(offer(fleet, workload, bodies(asked, workload, lengths, number, True), number))
-        if number:
-            seconds.append(seen["step_s"])
-            first = first or seen["first_s"]
-    return check.fit(BATCHES, seconds, first), seconds
+    """The arm's step time, and the seconds at each of BATCHES: medians of ROUNDS, after a first that warms up."""
+    seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    first = []
+    for number in range(ROUNDS + 1):
+        for batch in BATCHES:
+            samples = batch * check.REPLICAS
+            workload = Workload(samples, 1, 32, CALIBRATION_TOKENS, pool, samples)
+            sent = bodies(asked, workload, [CALIBRATION_TOKENS] * samples, number, True)
+            seen = asyncio.run(offer(fleet, workload, sent, number))
+            if number:
+                seconds[batch].append(seen["step_s"])
+                first += [seen["first_s"]] if batch == BATCHES[0] else []
+    medians = [median(each) or 0.0 for each in seconds.values()]
+    return check.fit(BATCHES, medians, median(first) or 0.0), medians
 
 
 def run(fleet: Fleet, asked: Options, pool: int, offered: check.Offered, seed: int) -> dict[str, Any]:

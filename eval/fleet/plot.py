@@ -36,8 +36,9 @@ def draw(table: Path) -> list[Path]:
         _panel(axis, rows, column)
         axis.set_ylabel(words)
         axis.grid(alpha=0.25)
-        axis.set_yscale("log" if column == "ttft_p99_s" else "linear")
-        if column != "ttft_p99_s":
+        if column.endswith("_p99_s"):
+            axis.set_yscale("log")
+        else:
             axis.set_ylim(bottom=0)
     axes.flat[0].set_title(_conditions(rows[0], rows[-1]), fontsize=8, loc="left")
     axes.flat[0].legend(fontsize=8)
@@ -61,8 +62,9 @@ def _panel(axis: Any, rows: list[dict[str, str]], column: str) -> None:
         length = mine[0]["output_tokens"]
         x: list[Any] = [int(row[over]) if over == "replicas" else row[over] for row in mine]
         label = f"{NAMES[arm]}, {length} tokens" + ("" if over == "router" else f", {mine[0]['router']}")
-        style = ["-", "--", ":", "-."][lengths.index(length) % 4]
-        axis.plot(x, [float(row[column]) for row in mine], style, marker="o", ms=4, color=COLOURS[arm], label=label)
+        # Routers have no order that a line could follow.
+        style = "none" if over == "router" else ["-", "--", ":", "-."][lengths.index(length) % 4]
+        axis.plot(x, [float(row[column]) for row in mine], ls=style, marker="o", ms=4, color=COLOURS[arm], label=label)
     axis.set_xlabel(over)
 
 

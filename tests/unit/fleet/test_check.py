@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.bench.table import as_text
 from eval.bench.workloads import RPC
 from eval.fleet import check, measured, plot, report
 from eval.fleet.__main__ import STATED, arms, main, parser
+from eval.fleet.__main__ import rows as main_rows
 from eval.fleet.load import Job
 from eval.fleet.server import CLIP, DECAY_STEPS, LEAST_SHARE, SHARE, SPARE_STEPS, Step, decayed, share_after_retraction
 from sglang_rpc.config import RequestOptions, RPCConfig
@@ -53,7 +55,7 @@ first = sys.argv.index("--worker-urls") + 1
 turns = itertools.cycle(sys.argv[first : first + 2])
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+        self.send_response(200); self.end_headers(); self.wfile.write(b'{"healthy_workers": WORKERS}')
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with urllib.request.urlopen(urllib.request.Request(next(turns) + self.path, body)) as answer:
@@ -71,7 +73,7 @@ def fakes(monkeypatch, tmp_path):
     (tmp_path / "fleet_fake_server.py").write_text(SERVER)
     (tmp_path / "sglang_router").mkdir()
     (tmp_path / "sglang_router" / "__init__.py").write_text("")
-    (tmp_path / "sglang_router" / "launch_router.py").write_text(ROUTER)
+    (tmp_path / "sglang_router" / "launch_router.py").write_text(ROUTER.replace("WORKERS", "2"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("eval.bench.arms.STOCK_MODULE", "fleet_fake_server")
     monkeypatch.setattr("eval.bench.arms.RPC_MODULE", "fleet_fake_server")
@@ -103,6 +105,13 @@ def test_a_router_that_does_not_start_ends_with_its_log(fakes, tmp_path, capsys)
     said = capsys.readouterr().err
     assert "the server did not start" in said
     assert "no router here" in said
+
+
+def test_a_router_without_all_servers_is_refused(fakes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measured, "ROUTER_SECONDS", 3.0)
+    (tmp_path / "sglang_router" / "launch_router.py").write_text(ROUTER.replace("WORKERS", "1"))
+    assert measured.main(["--out", str(tmp_path / "out")]) == 1
+    assert "the router does not have 2 healthy servers: {'healthy_workers': 1}" in capsys.readouterr().err
 
 
 def test_steps_are_the_line_through_what_was_measured():
@@ -220,3 +229,48 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, capsys, more, why):
     assert said.startswith("fleet: ")
     assert why in said
     assert not list(tmp_path.iterdir())
+
+
+def committed(folder: str, file: str) -> list[dict[str, str]]:
+    with (RESULTS / folder / file).open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def again(row: dict[str, str]) -> list[str]:
+    """The command that gives a committed row and its other arm."""
+    named = {"replicas": "replicas", "output-tokens": "output_tokens", "routers": "router", "rate": "rate"}
+    named |= {
+        "jobs": "jobs",
+        "limit": "limit",
+        "prompt-tokens": "prompt",
+        "shared-tokens": "shared",
+        "groups": "groups",
+    }
+    return [word for flag, column in named.items() for word in (f"--{flag}", row[column])]
+
+
+@pytest.mark.parametrize("folder", ["fleet-qwq-32b", "fleet-qwq-32b-routers"])
+def test_committed_simulations_are_what_the_simulation_gives(folder):
+    """The last pair of rows of the first output length, which takes least."""
+    rows = committed(folder, "fleet.csv")
+    pair = [row for row in rows if row["output_tokens"] == rows[0]["output_tokens"]][-2:]
+    assert [row["arm"] for row in pair] == ["off", "rpc"]
+    for row, new in zip(pair, main_rows(parser().parse_args(["--out", "x", *again(pair[0])])), strict=True):
+        assert as_text(new) == row
+
+
+def test_the_committed_check_is_what_the_simulation_gives():
+    rows = committed("cpu-tiny-fleet", "check.csv")
+    said = json.loads((RESULTS / "cpu-tiny-fleet" / "conditions.json").read_text())
+    assert (RESULTS / "cpu-tiny-fleet" / "check.md").read_text() == check.markdown(rows)
+    by_run: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        by_run.setdefault((row["load"], row["arm"], row["seed"]), {})[row["quantity"]] = row["simulated"]
+    assert {load for load, _, _ in by_run} == {"closed", "poisson", "unknown"}
+    loads = {one.name: one for one in check.loads(said["jobs"], said["clients"], said["rate"])}
+    for (load, arm, seed), simulated in by_run.items():
+        step = Step(**said["arms"][arm]["step"])
+        rpc = RPC(interval=64, window=16, ratio=4) if arm == "rpc" else None
+        found = check.simulated(check.server(said["pool_tokens"], step, rpc), loads[load], int(seed))
+        for name, value in simulated.items():
+            assert found[name] == pytest.approx(float(value), rel=1e-4), (load, arm, name)
