@@ -16,6 +16,7 @@ from eval.fleet.server import Server, Step
 from sglang_rpc.policy.budget import Budget
 
 REPLICAS = 2
+ARMS = ("stock", "rpc")
 #: What is compared; all of it is also measured by eval.bench.
 QUANTITIES = (
     *("requests_s", "tok_s", "ttft_p50_s", "ttft_p99_s", "latency_p50_s", "latency_p99_s", "itl_p50_s"),
@@ -85,16 +86,21 @@ def compared(key: Mapping[str, Any], measured: Mapping[str, Any], said: Mapping[
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table: a line per load, arm and quantity; means over the seeds."""
+    """The table: a line per load and quantity; means over the seeds. Then what disturbed the runs."""
     lines = ["| load | quantity | SGLang measured | simulated | error | RPC measured | simulated | error |"]
     lines.append("|" + "---|" * 8)
     cells: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    others: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         pair = (float(row["measured"]), float(row["simulated"]))
         cells.setdefault((row["load"], row["quantity"]), {}).setdefault(row["arm"], []).append(pair)
+        others.setdefault(row["load"], {}).setdefault(row["arm"], []).append(float(row["others"]))
     for (load, quantity), by_arm in cells.items():
-        parts = [part for arm in ("stock", "rpc") for part in _cells(by_arm[arm])]
+        parts = [part for arm in ARMS for part in _cells(by_arm[arm])]
         lines.append(f"| {load} | `{quantity}` | {' | '.join(parts)} |")
+    for load, used in others.items():
+        first, second = (f"{sum(used[arm]) / len(used[arm]):.2f} |  |" for arm in ARMS)
+        lines.append(f"| {load} | cores used by other processes | {first}  | {second}  |")
     return "\n".join(lines) + "\n"
 
 

@@ -231,10 +231,16 @@ def test_refused_in_one_sentence(tmp_path, flags):
 def test_only_the_stock_server_touches_the_package():
     """eval/ speaks HTTP: what is measured must not depend on what measures it.
 
-    What it may take of the package: settings, policies and admission, which are arithmetic and names. Torch is for what trains,
-    generates again, or runs inside the server (eval.fidelity's processor).
+    What it may take of the package: settings, policies and admission, which are arithmetic and names. Torch is for
+    what trains, generates again, or runs inside the server (eval.fidelity's processor).
     """
-    pure = ("sglang_rpc.config", "sglang_rpc.errors", "sglang_rpc.types", "sglang_rpc.policy.", "sglang_rpc.runtime.admission")
+    pure = (
+        "sglang_rpc.config",
+        "sglang_rpc.errors",
+        "sglang_rpc.types",
+        "sglang_rpc.policy.",
+        "sglang_rpc.runtime.admission",
+    )
     result = set()
     for file in (ROOT / "eval").rglob("*.py"):
         if file.name in ("kernels.py", "kernel_parts.py"):

@@ -134,11 +134,16 @@ def test_what_is_sent_is_what_is_simulated():
 
 def test_an_error_is_the_simulation_s_over_what_was_measured():
     measured_row = dict.fromkeys(check.QUANTITIES, 10.0) | {"retractions": 0}
-    rows = check.compared({"load": "l", "arm": "rpc"}, measured_row, dict.fromkeys(check.QUANTITIES, 12))
+    rows = check.compared({"load": "l", "arm": "rpc", "others": 0.5}, measured_row, dict.fromkeys(check.QUANTITIES, 12))
     assert [row["error"] for row in rows] == [pytest.approx(0.2)] * (len(rows) - 1) + [None]
-    stock = check.compared({"load": "l", "arm": "stock"}, measured_row, dict.fromkeys(check.QUANTITIES, 9))
-    other = check.compared({"load": "l", "arm": "stock"}, measured_row, dict.fromkeys(check.QUANTITIES, 8))
+    stock = check.compared(
+        {"load": "l", "arm": "stock", "others": 0.25}, measured_row, dict.fromkeys(check.QUANTITIES, 9)
+    )
+    other = check.compared(
+        {"load": "l", "arm": "stock", "others": 0.25}, measured_row, dict.fromkeys(check.QUANTITIES, 8)
+    )
     assert "| l | `tok_s` | 10 | 8.5 | -15% | 10 | 12 | +20% |" in check.markdown([*rows, *stock, *other])
+    assert "| l | cores used by other processes | 0.25 |  |  | 0.50 |  |  |" in check.markdown([*rows, *stock, *other])
 
 
 def test_a_measured_server_is_simulated_with_its_settings():
