@@ -81,6 +81,7 @@ def fakes(monkeypatch, tmp_path):
 
 def test_from_the_command_to_the_tables(fakes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measured, "BATCHES", (1, 2))
+    monkeypatch.setattr(measured, "ROUNDS", 1)
     out = tmp_path / "out"
     given = ["--out", str(out), "--jobs", "6", "--clients", "4", "--rate", "20", "--pool-tokens", "2600"]
     assert measured.main(given) == 0, capsys.readouterr()
