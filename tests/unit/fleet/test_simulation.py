@@ -177,9 +177,10 @@ def test_a_retracted_request_comes_back_with_what_it_had(budget, computed):
 def test_a_ratio_of_one_is_rpc_off(load):
     """It evicts nothing. Under SGLang's reservation, as the forecast adds known lengths up otherwise.
 
-    Unknown lengths get a pool in which none is retracted, as RPC alone brings these back from host memory.
+    Unknown lengths get a pool in which all run at once. Compressions let the queue be looked at again, when less is
+    reserved, and RPC alone brings retracted requests back from host memory.
     """
-    pool = 1200 if load.limit is None else 12_000
+    pool = 1200 if load.limit is None else 60_000
     off, on = (
         run(replace(OFF, pool=pool, budget=budget), load, 2)
         for budget in (None, Budget(interval=64, window=16, step=64))
