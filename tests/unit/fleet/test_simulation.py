@@ -38,6 +38,8 @@ def test_one_client_takes_its_prefill_and_its_steps():
     assert [r.ended - r.sent for r in outcome.requests] == [whole] * 12
     assert outcome.seconds == 12 * whole
     assert measures(outcome, OFF.pool)["tok_s"] == 101 / whole
+    entry_seconds = 32 * first + sum((32 + n) * (1 / 64 + 1 / 512) for n in range(1, 101))
+    assert outcome.replicas[0].entry_seconds == 12 * entry_seconds
 
 
 def test_requests_at_once_share_the_steps():
@@ -150,10 +152,14 @@ def test_known_lengths_are_never_retracted_and_unknown_ones_are():
     assert retracted[RPC] < retracted[OFF]
 
 
-def test_before_a_retraction_requests_are_compressed_early():
+def test_before_a_retraction_requests_are_compressed_early(monkeypatch):
     far = replace(RPC, pool=1200, budget=Budget(interval=512, window=16, step=128))
     outcome = run(far, LOADS["unknown"])
     assert outcome.replicas[0].early > 0
+    monkeypatch.setattr(Server, "early_gain", lambda *_: 0)
+    without = run(far, LOADS["unknown"])
+    assert without.replicas[0].early == 0
+    assert sum(r.retractions for r in outcome.requests) < 0.5 * sum(r.retractions for r in without.requests)
 
 
 @pytest.mark.parametrize(("budget", "computed"), [(None, 32 + 669), (Budget(10_000, 5_000, 2_500), 32 + 1)])
@@ -250,6 +256,15 @@ def test_affinity_finds_more_prefixes_than_turns_do():
     assert alone == pytest.approx(72 / 80 * 512 / 600)  # each group's first pays for it
 
 
+@pytest.mark.parametrize(("pool", "waits"), [(278, True), (279, False)])
+def test_a_prefix_that_is_used_again_is_free_no_more(pool, waits):
+    """The third's own 32 entries and 50 tokens stand beside the second's 132 at most, and the prefix of 64."""
+    jobs = [Job(0, 0.0, 96, 50, shared=64, group=1), Job(1, 5.0, 32, 100), Job(2, 5.5, 96, 50, shared=64, group=1)]
+    _, second, third = sorted(simulate(replace(OFF, pool=pool), 1, least_requests, jobs).requests, key=lambda r: r.sent)
+    assert third.cached == 64
+    assert (third.first > second.ended) is waits
+
+
 def test_idle_prefixes_go_oldest_first():
     cache = PrefixCache()
     for group in (1, 2, 3):
@@ -264,6 +279,11 @@ def test_idle_prefixes_go_oldest_first():
     assert (cache.holds(1), cache.holds(2), cache.holds(3)) == (False, True, True)
     cache.evict(500)
     assert (cache.holds(2), cache.holds(3), cache.used, cache.idle) == (False, True, 100, 0)
+    for group in (4, 5, 4):
+        cache.use(group, 100)
+        cache.leave(group)
+    cache.evict(1)
+    assert (cache.holds(4), cache.holds(5)) == (True, False)
 
 
 def test_what_does_not_fit_an_empty_replica_is_refused():
