@@ -20,7 +20,7 @@ ARMS = ("stock", "rpc")
 #: What is compared; all of it is also measured by eval.bench.
 QUANTITIES = (
     *("requests_s", "tok_s", "ttft_p50_s", "ttft_p99_s", "latency_p50_s", "latency_p99_s", "itl_p50_s"),
-    *("running_mean", "kv_mean", "kv_peak", "retractions"),
+    *("running_mean", "running_peak", "kv_mean", "kv_peak", "retractions"),
 )
 
 
@@ -72,7 +72,8 @@ def server(pool: int, step: Step, rpc: RPC | None) -> Server:
 def simulated(one: Server, offered: Offered, seed: int) -> dict[str, Any]:
     """What the simulation says of one run."""
     outcome = simulate(one, REPLICAS, round_robin, offered.jobs(one.pool, seed), offered.load.clients)
-    return report.measures(outcome, one.pool)
+    peak = sum(replica.peak_running for replica in outcome.replicas)
+    return {**report.measures(outcome, one.pool), "running_peak": peak}
 
 
 def compared(key: Mapping[str, Any], measured: Mapping[str, Any], said: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -86,24 +87,34 @@ def compared(key: Mapping[str, Any], measured: Mapping[str, Any], said: Mapping[
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table: a line per load and quantity; means over the seeds. Then what disturbed the runs."""
-    lines = ["| load | quantity | SGLang measured | simulated | error | RPC measured | simulated | error |"]
-    lines.append("|" + "---|" * 8)
+    """Two tables of means over the seeds, a line per load and quantity: both arms, and RPC's number over SGLang's."""
     cells: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     others: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         pair = (float(row["measured"]), float(row["simulated"]))
         cells.setdefault((row["load"], row["quantity"]), {}).setdefault(row["arm"], []).append(pair)
         others.setdefault(row["load"], {}).setdefault(row["arm"], []).append(float(row["others"]))
-    for (load, quantity), by_arm in cells.items():
-        parts = [part for arm in ARMS for part in _cells(by_arm[arm])]
-        lines.append(f"| {load} | `{quantity}` | {' | '.join(parts)} |")
+    means = {key: [_means(by_arm[arm]) for arm in ARMS] for key, by_arm in cells.items()}
+    lines = ["| load | quantity | SGLang measured | simulated | error | RPC measured | simulated | error |"]
+    lines.append("|" + "---|" * 8)
+    for (load, quantity), arms in means.items():
+        lines.append(f"| {load} | `{quantity}` | {' | '.join(_compared(*arm) for arm in arms)} |")
     for load, used in others.items():
         first, second = (f"{sum(used[arm]) / len(used[arm]):.2f} |  |" for arm in ARMS)
         lines.append(f"| {load} | cores used by other processes | {first}  | {second}  |")
+    lines += ["", "| load | quantity | RPC over SGLang, measured | simulated | error |", "|" + "---|" * 5]
+    for (load, quantity), (stock, rpc) in means.items():
+        if all((*stock, *rpc)):
+            measured, simulated = (mine / base for mine, base in zip(rpc, stock, strict=True))
+            lines.append(f"| {load} | `{quantity}` | {_compared(measured, simulated)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(pairs: Sequence[tuple[float, float]]) -> tuple[str, str, str]:
-    true, claimed = (sum(values) / len(values) for values in zip(*pairs, strict=True))
-    return f"{true:.4g}", f"{claimed:.4g}", f"{(claimed - true) / true:+.0%}" if true else ""
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    measured, simulated = (sum(values) / len(values) for values in zip(*pairs, strict=True))
+    return measured, simulated
+
+
+def _compared(measured: float, simulated: float) -> str:
+    error = f"{(simulated - measured) / measured:+.0%}" if measured else ""
+    return f"{measured:.4g} | {simulated:.4g} | {error}"

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from eval.fleet.load import Job
-from eval.fleet.replica import NEVER, Replica, Request
+from eval.fleet.replica import Replica
+from eval.fleet.request import NEVER, Request
 from eval.fleet.server import Server
 
 #: Prefix affinity gives way where its replica has more requests than the least loaded has, times this and plus that.
 BALANCE_TIMES, BALANCE_PLUS = 1.5, 4
-
 
 #: Kinds of events; of one moment, jobs come first.
 ARRIVAL, BOUNDARY = 0, 1

@@ -101,6 +101,7 @@ async def offer(fleet: Fleet, workload: Workload, bodies: Sequence[dict[str, Any
         "first_s": median(first),
         "itl_p50_s": median(steps),
         "running_mean": sum(each.running_mean or 0 for each in loads),
+        "running_peak": sum(each.running_peak or 0 for each in loads),
         "kv_mean": mean(each.used_tokens_mean or 0 for each in loads),
         "kv_peak": max(each.used_tokens_peak or 0 for each in loads),
         "others": max(0.0, others[1] - others[0]) / run.wall_s,

@@ -9,43 +9,13 @@ admitted.
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from dataclasses import dataclass
 
 from eval.fleet.load import Job
 from eval.fleet.prefixes import PrefixCache
+from eval.fleet.request import NEVER, Request
 from eval.fleet.server import SHARE, Server, decayed, share_after_retraction
 from sglang_rpc.runtime.admission import Forecast, Plan
-
-NEVER = math.inf
-
-
-@dataclass
-class Request:
-    """A job on its replica, written by the replica alone. Times are seconds, the others KV entries or tokens."""
-
-    job: Job
-    sent: float
-    first: float = NEVER  #: when its first token came
-    ended: float = NEVER
-    output: int = 0  #: tokens so far
-    generated: int = 0  #: logical entries after the prompt
-    evicted: int = 0
-    compressions: int = 0
-    own: int = 0  #: prompt entries that are not its group's
-    cached: int = 0  #: prompt tokens found in the prefix cache when it was first admitted
-    retractions: int = 0
-
-    @property
-    def held(self) -> int:
-        """Generated entries held."""
-        return self.generated - self.evicted
-
-    @property
-    def attended(self) -> int:
-        """Entries that its next token attends to."""
-        return self.job.prompt + self.held
 
 
 class Replica:

@@ -144,6 +144,8 @@ def test_an_error_is_the_simulation_s_over_what_was_measured():
         {"load": "l", "arm": "stock", "others": 0.25}, measured_row, dict.fromkeys(check.QUANTITIES, 8)
     )
     assert "| l | `tok_s` | 10 | 8.5 | -15% | 10 | 12 | +20% |" in check.markdown([*rows, *stock, *other])
+    assert "| l | `tok_s` | 1 | 1.412 | +41% |" in check.markdown([*rows, *stock, *other])
+    assert "cores used by other processes" not in check.markdown([*rows, *stock]).split("RPC over SGLang")[1]
     assert "| l | cores used by other processes | 0.25 |  |  | 0.50 |  |  |" in check.markdown([*rows, *stock, *other])
 
 
