@@ -114,7 +114,11 @@ MODELS = {
         "SGLang's ordinary two, and that of windows beside full attention",
     ),
     "tree": ("another prefix cache", "SGLang's default; `--disable-radix-cache`"),
-    "second_tier": ("a prefix cache that keeps KV in host memory or a store as well", "one that keeps it in the pool"),
+    "host_tier_of_two_kinds": (
+        "`--enable-hierarchical-cache` with recurrent layers, or with sliding windows that have a KV pool of their own",
+        "models whose layers have one KV pool",
+    ),
+    "second_tier": ("a prefix cache that is linked to an external store", "one that is not"),
 }
 
 REFERENCE = f"""# Reference

@@ -166,6 +166,13 @@ REST = (
         "tests/engine/test_gpu_windows.py",
         box=420,
     ),
+    engines(
+        "host-tier",
+        "HiCache: prompts leave for host memory and come back while requests are compressed, and retracted",
+        "tests/engine/test_gpu_host_tier.py",
+        box=300,
+        goldens=True,
+    ),
     engines("lora", "an adapter and its base model in one batch", "tests/engine/test_lora.py", box=170, goldens=True),
     engines(
         "storm-mixed",

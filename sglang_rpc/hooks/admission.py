@@ -97,6 +97,7 @@ class PeakAdder(Base):
             matched = req.prefix_len
             if not resume.restore(self._rpc, req, state, saved):
                 return other
+            resume.load_nothing_back(req)
         with self._costing_what_it_adds(req, plan):
             result = super().add_one_req(req, *args, **kwargs)
             self._book(req, plan, partly=False)

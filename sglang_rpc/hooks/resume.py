@@ -157,6 +157,14 @@ def _load_state(runtime: SchedulerRPC, req: Req, backup: Backup) -> None:
     runtime.backups.load_state(backup, req.kv.mamba_pool_idx.view(1))
 
 
+def load_nothing_back(req: Req) -> None:
+    """Leave in host memory what the tree has there (HiCache): a restored row is whole, and has no place for it.
+
+    SGLang counts it anew when the request is matched again.
+    """
+    req.host_hit_length = req.swa_host_hit_length = req.mamba_host_hit_length = 0
+
+
 def restore_ids(req: Req) -> None:
     """Give a restored request, whose step has been built from the shortened ids, its whole text back."""
     if req.rpc is not None and req.rpc.evicted and req.extend_end == len(req.full_untruncated_fill_ids):

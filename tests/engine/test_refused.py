@@ -15,7 +15,7 @@ UNSUPPORTED = {
     "--speculative-algorithm NGRAM": "--speculative-algorithm NGRAM does not work with RPC",
     "--disaggregation-mode prefill": "--disaggregation-mode prefill does not work with RPC",
     "--dcp-size 2": "--dcp-size 2 does not work with RPC",
-    "--enable-hierarchical-cache": "--enable-hierarchical-cache does not work with RPC",
+    "--hicache-host-memory-mode buffer_only": "--hicache-host-memory-mode buffer_only does not work with RPC",
     "--enable-lmcache": "--enable-lmcache does not work with RPC",
     "--enable-flexkv": "--enable-flexkv does not work with RPC",
     "--enable-session-radix-cache": "--enable-session-radix-cache does not work with RPC",

@@ -65,6 +65,9 @@ class Req:
     extend_end: int = 0
     extend_len: int = 0
     prefix_len: int = 0
+    host_hit_length: int = 0
+    mamba_host_hit_length: int = 0
+    swa_host_hit_length: int = 0
     last_node: Any = None
     is_retracted: bool = False
     session: Any = None

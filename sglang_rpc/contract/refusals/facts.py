@@ -77,7 +77,8 @@ class ServingFacts:
     rows_own_more: bool = False  #: a row has auxiliary memory sized by its length
     allocator: str = "TokenToKVPoolAllocator"
     tree: str | None = None  #: None: not built yet
-    second_tier: bool = False  #: the tree is attached to host memory or an external store
+    host_tier: bool = False  #: the tree keeps KV in host memory too (HiCache)
+    linked: bool = False  #: the tree is linked to an external store
 
     @property
     def recurrent(self) -> bool:
@@ -120,8 +121,8 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         prefill_backend=runner.prefill_attention_backend_str,
         rocm=torch.version.hip is not None,
         tree=None if tree is None else type(tree).__name__,
-        second_tier=tree is not None
-        and (tree.cache_controller is not None or getattr(tree, "linker", None) is not None),
+        host_tier=tree is not None and tree.cache_controller is not None,
+        linked=getattr(tree, "linker", None) is not None,
         **_pool_facts(runner),
     )
 

@@ -276,10 +276,19 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         f"RPC keeps compressed KV out of {', '.join(TREES)} and knows no other",
         "remove the flag or plugin that selects it",
     ),
+    host_tier_of_two_kinds=Row(
+        lambda f, _: (
+            f.host_tier
+            and (f.kv_pool == WINDOW_POOL or f.recurrent)
+            and f"--enable-hierarchical-cache with {f.model}, whose layers have memory of two kinds,"
+        ),
+        "what loads the second kind back from host memory has not been checked with compressed requests",
+        "remove --enable-hierarchical-cache",
+    ),
     second_tier=Row(
-        lambda f, _: f.second_tier and "a prefix cache with a second tier in host memory or an external store",
+        lambda f, _: f.linked and "a prefix cache that is linked to an external store",
         "KV is copied outside the stream that moves entries, so a freed slot may still be written",
-        "remove the flag that attaches it",
+        "remove the flag that links it",
     ),
 )
 

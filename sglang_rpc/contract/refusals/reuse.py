@@ -36,6 +36,9 @@ REUSE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
     reuse_with_dp_attention=_row(
         "attn_dp_size", "a step of ranks that serve other requests has not been checked with a prompt taken over"
     ),
+    reuse_with_host_tier=_row(
+        "enable_hierarchical_cache", "compressed KV in the prefix tree has not been checked with copies in host memory"
+    ),
     reuse_of_gists=Row(
         lambda _, config: (
             config.policy == lightthinker.NAME and f"--rpc-reuse {config.reuse} with --rpc-policy {config.policy}"

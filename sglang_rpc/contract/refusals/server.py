@@ -175,16 +175,21 @@ SERVER_ROWS = named(
         {"--elastic-ep-backend": ("none",), "--elastic-ep-join-mode": ()},
         "ranks may join and leave, and a compression needs every rank to take part",
     ),
-    hierarchical_cache=_row(
-        "--enable-hierarchical-cache",
-        "KV is copied between GPU and host outside the stream that moves entries, so a freed slot may still be written",
-        "remove --enable-hierarchical-cache (--enable-hicache)",
+    host_buffers=_row(
+        {"--hicache-host-memory-mode": ("cache",)},
+        "host memory then holds KV only on its way from a store to a request that waits for it, and a retracted "
+        "request that RPC restores would leave it there",
+        "use --hicache-host-memory-mode cache",
     ),
     lmcache=_row(
-        "--enable-lmcache", "LMCache stores KV under token ids that a compressed request's slots no longer match"
+        "--enable-lmcache",
+        "what a waiting request has in LMCache is loaded into slots set aside for it, and a retracted request that "
+        "RPC restores would leave them there",
     ),
     flexkv=_row(
-        "--enable-flexkv", "FlexKV stores KV under token ids that a compressed request's slots no longer match"
+        "--enable-flexkv",
+        "FlexKV has a prefix tree of its own, which takes a row's first entries for its first tokens and stores them "
+        "so; in a compressed row they are not",
     ),
     external_linker=_row(
         "--enable-unified-cache-external-linker",

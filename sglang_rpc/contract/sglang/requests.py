@@ -75,12 +75,14 @@ class Req(Protocol):
     extra_key: str | None  #: what keeps prompts of equal ids apart in the tree
     finished_reason: FinishReason | None
     full_untruncated_fill_ids: array[int]  #: what is prefilled after `prefix_len`
+    host_hit_length: int  #: tokens after `prefix_len` that the tree has in host memory, to be loaded at admission
     input_embeds: object | None
     is_retracted: bool
     kv: ReqKvInfo
     last_node: TreeNode  #: where the matched prefix ends
     logprob_start_len: int
     lora_id: str | None
+    mamba_host_hit_length: int  #: recurrent states that the tree has in host memory
     multimodal_inputs: object | None
     origin_input_ids: array[int]  #: the prompt
     output_ids: array[int]
@@ -95,6 +97,7 @@ class Req(Protocol):
     sampling_params: SamplingParams
     skip_radix_cache_insert: bool  #: whether what it holds is freed, not inserted in the tree
     session: Session | None
+    swa_host_hit_length: int  #: tokens of window layers that the tree has in host memory
     to_finish: FinishReason | None
     vocab_size: int
 

@@ -52,6 +52,20 @@ def test_restored_from_its_backup(page, monkeypatch, forgetful):
             assert comes_back(pool, req), (prompt, generated)
 
 
+@pytest.mark.parametrize("retracted", [True, False])
+@everywhere
+def test_beside_a_backup_nothing_is_loaded_back_from_host_memory(page, retracted, monkeypatch, forgetful):
+    req, pool = request(page, 32, True, True, 16 if retracted else 0), Pool(page)
+    if retracted:
+        leave(pool, req, monkeypatch)
+    req.host_hit_length, req.best_match_node = 16, "node"
+    pool.tree.init_load_back.return_value = (16, "node")
+    pool.tree.buffer_pipeline = pool.tree.linker = None
+    assert pool.admits(req)
+    assert pool.tree.init_load_back.called != retracted
+    assert req.prefix_len == (32 + 15 if retracted else 16)
+
+
 def test_a_preempted_request_is_asked_twice_and_ends_for_the_first_reason(monkeypatch, forgetful):
     req, pool = request(1, 30, True, True, 100), Pool(1)
     leave(pool, req, monkeypatch)

@@ -93,8 +93,10 @@ def test_from_the_command_to_the_tables(fakes, tmp_path, capsys, monkeypatch):
     assert len(rows) == 6 * len(check.QUANTITIES)
     said = json.loads((out / "conditions.json").read_text())
     for arm in ("stock", "rpc"):
-        assert said["arms"][arm]["step_s"] == pytest.approx([1e-3, 1e-3], rel=0.5)
-        assert said["arms"][arm]["step"]["fixed"] == pytest.approx(1e-3, rel=0.8)
+        step, seconds = said["arms"][arm]["step"], said["arms"][arm]["step_s"]
+        assert len(seconds) == 2
+        assert all(one > 0.9e-3 for one in seconds)  # as a server sleeps; on a busy machine longer
+        assert Step(**step) == check.fit((1, 2), seconds, step["prefill"])
     assert "MODEL" in said["arms"]["rpc"]["server"]
     assert str(tmp_path) not in (out / "conditions.json").read_text()
     assert (out / "check.md").read_text() in capsys.readouterr().out

@@ -40,7 +40,6 @@ PLAIN = dict(
     enable_amd_monokernel=False,
     enable_dsa_cache_layer_split=False,
     enable_flexkv=False,
-    enable_hierarchical_cache=False,
     enable_hisparse=False,
     enable_kv_cache_sharding=False,
     enable_lmcache=False,
@@ -54,6 +53,7 @@ PLAIN = dict(
     enable_torch_compile=False,
     enable_unified_cache_external_linker=False,
     enable_unified_memory=False,
+    hicache_host_memory_mode="cache",
     encoder_only=False,
     ep_join_mode=None,
     is_embedding=False,
@@ -108,7 +108,7 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
         (dict(elastic_ep_backend="mooncake"), "--elastic-ep-backend mooncake"),
         (dict(ep_join_mode="scale"), "--elastic-ep-join-mode scale"),
     ],
-    "hierarchical_cache": [(dict(enable_hierarchical_cache=True), "--enable-hierarchical-cache")],
+    "host_buffers": [(dict(hicache_host_memory_mode="buffer_only"), "--hicache-host-memory-mode buffer_only")],
     "lmcache": [(dict(enable_lmcache=True), "--enable-lmcache")],
     "flexkv": [(dict(enable_flexkv=True), "--enable-flexkv")],
     "external_linker": [(dict(enable_unified_cache_external_linker=True), "--enable-unified-cache-external-linker")],
@@ -223,7 +223,11 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "row_pool": (dict(row_pool="UnifiedHybridReqToTokenPool"), "UnifiedHybridReqToTokenPool"),
     "allocator": (dict(allocator="PureSWATokenToKVPoolAllocator"), "the allocator PureSWATokenToKVPoolAllocator"),
     "tree": (dict(tree="LMCacheUnifiedRadixCache"), "LMCacheUnifiedRadixCache"),
-    "second_tier": (dict(tree="UnifiedRadixCache", second_tier=True), "second tier"),
+    "host_tier_of_two_kinds": (
+        dict(tree="UnifiedRadixCache", host_tier=True, kv_pool="SWAKVPool"),
+        "--enable-hierarchical-cache with LlamaForCausalLM, whose layers have memory of two kinds",
+    ),
+    "second_tier": (dict(tree="UnifiedRadixCache", linked=True), "linked to an external store"),
 }
 
 #: Row -> request fields (sampling parameters in capitals), with what the sentence must name.

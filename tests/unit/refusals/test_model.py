@@ -74,10 +74,16 @@ def test_facts_of_a_scheduler(model_runner):
     scheduler = SimpleNamespace(tp_worker=SimpleNamespace(model_runner=model_runner), tree_cache=UnifiedRadixCache())
     facts = gather_facts(scheduler)
     assert facts.tree == "UnifiedRadixCache"
-    assert not facts.second_tier
+    assert not facts.host_tier
+    assert not facts.linked
     refuse_model_runner(facts, CONFIG)
     scheduler.tree_cache.cache_controller = object()
-    assert gather_facts(scheduler).second_tier
+    with_host_memory = gather_facts(scheduler)
+    assert with_host_memory.host_tier
+    refuse_model_runner(with_host_memory, CONFIG)
+    scheduler.tree_cache.linker = object()
+    with pytest.raises(UnsupportedError, match="linked to an external store"):
+        refuse_model_runner(gather_facts(scheduler), CONFIG)
 
 
 @pytest.mark.parametrize(

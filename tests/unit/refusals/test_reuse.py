@@ -21,6 +21,7 @@ SHARE, OFF = RPCConfig(reuse="share"), RPCConfig()
 PLAIN = dict(
     disable_radix_cache=False,
     strip_thinking_cache=False,
+    enable_hierarchical_cache=False,
     enable_watermark=False,
     enable_two_batch_overlap=False,
     pp_size=1,
@@ -33,6 +34,7 @@ SERVER = {
     "reuse_in_halves": ({"enable_two_batch_overlap": True}, SHARE, "--enable-two-batch-overlap"),
     "reuse_in_pipelines": ({"pp_size": 2}, SHARE, "--pp-size 2"),
     "reuse_with_dp_attention": ({"attn_dp_size": 2}, SHARE, "--attn-dp-size 2"),
+    "reuse_with_host_tier": ({"enable_hierarchical_cache": True}, SHARE, "--enable-hierarchical-cache"),
     "reuse_of_gists": (
         {},
         RPCConfig(reuse="share", policy="lightthinker", gist_tokens=(5,)),
