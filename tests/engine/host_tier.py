@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,16 +91,18 @@ def copy(
         target[dst_indices] = source[src_indices]
 
 
-def install() -> None:
-    """Let every tree of this process have a host tier; never undone, the process is the engine's."""
+def install(patch: Callable[[object, str, object], None] = setattr) -> None:
+    """Let every tree of this process have a host tier. Not undone by itself: an engine's process is its own."""
     from sglang.srt.managers import cache_controller
     from sglang.srt.mem_cache import l2_transfer
-    from sglang.srt.mem_cache.pool_host import common, mha
+    from sglang.srt.mem_cache.pool_host import base, common, mha
 
     device = SimpleNamespace(Event=Event, Stream=Stream, stream=_on, current_stream=Stream, __name__="stand-in")
-    cache_controller.device_module = l2_transfer.device_module = device
-    common._cuda_host_register = lambda *_: None
-    mha.transfer_kv_direct = copy
+    patch(cache_controller, "device_module", device)
+    patch(l2_transfer, "device_module", device)
+    patch(common, "_cuda_host_register", lambda *_: None)
+    patch(mha, "transfer_kv_direct", copy)
+    patch(base, "HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)  # SGLang leaves 10 GB free
 
 
 def count() -> None:
