@@ -146,9 +146,10 @@ class RPCConfig:
     )
     reuse: str = _setting(
         "off",
-        choice(("off", "share")),
+        choice(("off", "share", "continue")),
         "share: a request takes over the compressed KV of an earlier one, if its prompt begins with that one's prompt "
-        "and output; all such requests share the entries; off: its prompt is prefilled whole",
+        "and output; all such requests share the entries; continue: and its due dates go on from there, its first "
+        "compression of them in a copy of its own; off: its prompt is prefilled whole",
     )
     host_backup_gb: float = _setting(
         4,

@@ -19,6 +19,7 @@ _FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "HookRegistry._apply_target": "puts a hook on a function of a module, and on its copies in other modules; "
         "raises where it can't",
     },
+    "sglang.srt.mem_cache.radix_cache.RadixKey": {"__init__": "a text, and what keeps it apart from equal ones"},
     "sglang.srt.plugins": {"load_plugins": "calls plugin:load, and lets SystemExit through"},
     "sglang.srt.server_args": {
         "prepare_server_args": "parses a command line with add_cli_args and --config",

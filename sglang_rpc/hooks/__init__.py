@@ -27,6 +27,10 @@
 | `accumulate` | how is the attention of every step added up, for policies that ask? |
 | `reuse` | how does a request take over what an earlier one thought? |
 | `publish` | what does a compressed request leave for later ones? |
+| `own_copy` | what happens to a shared region before its request compresses it? |
+| `recording` | which queries has a request that goes on close to a due date? |
+| `last_date` | when is a request compressed as it ends? |
+| `turns` | which ids does a session's turn have that replaces another? |
 | `tree` | what may the prefix tree hold of a compressed request? |
 | `recurrence` | what happens to recurrent states beside compressed KV? |
 | `state_slots` | how many recurrent states are there, and do they bind before KV does? |

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from sglang_rpc.contract.targets import AFTER, hook
-from sglang_rpc.hooks import result_in_flight, resume
+from sglang_rpc.hooks import result_in_flight, resume, rows
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.admission import Forecast, Plan
 from sglang_rpc.runtime.request_state import RequestState, Saved
@@ -39,7 +39,7 @@ def adder_that_knows(adder_class: type[PrefillAdder], scheduler: Scheduler) -> t
 
 
 def plan_of(req: Req, generated: int, tokens: int, ends: bool) -> Plan:
-    """The plan of a request with `generated` logical entries after its prompt that may generate `tokens` more."""
+    """The plan of a request with `generated` logical entries in its region that may generate `tokens` more."""
     prompt = len(req.origin_input_ids)
     if req.rpc is None:
         return Plan(generated, generated, tokens, ends, prompt=prompt)
@@ -188,16 +188,21 @@ class PeakAdder(Base):
         return Forecast(plans, self.page_size, self._rpc.ring.slots)
 
     def _running(self, req: Req) -> Plan:
-        evicted = 0 if req.rpc is None else req.rpc.evicted
-        generated = max(0, req.kv.kv_allocated_len - len(req.origin_input_ids) + evicted)
+        state, prompt = req.rpc, len(req.origin_input_ids)
+        if state is None:
+            generated = max(0, req.kv.kv_allocated_len - prompt)
+        else:
+            logical = state.clock.generated(req.kv.kv_allocated_len, state.front(prompt))
+            generated = max(state.inherited, logical)
         return plan_of(req, generated, *self._to_come(req, self.new_token_ratio))
 
     def _waiting(self, req: Req) -> Plan:
-        return plan_of(req, len(req.output_ids), *self._to_come(req, 1.0))  # its prefill covers the output it has
+        known = len(req.output_ids) if req.rpc is None else rows.known(req, req.rpc)
+        return plan_of(req, known, *self._to_come(req, 1.0))  # its prefill covers the output it has
 
     def _restored(self, req: Req, state: RequestState, saved: Saved) -> Plan:
-        generated, prompt = len(req.output_ids), len(req.origin_input_ids)  # its prefill covers the newest token
-        return state.plan_saved(saved, generated, *self._to_come(req, 1.0), prompt)
+        prompt = len(req.origin_input_ids)  # its prefill covers the newest token
+        return state.plan_saved(saved, rows.known(req, state), *self._to_come(req, 1.0), prompt)
 
     def _to_come(self, req: Req, ratio: float) -> tuple[int, bool]:
         """Tokens to plan for and whether it ends there: a fixed length, or as far ahead as SGLang reserves."""

@@ -3,6 +3,7 @@
 import logging
 
 from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.hooks import rows
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.memory.host_backup import Backup
 from sglang_rpc.runtime.request_state import RequestState
@@ -18,7 +19,7 @@ def is_worth_it(state: RequestState) -> bool:
 def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
     """Copy `req`'s row to the host; None if there is nothing worth it, or no room for it. Counts and logs a refusal."""
     prompt = len(req.origin_input_ids)
-    entries = state.clock.physical(len(req.output_ids) - 1, prompt)
+    entries = state.clock.physical(rows.known(req, state) - 1, state.front(prompt))
     if runtime.never_backed_up or not is_worth_it(state):
         return None
     if len(req.output_ids) == 0 or not req.kv.holds_kv:
@@ -39,7 +40,8 @@ def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
     if runtime.backups.has_states:
         assert req.kv.mamba_pool_idx is not None, f"{req.rid} holds a row and no recurrent state"
         state_slot = req.kv.mamba_pool_idx.view(1)
-    backup = runtime.backups.save(row, prompt, (req.extra_key, tuple(req.origin_input_ids)), queries, state_slot)
+    key = req.extra_key, tuple(req.origin_input_ids)
+    backup = runtime.backups.save(row, state.fixed(prompt), key, queries, state_slot)
     if backup is None:
         runtime.compressor.counters.backups_refused += 1
         logger.warning(

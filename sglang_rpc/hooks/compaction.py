@@ -1,6 +1,7 @@
 """Applies compressions to a batch of SGLang's: moves, frees, and corrects every length."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -23,34 +24,42 @@ def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tu
     """
     for index, req, c in due:
         # The two ways to corrupt memory. Neither can happen as long as the tree's clamps hold.
-        assert req.kv.cache_protected_len <= len(req.origin_input_ids), f"{req.rid}: the tree owns generated KV"
+        front = len(req.origin_input_ids) if req.rpc is None else req.rpc.front(len(req.origin_input_ids))
+        assert req.kv.cache_protected_len <= front, f"{req.rid}: the tree owns generated KV"
         assert req.kv.kv_allocated_len == c.end == int(batch.seq_lens_cpu[index]), (
             f"{req.rid}: allocated {req.kv.kv_allocated_len}, row {c.end}, batch {batch.seq_lens_cpu[index]}"
         )
-    runtime.fence()
-    runtime.compressor.compress([c for _, _, c in due])
+    compress_rows(runtime, [(req, c) for _, req, c in due])
     shorter = torch.zeros_like(batch.seq_lens_cpu)
-    for index, req, c in due:
-        state = req.rpc
-        assert state is not None
-        if runtime.tracer is not None:
-            state.hooks.trace = runtime.tracer.compressed(state, c, req.rid, reuse.text_of(req), req.output_ids)
-        freed, prompt = _free_tail(runtime, req, c), len(req.origin_input_ids)
-        runtime.compressor.commit(state, c, freed)
-        state.hooks.compacted_in = runtime.step
-        runtime.metrics.compressed(c, freed)
+    for index, _, c in due:
         shorter[index] = c.evicted
-        logger.debug(
-            "RPC %s: compression %d at %d generated tokens, %d -> %d entries, %d slots freed%s",
-            req.rid, c.event, c.generated, c.end - prompt, c.new_end - prompt, freed,
-            ", late" if c.late else ", early" if c.early else "",
-        )  # fmt: skip
     # New tensors: forwards in flight and queued results hold the old ones.
     batch.seq_lens_cpu = batch.seq_lens_cpu - shorter
     if batch.seq_lens.is_cuda:
         shorter = shorter.pin_memory()  # or the copy would make the host wait
     batch.seq_lens = batch.seq_lens - shorter.to(batch.seq_lens.device, batch.seq_lens.dtype, non_blocking=True)
     batch.seq_lens_sum = None  # SGLang sums them up anew, as after its own changes
+
+
+def compress_rows(runtime: SchedulerRPC, due: Sequence[tuple[Req, Compression]]) -> None:
+    """Compress the rows of requests, on the current stream, after the forward pass in flight; sets their lengths, gives
+    the slots freed back to the pool, and commits each compression. Lengths of batches are the caller's."""
+    runtime.fence()
+    runtime.compressor.compress([c for _, c in due])
+    for req, c in due:
+        state = req.rpc
+        assert state is not None
+        if runtime.tracer is not None and state.continued is None:
+            state.hooks.trace = runtime.tracer.compressed(state, c, req.rid, reuse.text_of(req), req.output_ids)
+        freed, prompt = _free_tail(runtime, req, c), state.front(len(req.origin_input_ids))
+        runtime.compressor.commit(state, c, freed)
+        state.hooks.compacted_in = runtime.step
+        runtime.metrics.compressed(c, freed)
+        logger.debug(
+            "RPC %s: compression %d at %d generated tokens, %d -> %d entries, %d slots freed%s",
+            req.rid, c.event, c.generated, c.end - prompt, c.new_end - prompt, freed,
+            ", late" if c.late else ", early" if c.early else "",
+        )  # fmt: skip
 
 
 def _free_tail(runtime: SchedulerRPC, req: Req, c: Compression) -> int:

@@ -1,6 +1,7 @@
 """How many tokens a request may generate: never more than the pool, empty but for it, has room for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
@@ -67,9 +68,11 @@ def refit(scheduler: Scheduler, req: Req, state: RequestState, generated: int) -
         return
     prompt = len(req.origin_input_ids)
     tokens = most(
-        scheduler, max(0, params.max_new_tokens - generated), lambda n: state.plan(generated, n, True, prompt)
+        scheduler,
+        max(0, params.max_new_tokens + state.inherited - generated),
+        lambda n: state.plan(generated, n, True, prompt),
     )
-    lower(req, max(output + 1, generated + tokens))
+    lower(req, max(output + 1, generated - state.inherited + tokens))
     if state.start is not None:
         state.hooks.fitted_for = known
         return
@@ -85,7 +88,7 @@ def most(scheduler: Scheduler, want: int, plan: Callable[[int], Plan]) -> int:
     """The largest n <= `want` such that `plan(n)`, of n tokens more, fits the empty pool; 0 if none does."""
 
     def fits(tokens: int) -> bool:
-        planned = plan(tokens)
+        planned = replace(plan(tokens), shared=0)  # where a copy does not fit, it goes on without one
         room = capacity_after(scheduler, planned.prompt + planned.held)
         return Forecast([planned], scheduler.page_size).peak <= room
 

@@ -11,8 +11,9 @@ from sglang_rpc.contract.sglang.model import ModelRunner
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
 from sglang_rpc.hooks.model import model_rpc
+from sglang_rpc.hooks.recording import going_on
 from sglang_rpc.hooks.resume import restore_ids
-from sglang_rpc.hooks.reuse import offset_of
+from sglang_rpc.hooks.reuse import in_force
 from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.step import SingleRows, carrying, logical_lengths
 from sglang_rpc.memory.query_ring import QueryRing
@@ -64,10 +65,15 @@ def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: Que
     for index, length in enumerate(batch.extend_lens):
         end += length
         req = batch.reqs[index]
-        if length == 1 and req.extend_end > len(req.origin_input_ids):
+        prompt = len(req.origin_input_ids)
+        if length == 1 and req.extend_end > (prompt if req.rpc is None else req.rpc.fixed(prompt)):
             rows.append(index)
             tokens.append(end - 1)
             restore_ids(req)
+        elif going_on(req):
+            newest = range(max(end - length, end - ring.window), end)  # older ones would share their entries
+            rows += [index] * len(newest)
+            tokens += newest
     if not rows:
         return
     # A step with such rows runs without a graph, with DP attention on every rank: so only where one is recorded.
@@ -96,7 +102,7 @@ def _lacking(req: Req) -> int:
     state = req.rpc
     if state is None:
         return 0
-    return state.evicted if state.taken is None else state.evicted + offset_of(req)
+    return state.evicted if state.taken is None or in_force(req) is None else state.evicted + state.offset
 
 
 @hook(
@@ -109,10 +115,17 @@ def count_logically(_result: object, batch: ScheduleBatch) -> None:
 
     Runs once per extend step, before its forward batch is made. The new tensor is this batch's alone.
     """
-    lacking = [_lacking(req) for req in batch.reqs]
+    # SGLang takes no row to be shorter than its prompt; one that goes on with a region may be.
+    lacking = [_lacking(req) - _taken_longer(req) for req in batch.reqs]
     if any(lacking):
         lengths = batch.orig_seq_lens
         batch.orig_seq_lens = lengths + _to_device(lacking, lengths.dtype, lengths.device)
+
+
+def _taken_longer(req: Req) -> int:
+    if req.rpc is None or req.rpc.continued is None or not req.rpc.continued.copied:
+        return 0
+    return max(0, len(req.origin_input_ids) - req.extend_end)
 
 
 def _to_device(values: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

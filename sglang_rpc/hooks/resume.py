@@ -55,6 +55,8 @@ def back_up(
     resumable = release()
     if state is not None and saved is not None:
         state.hooks.saved = saved
+    elif req.to_finish is not None:
+        reuse.give_back(req)  # it ends, and nothing is computed again
     elif len(req.output_ids) > 0 or not offload_kv:  # else it comes back as it came
         reuse.revert(req, reuse.NO_BACKUP if offload_kv else reuse.PAUSED)
     runtime.report_backups()
@@ -132,7 +134,7 @@ def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) 
     pool.write((row, slice(0, entries)), torch.cat([prefix.to(slots.dtype), slots]).to(torch.int32))
     req.kv.kv_committed_len = req.kv.kv_allocated_len = req.prefix_len = entries
     # As many ids as the row has entries, the newest last: SGLang prefills what stands after `prefix_len`.
-    req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids[-(entries + 1 - len(req.origin_input_ids)) :]
+    req.full_untruncated_fill_ids = (req.origin_input_ids + req.output_ids)[:entries] + req.output_ids[-1:]
 
     runtime.backups.load(backup, matched, slots.long())
     if runtime.backups.has_states:

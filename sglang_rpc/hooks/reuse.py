@@ -18,11 +18,13 @@ import numpy as np
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.memory import Tree
 from sglang_rpc.contract.sglang.requests import Req
-from sglang_rpc.contract.sglang.scheduler import StreamAccumulator
-from sglang_rpc.contract.targets import AFTER, REUSE, hook
+from sglang_rpc.contract.sglang.scheduler import Scheduler, StreamAccumulator
+from sglang_rpc.contract.targets import AFTER, BEFORE, REUSE, hook
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import recording
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of, state_of
 from sglang_rpc.runtime.aliases import FIRST_VIRTUAL, Alias
+from sglang_rpc.runtime.continued import Continued, go_on
 from sglang_rpc.runtime.request_state import RequestState, Taken
 
 EVICTED = "what was compressed has been evicted since, or flushed"
@@ -70,6 +72,19 @@ def refuse_foreign_ids(req: Req) -> None:
         raise ConfigError(f"input_ids must be from 0 to {limit - 1}, got {foreign[0]}", "request.input_ids")
 
 
+@hook(
+    BEFORE,
+    "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+    "every new request passes here when all of it is known",
+    REUSE,
+)
+def take_over_in_queue(scheduler: Scheduler, req: Req, *_args: object, **_kwargs: object) -> None:
+    """BEFORE Scheduler._add_request_to_queue, also of a retracted request, which keeps what it has."""
+    runtime = runtime_of(scheduler)
+    if runtime is not None:
+        take_over(runtime, req)
+
+
 def take_over(runtime: SchedulerRPC, req: Req) -> None:
     """Before a new request is queued: name its prompt by the longest text that is held compressed, if there is one.
 
@@ -84,16 +99,39 @@ def take_over(runtime: SchedulerRPC, req: Req) -> None:
     if state.not_reused:
         return
     known = runtime.aliases.find(namespace_of(req, state), req.origin_input_ids)
-    fitting = [alias for alias in known if _shown(runtime, req, alias) >= alias.entries]
+    usable = [(alias, continued) for alias in known if (continued := _go_on(runtime, req, state, alias)) or alias.spans]
+    fitting = [each for each in usable if _shown(runtime, req, each[0]) >= each[0].entries]
     if not fitting:
-        state.not_reused = LOGPROBS if known else UNKNOWN
+        state.not_reused = LOGPROBS if usable else UNKNOWN
         return
-    alias, text = fitting[0], req.origin_input_ids
+    (alias, continued), text = fitting[0], req.origin_input_ids
     state.taken = taken = Taken(alias, text, alias.key(text), req.logprob_start_len)
-    _rename(req, taken.key)
+    rename(req, taken.key)
+    if continued is not None:
+        state.go_on(continued)
     req.already_computed = -alias.offset  # makes `cached_tokens` logical
     if req.logprob_start_len >= 0:
         req.logprob_start_len -= alias.offset
+
+
+def _go_on(runtime: SchedulerRPC, req: Req, state: RequestState, alias: Alias) -> Continued | None:
+    """How the request would go on with the region that `alias` is of; None if it is prompt for it.
+
+    A think segment that was open must still be. Where layers have sliding windows, the newest entries must stay last;
+    where attention is added up, in the entries themselves, that of others who share them would count.
+    """
+    thought, text = alias.thought, req.origin_input_ids
+    if thought is None or state.options.reuse != "continue" or not state.active:
+        return None
+    if runtime.compressor.reach or runtime.every_step:
+        return None
+    if state.segment is not None:
+        markers = runtime.compressor.markers
+        assert markers is not None, "it has a segment"
+        ended = markers.start is None and markers.end.find(text, thought.begin) is not None
+        if state.segment.start is None or ended:
+            return None
+    return go_on(thought, alias.tokens, [(s.begin, s.end, s.held) for s in alias.spans], alias.offset, text)
 
 
 def _why_not(req: Req, state: RequestState) -> str:
@@ -118,7 +156,8 @@ def _shown(runtime: SchedulerRPC, req: Req, alias: Alias) -> int:
     return entries // runtime.page_size * runtime.page_size
 
 
-def _rename(req: Req, ids: array[int]) -> None:
+def rename(req: Req, ids: array[int]) -> None:
+    """Show SGLang `ids` as the request's prompt."""
     # Assigned, not edited: `origin_input_ids_unpadded`, which detokenizing reads, may be the same array. SGLang adds to
     # the other array by its length alone, so it must be built anew.
     req.origin_input_ids = ids
@@ -129,7 +168,7 @@ def give_back(req: Req) -> Taken | None:
     """Its real ids again, if it has others; returns what it had taken over."""
     taken = in_force(req)
     if taken is not None:
-        _rename(req, taken.text)
+        rename(req, taken.text)
         req.logprob_start_len = taken.logprob_start_len
     return taken
 
@@ -140,8 +179,11 @@ def revert(req: Req, why: str) -> None:
     if state is None or give_back(req) is None:
         return
     assert not req.kv.holds_kv, f"{req.rid}: its row is laid out by the key"
-    state.taken, state.not_reused = None, why
+    state.taken, state.continued, state.not_reused = None, None, why
+    state.clock.reset()
+    state.hooks.fitted_for = None
     state.totals.took_over(0, 0)
+    state.totals.go_on(0)
     req.already_computed = 0
 
 
@@ -192,7 +234,11 @@ def count_reuse(_result: object, batch: ScheduleBatch) -> None:
     counters = runtime.compressor.counters
     for req in batch.reqs:
         taken, state = in_force(req), req.rpc
-        if taken is not None and state is not None and not state.totals.reused:
+        if taken is None or state is None:
+            continue
+        state.totals.go_on(state.inherited)
+        recording.begin(runtime, req, state)
+        if taken.alias.compressed and not state.totals.reused:
             state.totals.took_over(taken.alias.compressed, taken.alias.held)
             counters.reused_requests += 1
             counters.reused_tokens += taken.alias.compressed

@@ -48,8 +48,13 @@ def decoding(reqs: Iterable[Req]) -> list[tuple[Req, RequestState]]:
 
 
 def generated(req: Req, state: RequestState) -> int:
-    """Logical entries after the prompt."""
-    return state.clock.generated(req.kv.kv_committed_len, len(req.origin_input_ids))
+    """Logical entries of its region."""
+    return state.clock.generated(req.kv.kv_committed_len, state.front(len(req.origin_input_ids)))
+
+
+def known(req: Req, state: RequestState) -> int:
+    """Tokens of its region that are known: the newest may have no entry yet."""
+    return state.inherited + len(req.output_ids)
 
 
 def row_of(req: Req) -> int:
@@ -62,9 +67,8 @@ def row_of(req: Req) -> int:
 def _decodes(req: Req) -> bool:
     # Finished or retracted rows are filtered out later in the step; their KV is no longer theirs. A row that is no
     # longer than its prompt has just been prefilled, or is still being.
-    return (
-        req.kv.kv_committed_len > len(req.origin_input_ids)
-        and req.kv.holds_kv
-        and not req.finished()
-        and not req.is_retracted
-    )
+    state, fixed = req.rpc, len(req.origin_input_ids)
+    if state is not None and state.continued is not None:
+        # Its region has entries before it decodes, and may be due right after its prefill.
+        fixed = state.fixed(fixed) - 1
+    return req.kv.kv_committed_len > fixed and req.kv.holds_kv and not req.finished() and not req.is_retracted

@@ -5,7 +5,7 @@ from sglang_rpc.contract.sglang.memory import ReqToTokenPool
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import BEFORE, hook
-from sglang_rpc.hooks import pressure, reuse, rows
+from sglang_rpc.hooks import own_copy, pressure, reuse, rows
 from sglang_rpc.hooks.compaction import apply_compressions
 from sglang_rpc.hooks.limits import refit
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of, state_of
@@ -52,15 +52,30 @@ def compress_due(scheduler: Scheduler, running_batch: ScheduleBatch, last_batch:
     prefilling = rows.prefilling(scheduler, last_batch)
     for batch in batches:
         # Again where something was done: of a row rebuilt from its tokens more than one thought may have its gists.
-        while due := [
-            (i, req, c)
-            for i, req, state in rows.rows_to_check(batch)
-            if req not in prefilling and (c := _poll(runtime, req, state)) is not None
-        ]:
+        while due := _due(runtime, batch, prefilling):
             apply_compressions(runtime, batch, due)
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.compressor.recorder.keeps_free = False  # until a request is again kept from coming back
     runtime.report_slots()
+
+
+def _due(
+    runtime: SchedulerRPC, batch: ScheduleBatch, prefilling: tuple[Req | None, Req | None]
+) -> list[tuple[int, Req, Compression]]:
+    """The compressions of `batch` that are due, by row. Of regions that lie in the tree, no more than one: its copy is
+    compressed, and most of it free again, before the next is made."""
+    due, copied = [], False
+    for index, req, state in rows.rows_to_check(batch):
+        if req in prefilling or (copied and state.shares_region):
+            continue
+        compression = _poll(runtime, req, state)
+        if compression is not None and state.shares_region:
+            copied = own_copy.make(runtime, req, state)
+            if not copied:
+                continue
+        if compression is not None:
+            due.append((index, req, compression))
+    return due
 
 
 def _poll(runtime: SchedulerRPC, req: Req, state: RequestState) -> Compression | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from sglang_rpc.contract.sglang.memory import Tree
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
-from sglang_rpc.hooks.publish import publish
+from sglang_rpc.hooks.publish import publish, remember
 from sglang_rpc.hooks.runtime import state_of
 
 
@@ -26,14 +26,17 @@ def insert_prompt_only(original: Callable[..., None], tree: Tree, req: Req, *, u
     A recurrent state cannot be clamped: it is of all tokens up to `up_to`. So nothing is inserted beside such states.
     """
     state = state_of(req)
-    if state is not None and state.evicted and req.finished() and publish(original, tree, req, state, up_to, **kwargs):
+    ends = state is not None and req.finished()
+    if state is not None and state.compacted and ends and publish(original, tree, req, state, up_to, **kwargs):
         return
-    if state is not None and (state.evicted or (state.active and not req.finished())):
-        prompt = len(req.origin_input_ids)
+    if state is not None and (state.compacted or (state.active and not req.finished())):
+        prompt = state.fixed(len(req.origin_input_ids))
         if up_to > prompt and tree.supports_mamba():
             return  # as of a request that SGLang keeps out of the tree
         up_to = min(up_to, prompt)
     original(tree, req, up_to=up_to, **kwargs)
+    if state is not None and ends:
+        remember(tree, req, state)
 
 
 @hook(

@@ -8,7 +8,7 @@ from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
-from sglang_rpc.hooks import backups, limits, reuse
+from sglang_rpc.hooks import backups, limits, rows
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.admission import Plan
 
@@ -21,15 +21,16 @@ def is_unresumable(runtime: SchedulerRPC, req: Req) -> bool:
     One that can, but not to the length it may have, is limited to what the empty pool has room for. A length that is
     known (`ignore_eos`) is not, if it is known too what of it is compressed (scope `all`).
     """
-    state, generated, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
-    if state is None or generated == 0:
+    state, output, prompt = req.rpc, len(req.output_ids), len(req.origin_input_ids)
+    if state is None or output == 0:
         return False
+    generated = rows.known(req, state)
     if state.hooks.ended is not None:
         return True  # preempted: asked when it was released, and again when it is queued, its backup dropped
     if state.segment is not None:
-        state.segment.advance(req.output_ids, generated)  # it may have begun to think since the last poll
+        state.segment.advance(req.output_ids, output)  # it may have begun to think since the last poll
     saved = state.hooks.saved
-    wanted = max(0, req.sampling_params.max_new_tokens - generated)
+    wanted = max(0, req.sampling_params.max_new_tokens - output)
 
     def plan(tokens: int) -> Plan:
         if saved is None:
@@ -40,10 +41,10 @@ def is_unresumable(runtime: SchedulerRPC, req: Req) -> bool:
     if tokens >= wanted:
         return False
     if tokens < 1 or (req.sampling_params.ignore_eos and state.segment is None):
-        state.hooks.ended = sentence(runtime, tokens=generated, saved=saved is not None)
+        state.hooks.ended = sentence(runtime, tokens=output, saved=saved is not None)
         backups.forget(runtime, req)
         return True
-    limits.lower(req, generated + tokens)
+    limits.lower(req, output + tokens)
     return False
 
 
@@ -98,14 +99,9 @@ def explain(
 def queue_if_resumable(
     original: Callable[..., None], scheduler: Scheduler, req: Req, *args: object, **kwargs: object
 ) -> None:
-    """AROUND Scheduler._add_request_to_queue: preemption and pauses queue what they retract without a question.
-
-    Every new request passes here too, when all of it is known.
-    """
+    """AROUND Scheduler._add_request_to_queue: preemption and pauses queue what they retract without a question."""
     runtime = runtime_of(scheduler)
     if runtime is None or not end_if_unresumable(runtime, req):
-        if runtime is not None:
-            reuse.take_over(runtime, req)
         original(scheduler, req, *args, **kwargs)
 
 

@@ -8,6 +8,8 @@ Slot 0 is the dummy slot: every row that owns no slot writes there.
 """
 
 import importlib.util
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -37,6 +39,8 @@ class QueryRing:
         self._kernel = _store_kernel() if self.buffer.is_cuda else None
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
         self._free = list(range(slots, 0, -1))
+        self._parked: OrderedDict[int, int] = OrderedDict()  # ticket -> free slot with queries that may be of use
+        self._tickets = itertools.count(1)
         self._row_of_slot: dict[int, int] = {}
 
     @staticmethod
@@ -52,7 +56,7 @@ class QueryRing:
     @property
     def free(self) -> int:
         """Slots that are not taken."""
-        return len(self._free)
+        return len(self._free) + len(self._parked)
 
     @property
     def nbytes(self) -> int:
@@ -61,9 +65,9 @@ class QueryRing:
 
     def acquire(self, row: int) -> int | None:
         """A slot for the request in `row`, from its next decode step on; None if every slot is taken."""
-        if not self._free:
+        if not self.free:
             return None
-        slot = self._free.pop()
+        slot = self._free.pop() if self._free else self._parked.popitem(last=False)[1]
         self._row_of_slot[slot] = row
         self.slot_of_row[row].fill_(slot)  # a kernel, no copy: the host does not wait
         return slot
@@ -73,6 +77,17 @@ class QueryRing:
         row = self._row_of_slot.pop(slot)
         self.slot_of_row[row].fill_(0)
         self._free.append(slot)
+
+    def park(self, slot: int) -> int:
+        """Give the slot back; its queries stay as long as there are others. Returns a ticket to find them by."""
+        self.release(slot)
+        ticket = next(self._tickets)
+        self._parked[ticket] = self._free.pop()
+        return ticket
+
+    def parked(self, ticket: int) -> int | None:
+        """The slot that was given back for this ticket; None if it is another's by now."""
+        return self._parked.get(ticket)
 
     def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the dummy."""

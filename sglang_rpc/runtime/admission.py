@@ -39,6 +39,7 @@ class Plan:
     prompt: int = 0  #: entries before the generated region, in the same pages
     holds_slot: bool = False  #: whether it has a query slot, so that its next compression comes at `compresses_at`
     rest: int = 0  #: candidates that compressions may keep beside, for want of a whole page
+    shared: int = 0  #: entries that lie in the tree until it is compressed, which needs a copy of them
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -110,7 +111,7 @@ class Forecast:
         if not plans:
             return np.zeros(BUCKETS, dtype=np.int64)
         prompt = np.array([[plan.prompt] for plan in plans])
-        now = prompt + np.array([[plan.held] for plan in plans])
+        now = prompt + np.array([[plan.held - plan.shared] for plan in plans])
         then = prompt + highest_held(plans, self._begin, self._end, wait)
         total: np.ndarray = (ceil_align(then, self._page) - ceil_align(now, self._page)).sum(axis=0)
         return total

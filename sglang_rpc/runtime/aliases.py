@@ -20,6 +20,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from sglang_rpc.runtime.continued import Thought
+
 #: The lowest virtual id. SGLang's image ids end at 10**6 + 2**62, a vocabulary long before.
 FIRST_VIRTUAL = 3 << 61
 #: Bits of an entry's number in a virtual id; those above are the compressed state's.
@@ -54,11 +56,18 @@ class Alias:
 
     spans: tuple[Span, ...]
     tail: int = 0  #: tokens after the last span that stand in its last page, which the tree gives whole or not at all
+    more: int = 0  #: tokens of the text after these, which are their own names
+    thought: Thought | None = None  #: for requests that go on with the region
 
     @property
     def tokens(self) -> int:
-        """Tokens of the text, up to the end of the last span's last page."""
-        return self.spans[-1].end + self.tail
+        """Tokens of the text, up to the end of the last span's last page, and `more`."""
+        return self.named + self.more
+
+    @property
+    def named(self) -> int:
+        """Tokens up to the end of the last span's last page."""
+        return (self.spans[-1].end if self.spans else 0) + self.tail
 
     @property
     def offset(self) -> int:
@@ -67,8 +76,8 @@ class Alias:
 
     @property
     def entries(self) -> int:
-        """KV entries of the first `tokens`."""
-        return self.tokens - self.offset
+        """KV entries of the first `named` tokens, without which none of this holds."""
+        return self.named - self.offset
 
     @property
     def compressed(self) -> int:

@@ -89,8 +89,8 @@ class Compressor:
         Args:
             row: the request's row.
             prompt: its prompt's token ids.
-            generated: logical entries after the prompt; their queries are, or are about to be, in the ring.
-            output_ids: the tokens generated; the first `generated` of them are read, which are known at this point
+            generated: logical entries of its region; their queries are, or are about to be, in the ring.
+            output_ids: the tokens that it generated; as many as have entries are read, which are known at this point
                 whether or not scheduling overlaps with the forward pass.
         """
         state.read(output_ids, generated)
@@ -99,7 +99,7 @@ class Compressor:
             self.recorder.claim(state.recording)  # a row that slept is not polled R entries before its due date
         if isinstance(decided, Compress):
             return self._compression(state, decided, row, prompt, generated, output_ids)
-        self._wait(state, decided, row, len(prompt), generated)
+        self._wait(state, decided, row, state.front(len(prompt)), generated)
         return None
 
     def early(
@@ -186,21 +186,21 @@ class Compressor:
         generated: int,
         output_ids: Sequence[int],
     ) -> Compression:
-        taken = state.taken
+        taken, front = state.taken, state.front(len(prompt))
         return Compression(
             row=row,
             slot=state.recording.slot or 0,  # lightthinker needs no queries
-            prompt_length=len(prompt) + state.offset,
+            prompt_length=front + state.offset,
             offset=state.offset,
             generated=generated,
             window=decided.window,
-            begin=len(prompt) + decided.begin,
-            end=state.clock.physical(generated, len(prompt)),
+            begin=front + decided.begin,
+            end=state.clock.physical(generated, front),
             keep=decided.keep,
             event=decided.event,
             late=decided.late,
             early=decided.early,
-            seed=self._seed(prompt if taken is None else taken.text, output_ids, generated),
+            seed=self._seed(prompt if taken is None else taken.text, output_ids, generated - state.inherited),
         )
 
     def _seed(self, prompt: Sequence[int], output_ids: Sequence[int], generated: int) -> int:

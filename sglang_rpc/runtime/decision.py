@@ -85,8 +85,8 @@ def early(state: RequestState, generated: int, ratio: float) -> Compress | None:
 
 def early_gain(state: RequestState, generated: int, ratio: float) -> int:
     """Entries that a compression at `ratio` would evict now, before its due date; not above 0 if none."""
-    if not state.active or state.start is None or state.thoughts is not None:
-        return 0
+    if not state.active or state.start is None or state.thoughts is not None or state.shares_region:
+        return 0  # a copy of a shared region would take more than it gives
     options = state.options
     region = generated - state.start
     keep = state.budget.early_kept(region, state.clock.events, ratio)

@@ -23,13 +23,15 @@ RECEIPT_FIELDS = {
     "min_kept": "F, of this request: candidates that each compression kept at least",
     "scope": "think or all, of this request",
     "reason": "why the request was never compressed; only where `compressions` is 0",
-    "reuse": "share, of this request; this and the next fields only where it is not off",
+    "reuse": "share or continue, of this request; this and the next fields only where it is not off",
     "reused": "tokens of the prompt taken over compressed, as an earlier request left them",
     "reused_held": "KV entries that they are held as, beside the rest of the prompt",
-    "not_reused": "why none were taken over; only where `reused` is 0",
+    "continued": "tokens that earlier requests generated of the region that this one goes on with; only with reuse "
+    "continue",
+    "not_reused": "why none were taken over; only where `reused` and `continued` are 0",
 }
 #: Fields that a request has whose reuse is not off.
-_OF_REUSE = ("reuse", "reused", "reused_held", "not_reused")
+_OF_REUSE = ("reuse", "reused", "reused_held", "continued", "not_reused")
 
 
 def make_receipt(
@@ -48,6 +50,8 @@ def make_receipt(
     left_out = set() if options.reuse != "off" else set(_OF_REUSE)
     if totals.compressions > 0:
         left_out.add("reason")
-    if totals.reused > 0:
+    if totals.reused > 0 or totals.continued > 0:
         left_out.add("not_reused")
+    if options.reuse != "continue":
+        left_out.add("continued")
     return {name: values[name] for name in RECEIPT_FIELDS if name not in left_out}

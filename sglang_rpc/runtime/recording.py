@@ -69,6 +69,13 @@ class Recorder:
         recording.slot, recording.since = slot, since
         return slot
 
+    def park(self, recording: Recording) -> int:
+        """Give the slot back, with its queries, which stay until another needs it; returns the ring's name of them."""
+        assert recording.slot is not None, "nothing is recorded"
+        ticket = self.ring.park(recording.slot)
+        recording.slot, recording.ahead = None, False
+        return ticket
+
     def release(self, recording: Recording) -> None:
         """Give the slot back, if there is one; wait for none."""
         self._wait_no_more(recording)

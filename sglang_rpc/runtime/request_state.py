@@ -14,6 +14,7 @@ from sglang_rpc.policy.lightthinker import Thoughts
 from sglang_rpc.runtime.admission import Plan
 from sglang_rpc.runtime.aliases import Alias
 from sglang_rpc.runtime.clock import Clock
+from sglang_rpc.runtime.continued import Continued
 from sglang_rpc.runtime.receipt import make_receipt
 from sglang_rpc.runtime.recording import Recording
 from sglang_rpc.runtime.segment import SegmentTracker
@@ -80,10 +81,13 @@ class RequestState:
     hooks: HookState = field(default_factory=HookState)
     taken: Taken | None = None  #: with reuse, what it takes over
     not_reused: str = ""  #: why it takes nothing over
+    continued: Continued | None = None  #: whose region it goes on with, if it does: all lengths count that one's too
 
     @property
     def start(self) -> int | None:
         """First entry of the compressible region; None while the model has not begun to think."""
+        if self.continued is not None:
+            return self.continued.thought.start
         if self.options.scope == "all":
             return 0
         return None if self.segment is None else self.segment.start
@@ -100,8 +104,33 @@ class RequestState:
 
     @property
     def offset(self) -> int:
-        """Entries that its row holds less than its prompt has tokens."""
+        """Entries that its row holds less than there are tokens before its region."""
+        if self.continued is not None:
+            return self.continued.offset
         return 0 if self.taken is None else self.taken.alias.offset
+
+    @property
+    def inherited(self) -> int:
+        """Tokens of its region that earlier requests generated."""
+        return 0 if self.continued is None else self.continued.inherited
+
+    @property
+    def compacted(self) -> bool:
+        """Whether its own row has been compressed, and so lies in the order of an own copy."""
+        return self.evicted > 0 and (self.continued is None or self.continued.copied)
+
+    @property
+    def shares_region(self) -> bool:
+        """Whether its region lies in the tree, shared, so that a compression needs a copy of it first."""
+        return self.continued is not None and not self.continued.copied
+
+    def front(self, prompt: int) -> int:
+        """Entries before its region; `prompt` is the length of the prompt as SGLang knows it."""
+        return prompt if self.continued is None else self.continued.front
+
+    def fixed(self, prompt: int) -> int:
+        """Entries at the beginning of its row that no compression moves, as the row is now."""
+        return prompt if self.shares_region else self.front(prompt)
 
     @property
     def budget(self) -> Budget:
@@ -113,7 +142,7 @@ class RequestState:
         if not self.active:
             return
         if self.segment is not None:
-            self.segment.advance(output_ids, generated)
+            self.segment.advance(output_ids, generated - self.inherited)
         if self.thoughts is not None and self.start is not None:
             self.thoughts.advance(output_ids, generated, self.start)
 
@@ -129,6 +158,20 @@ class RequestState:
         """The row is gone, and will be rebuilt from its tokens: nothing evicted, no query held."""
         assert self.recording.slot is None, "the query slot is given back with the row"
         self.clock.reset()
+        if self.continued is not None:
+            self.clock = self.continued.clock()
+
+    def go_on(self, continued: Continued) -> None:
+        """Begin with an earlier request's region, before the request has a row."""
+        self.continued, self.clock = continued, continued.clock()
+        self.hooks.fitted_for = None
+
+    def stop_going_on(self) -> None:
+        """What was taken over is prompt from now on, and the region begins with the request's own tokens."""
+        assert self.recording.slot is None, "its queries are counted from the region's beginning"
+        self.continued, self.clock = None, Clock()
+        self.hooks.fitted_for = None
+        self.totals.go_on(0)
 
     def due(self, events: int) -> int:
         """Logical length at which the compression after the `events`-th is due; needs a `start`."""
@@ -137,7 +180,7 @@ class RequestState:
 
     def plan(self, generated: int, tokens: int, ends: bool, prompt: int) -> Plan:
         """What the request will hold while it generates `tokens` more after `generated` logical entries and a prompt
-        of `prompt`.
+        of `prompt`, as SGLang knows it.
 
         How long it thinks is not known: of scope `think` it is taken to think until it ends, and, before its first
         thought, to begin at once. Nobody knows either when a thought has its gists: none is taken to be evicted.
@@ -153,19 +196,21 @@ class RequestState:
     def _plan(
         self, clock: Clock, recorded_since: int | None, generated: int, tokens: int, ends: bool, prompt: int
     ) -> Plan:
-        held = generated - clock.evicted
+        held, shown, prompt = generated - clock.evicted, prompt, self.front(prompt)
         if not self.active or self.thoughts is not None:
             return Plan(held, generated, tokens, ends, prompt=prompt)
         budget = self.budget
         start = generated if self.start is None else self.start
         due = start + budget.next_due(clock.events)
         recorded = generated if recorded_since is None else recorded_since
+        compresses_at = max(due, recorded + budget.window)
+        copies = self.continued is not None and not self.continued.copied and compresses_at < generated + tokens
         return Plan(
             held,
             generated,
             tokens,
             ends,
-            compresses_at=max(due, recorded + budget.window),
+            compresses_at=compresses_at,
             start=start,
             interval=budget.interval,
             window=budget.window,
@@ -174,12 +219,14 @@ class RequestState:
             prompt=prompt,
             holds_slot=recorded_since is not None,
             rest=budget.page - 1,
+            shared=shown - self.continued.first if copies and self.continued is not None else 0,
         )
 
     def receipt(self, generated: int) -> dict[str, Any]:
-        """What the response says of it. `generated` tokens make the logical length."""
-        held = generated - self.evicted
-        return make_receipt(self.options, self.totals, generated, held, self._why_not(generated), self.not_reused)
+        """What the response says of it, which has generated so many tokens itself."""
+        region = self.inherited + generated
+        held = region - self.evicted
+        return make_receipt(self.options, self.totals, generated, held, self._why_not(region), self.not_reused)
 
     def _why_not(self, generated: int) -> str:
         if self.refused is not None:
@@ -190,8 +237,8 @@ class RequestState:
             return "no think segment opened"
         if self.thoughts is not None:
             return "no thought was followed by the gist tokens"
-        first = self.due(0)
-        end = None if self.segment is None else self.segment.end
+        first = self.due(0 if self.continued is None else self.continued.thought.events)
+        end = None if self.segment is None or self.segment.end is None else self.segment.end + self.inherited
         if (generated if end is None else end) > first:
             waited_for = "the pool was not under memory pressure" if self.totals.deferred else "no query slot was free"
             return f"{waited_for} when a compression was due"

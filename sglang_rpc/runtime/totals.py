@@ -33,6 +33,7 @@ class Totals(Tally):
     deferred: bool = False  #: whether a due date was not kept, for want of memory pressure
     reused: int = 0  #: tokens of the prompt that were taken over compressed
     reused_held: int = 0  #: KV entries that stood for them
+    continued: int = 0  #: tokens that earlier requests generated of the region it goes on with
 
     def retracted(self) -> None:
         """Count a retraction."""
@@ -45,6 +46,10 @@ class Totals(Tally):
     def took_over(self, tokens: int, entries: int) -> None:
         """Note that `tokens` of the prompt are held as `entries` that an earlier request left; 0 if none are now."""
         self.reused, self.reused_held = tokens, entries
+
+    def go_on(self, tokens: int) -> None:
+        """Note that earlier requests generated `tokens` of its region; 0 if it has one of its own."""
+        self.continued = tokens
 
     def defer(self) -> None:
         """Note that due dates are not kept now."""

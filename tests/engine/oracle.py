@@ -157,6 +157,49 @@ class Oracle:
             result.append(gaps)
         return result
 
+    @torch.inference_mode()
+    def continued(self, turns: list[tuple[list[int], list[int]]], rule: Rule) -> list[list[float]]:
+        """`gaps` of each turn when all that is generated is one region, with one budget: what later turns are given is
+        never compressed, and has no queries, so that a window is complete R generated tokens after it."""
+        empty = tuple(torch.empty(0, self.kv_heads, dim) for dim in (self.dim, self.value_dim))
+        cache, result = [empty for _ in range(self.layers)], []
+        position = front = entries = dates = since = 0
+        recent = [torch.empty(0, self.heads, self.dim)] * self.layers
+
+        def generate(token: int) -> torch.Tensor:
+            """Its entry, and the compression that is due after it."""
+            nonlocal position, entries, dates, recent
+            logits, queries = self._forward(torch.tensor([token]), torch.tensor([position]), cache)
+            position, entries = position + 1, entries + 1
+            recent = [torch.cat(pair)[-64:] for pair in zip(recent, queries, strict=True)]
+            return logits[-1]
+
+        def compress() -> None:
+            nonlocal dates
+            due = (entries - rule.window) // rule.interval
+            if due > dates and entries - since >= rule.window:
+                dates = due
+                self._compress(rule, front, due * int(rule.interval / rule.ratio), cache, recent)
+
+        for given, output in turns:
+            if given:
+                ids = torch.tensor(given)
+                logits, _ = self._forward(ids, torch.arange(len(ids)) + position, cache)
+                logits, position = logits[-1], position + len(ids)
+                cache[:] = [
+                    tuple(torch.cat([t[:front], t[len(t) - len(ids) :], t[front : len(t) - len(ids)]]) for t in layer)
+                    for layer in cache
+                ]
+                front, since = front + len(ids), entries
+            gaps = []
+            for step, token in enumerate(output):
+                gaps.append(float(logits.max() - logits[token]))
+                if step or entries:
+                    compress()
+                logits = generate(token)
+            result.append(gaps)
+        return result
+
     @staticmethod
     def _is_due(generated: int, rule: Rule) -> bool:
         due, rest = divmod(generated - rule.first - rule.window, rule.interval)

@@ -19,6 +19,7 @@ from sglang_rpc.startup.cpu import idle_ranks, window_reads
 EVICT_STATES = "SGLANG_RPC_TEST_EVICT_STATES"
 
 _most_running = 0  #: the largest decode batch so far
+_most_held = 0  #: slots neither free nor evictable, in any step since `spy_on_peak` was last asked
 _decodes = {"graph": 0, "eager": 0}  #: decode steps so far
 
 
@@ -29,11 +30,14 @@ def run_scheduler_process(*args, **kwargs):
     install(hooks_in(idle_ranks, window_reads))  # without RPC too, where SGLang would crash, or read the wrong slots
     scheduler.Scheduler.spy = _spy
     scheduler.Scheduler.spy_on_ranks = _spy_on_ranks
+    scheduler.Scheduler.spy_on_peak = _spy_on_peak
     _check_pipelines(scheduler.Scheduler)
     run_batch = scheduler.Scheduler.run_batch
 
     def counted(self, batch, *args, **kwargs):
-        global _most_running
+        global _most_running, _most_held
+        free = full_slots_free(self.token_to_kv_pool_allocator) + self.tree_cache.evictable_size()
+        _most_held = max(_most_held, self.max_total_num_tokens - free)
         if batch.forward_mode.is_decode():
             _most_running = max(_most_running, len(batch.reqs))
         if os.environ.get(EVICT_STATES) and any(req.is_retracted for req in self.waiting_queue):
@@ -73,6 +77,13 @@ def _spy(self, path: str, prompt: list[int]) -> None:
     Path(path).write_text(
         json.dumps({**_counts(self), "windows": windows, "matched": len(slots), "digest": digest.hexdigest()})
     )
+
+
+def _spy_on_peak(self, path: str) -> None:
+    """Write the most slots held since the last call."""
+    global _most_held
+    Path(path).write_text(json.dumps(_most_held))
+    _most_held = 0
 
 
 def _spy_on_ranks(self, folder: str) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from sglang_rpc.contract.sglang.requests import Req, ReqKvInfo
+from sglang_rpc.contract.sglang.requests import Req, ReqKvInfo, TreeNode
 from sglang_rpc.contract.targets import assumed
 
 _CACHE = "sglang.srt.mem_cache"
@@ -61,6 +61,9 @@ class Allocator(Protocol):
 
     def alloc(self, need_size: int) -> torch.Tensor | None:
         """that many slots, in whole pages, or None"""
+
+    def free_segments(self, segments: Sequence[tuple[torch.Tensor, int]]) -> None:
+        """frees slots of one row, each segment with its first row position, on a page boundary"""
 
     def evict_to_free_tokens(self, tree_cache: Tree, num_tokens: int) -> bool | None:
         """makes room in the tree before slots are taken"""
@@ -127,6 +130,12 @@ class HybridReqToTokenPool(Protocol):
         """gives a request's state slots back, its row still held"""
 
 
+class MatchResult(Protocol):
+    """What the tree has of a text."""
+
+    last_device_node: TreeNode
+
+
 @assumed(f"{_CACHE}.unified_radix_cache.UnifiedRadixCache", "what would make it more than a tree on this device")
 class Tree(Protocol):
     cache_controller: object | None
@@ -141,6 +150,18 @@ class Tree(Protocol):
 
     def free_kv_row(self, kv: ReqKvInfo, ranges: list[tuple[int, int]]) -> None:
         """frees row positions [a, b), a on a page boundary, without waiting for the device"""
+
+    def match_prefix(self, params: object) -> MatchResult:
+        """the longest prefix of a text in whole pages; a node ends where it does"""
+
+    def lock(self, node_id: TreeNode) -> object:
+        """keeps what leads to a node from eviction, for one holder"""
+
+    def unlock(self, lock: object) -> None:
+        """takes a lock back"""
+
+    def root_node_handle(self, extra_key: str | None = None) -> TreeNode:
+        """the node of no text"""
 
     def prefix_device_indices(self, req: Req) -> torch.Tensor:
         """the slots of a matched prefix"""

@@ -31,6 +31,7 @@ class SamplingParams(Protocol):
     "what a request holds: its row, [0, cache_protected_len) owned by the tree, and how far its KV reaches",
 )
 class ReqKvInfo(Protocol):
+    cache_inserted_len: int
     cache_protected_len: int
     holds_kv: bool
     kv_allocated_len: int  #: KV entries
@@ -80,6 +81,7 @@ class Req(Protocol):
     is_retracted: bool
     kv: ReqKvInfo
     last_node: TreeNode  #: where the matched prefix ends
+    lock: object  #: of the tree, up to there
     logprob_start_len: int
     lora_id: str | None
     mamba_host_hit_length: int  #: recurrent states that the tree has in host memory

@@ -117,6 +117,15 @@ class StreamAccumulator(Protocol):
 
 
 @assumed(
+    f"{_MANAGERS}.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor",
+    "ends requests that have finished",
+    REUSE,
+)
+class BatchResultProcessor(Protocol):
+    tree_cache: Tree
+
+
+@assumed(
     f"{_MANAGERS}.scheduler_components.output_streamer.SchedulerOutputStreamer",
     "SGLang's extension point for per-request output fields",
 )

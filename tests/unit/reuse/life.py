@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from sglang_rpc.config import RequestOptions, RPCConfig
-from sglang_rpc.hooks import positions, reuse
+from sglang_rpc.hooks import own_copy, positions, reuse, rows
 from sglang_rpc.hooks.scheduling import release_row
 from sglang_rpc.hooks.tree import insert_prompt_only
 from sglang_rpc.runtime.aliases import Aliases
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.totals import Counters
+from sglang_rpc.types import KVLayer
 
 P, R, T = 64, 8, 16  #: interval, window, and what an interval leaves
 SIZE = 4096  #: slots
@@ -39,9 +40,22 @@ class Runtime:
     aliases: Aliases = field(default_factory=Aliases)
     never_backed_up: str = ""
     reports: int = 0
+    every_step: bool = False
+    scheduler: Any = None
 
     def __post_init__(self) -> None:
-        self.compressor = SimpleNamespace(counters=Counters(), release_slot=lambda state: None)
+        self.compressor = SimpleNamespace(
+            counters=Counters(),
+            release_slot=lambda state: None,
+            reach=0,
+            markers=None,
+            layers=(),
+            recorder=SimpleNamespace(keeps_free=False),
+        )
+        self.ring = SimpleNamespace(window=R, free=0)
+
+    def fence(self) -> None:
+        pass
 
     def report_reuse(self) -> None:
         self.reports += 1
@@ -93,6 +107,15 @@ class World:
         free = self.rows.free
         self.rows.free = lambda req: (release_row(self.rows, req), free(req))
         self.total = self.allocator.available_size()
+        self.runtime.scheduler = SimpleNamespace(
+            token_to_kv_pool_allocator=self.allocator,
+            tree_cache=self.tree,
+            req_to_token_pool=self.rows,
+            max_total_num_tokens=SIZE,
+        )
+        self.runtime.compressor.layers = [
+            KVLayer(k, v, torch.float32, 1.0) for k, v in zip(self.pool.k_buffer, self.pool.v_buffer, strict=True)
+        ]
         self.request_class = _hooked(schedule_batch.Req)
 
     def new(self, text: list[int], rpc: dict[str, Any] | None = None, **given: Any) -> Any:
@@ -148,12 +171,14 @@ class World:
                 self._write(slot[None].long(), torch.tensor([logical - 1]))
                 req.kv.kv_committed_len = req.kv.kv_allocated_len = end + 1
                 req.generated += 1
-                if req.generated >= P + R and (req.generated - R) % P == 0 and req.rpc.active:
-                    self._compress(req, (req.generated - R) // P * T)
+                generated = rows.generated(req, req.rpc)
+                due = req.rpc.active and generated >= req.rpc.due(req.rpc.clock.events)
+                if due and (not req.rpc.shares_region or own_copy.make(self.runtime, req, req.rpc)):
+                    self._compress(req, generated, (generated - R) // P)
             req.output_ids.append(self.voice + logical)
 
-    def _compress(self, req: Any, keep: int) -> None:
-        prompt, end = len(req.origin_input_ids), req.kv.kv_committed_len
+    def _compress(self, req: Any, generated: int, dates: int) -> None:
+        prompt, end, keep = req.rpc.front(len(req.origin_input_ids)), req.kv.kv_committed_len, dates * T
         chosen = torch.randperm(end - R - prompt)[:keep].sort().values + prompt
         row = self.rows.req_to_token[req.kv.req_pool_idx].long()
         source, target = torch.cat([chosen, torch.arange(end - R, end)]), torch.arange(prompt, prompt + keep + R)
@@ -163,7 +188,8 @@ class World:
         if first_free < end:
             self.tree.free_kv_row(req.kv, [(first_free, end)])
         evicted = end - prompt - len(target)
-        req.rpc.clock.evict(evicted, req.generated)
+        req.rpc.clock.evict(evicted, generated)
+        req.rpc.clock.pass_dates(dates)
         req.rpc.totals.compressions += 1
         req.kv.kv_committed_len = req.kv.kv_allocated_len = end - evicted
 
@@ -181,6 +207,11 @@ class World:
         req.left = self.held(req)
         self.finish(req)
         return req
+
+    @property
+    def buffers(self) -> tuple[torch.Tensor, ...]:
+        """Of each layer's keys and values."""
+        return (*self.pool.k_buffer, *self.pool.v_buffer)
 
     def held(self, req: Any) -> list[list[int]]:
         """Logical positions that its row holds, of each layer's keys and values."""

@@ -16,7 +16,7 @@ def test_a_scheduler_has_them_with_reuse_alone(monkeypatch, reuse, occasions):
     monkeypatch.setattr(process, "config_of", lambda server_args: RPCConfig(reuse=reuse))
     process._prepare_scheduler(object())
     assert {hook.when for hook in put_on} == occasions
-    own = [hook.function.__name__ for hook in put_on if hook.when == REUSE]
-    assert sorted(own) == (
-        [] if reuse == "off" else ["count_prompt", "count_reuse", "forget_aliases", "real_ids_if_evicted"]
-    )
+    own = {hook.function.__name__ for hook in put_on if hook.when == REUSE}
+    every = {"count_prompt", "count_reuse", "forget_aliases", "real_ids_if_evicted"}
+    every |= {"compress_at_the_end", "of_real_ids", "take_over_in_queue"}
+    assert own == (set() if reuse == "off" else every)
