@@ -19,7 +19,7 @@ from sglang_rpc.hooks import reuse, rows
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.runtime.aliases import Alias, Span
 from sglang_rpc.runtime.clock import Clock
-from sglang_rpc.runtime.continued import ParkedQueries, Thought
+from sglang_rpc.runtime.continued import ParkedQueries, Ranges, Thought
 from sglang_rpc.runtime.pages import ceil_align
 from sglang_rpc.runtime.request_state import RequestState
 
@@ -106,7 +106,8 @@ def _thought(
     """What others need to go on with its region; `known`: its output after the text that they find it by."""
     if state.options.reuse != "continue" or state.start is None:
         return None
-    begin, given, clock = len(reuse.text_of(req)), (), state.clock
+    begin, clock = len(reuse.text_of(req)), state.clock
+    given: Ranges = ()
     if state.continued is not None:
         begin, given = state.continued.thought.begin, state.continued.given
     if not published and state.compacted:
