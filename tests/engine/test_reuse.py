@@ -38,6 +38,7 @@ def served(request, golden):
         if retracted:
             patch.setenv("SGLANG_TEST_RETRACT", "1")
         with engine(golden.path, replace(golden.config, reuse="share"), **shape) as running:
+            running.retracts = retracted
             yield running, shape.get("page_size", 1)
 
 
@@ -103,6 +104,7 @@ def test_forks_share_the_thought_and_differ_after_it(served, golden):
     thought = run(running, golden.prompt, 180)["output_ids"]
     text = [*golden.prompt, *thought]
     forks = running.generate(input_ids=[[*text, 40 + i, 7] for i in range(8)], sampling_params=[greedy(90, rpc={})] * 8)
+    assert (sum(receipt(fork)["retractions"] for fork in forks) > 0) == running.retracts
     oracle, rule = Oracle(golden.path), Rule(P, R, 4)
     for i, fork in enumerate(forks):
         assert receipt(fork)["reused"] == 136

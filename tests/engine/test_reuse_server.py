@@ -98,15 +98,16 @@ def test_paused_while_a_fork_runs(running, golden, mode):
     flush(running)
     thought = running.generate(golden.prompt, 180)
     text = [*golden.prompt, *thought["output_ids"], 7]
-    undisturbed = running.generate(text, 120, custom_params={"rpc": {}})
+    undisturbed = running.generate(text, 400, custom_params={"rpc": {}})
     with ThreadPoolExecutor(1) as pool:
-        fork = pool.submit(running.generate, text, 120, custom_params={"rpc": {}})
+        fork = pool.submit(running.generate, text, 400, custom_params={"rpc": {}})
         time.sleep(0.4)
         assert running.call("/pause_generation", {"mode": mode})[0] == 200
         assert running.call("/continue_generation", {})[0] == 200
         result = fork.result(timeout=120)
     receipt = result["meta_info"]["rpc"]
-    assert len(result["output_ids"]) == 120
+    assert len(result["output_ids"]) == 400
+    assert (receipt["retractions"] > 0) == (mode == "retract")
     assert result["meta_info"]["prompt_tokens"] == len(text)
     if receipt["retractions"] == 0:
         assert result["output_ids"] == undisturbed["output_ids"]
