@@ -52,6 +52,9 @@ class Allocator:
     def alloc(self, need_size: int) -> torch.Tensor | None:
         raise NotImplementedError("a test that takes slots uses SGLang's own allocator")
 
+    def free_segments(self, segments: Sequence[tuple[torch.Tensor, int]]) -> None:
+        raise NotImplementedError("a test that frees slots uses SGLang's own allocator")
+
     def evict_to_free_tokens(self, tree_cache: Tree, num_tokens: int) -> bool | None:
         raise NotImplementedError("a test that takes slots uses SGLang's own allocator")
 
@@ -100,6 +103,18 @@ class Tree:
 
     def free_kv_row(self, kv: ReqKvInfo, ranges: list[tuple[int, int]]) -> None:
         raise NotImplementedError("a test that frees slots uses SGLang's own tree")
+
+    def match_prefix(self, params: Any) -> Any:
+        raise NotImplementedError("a test that matches uses SGLang's own tree")
+
+    def lock(self, node_id: Any) -> Any:
+        raise NotImplementedError("a test that locks uses SGLang's own tree")
+
+    def unlock(self, lock: Any) -> None:
+        raise NotImplementedError("a test that locks uses SGLang's own tree")
+
+    def root_node_handle(self, extra_key: str | None = None) -> Any:
+        raise NotImplementedError("a test that locks uses SGLang's own tree")
 
     def prefix_device_indices(self, req: Req) -> torch.Tensor:
         return torch.zeros(0, dtype=torch.int64)

@@ -30,6 +30,7 @@ class SamplingParams:
 @dataclass(eq=False)
 class ReqKvInfo:
     req_pool_idx: int | None = None
+    cache_inserted_len: int = 0
     cache_protected_len: int = 0
     kv_committed_len: int = 0
     kv_allocated_len: int = 0
@@ -69,6 +70,7 @@ class Req:
     mamba_host_hit_length: int = 0
     swa_host_hit_length: int = 0
     last_node: Any = None
+    lock: Any = None
     is_retracted: bool = False
     session: Any = None
     skip_radix_cache_insert: bool = False

@@ -7,7 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,7 +219,7 @@ def test_the_plugin_is_registered_with_sglang():
 
 
 def test_a_receipt_has_the_fields_of_the_reference():
-    options, totals = RequestOptions(True, 64, 8, 4, "all", reuse="share"), Totals()
+    options, totals = RequestOptions(True, 64, 8, 4, "all", reuse="continue"), Totals()
     assert list(make_receipt(options, totals, 9, 9, "why", "why not")) == list(RECEIPT_FIELDS)
     totals.compressions = 1
     without = [name for name in RECEIPT_FIELDS if name != "reason"]
@@ -227,12 +227,16 @@ def test_a_receipt_has_the_fields_of_the_reference():
     totals.reused = 1
     without.remove("not_reused")
     assert list(make_receipt(options, totals, 90, 50, "why", "")) == without
+    totals.reused, totals.continued = 0, 1
+    assert list(make_receipt(options, totals, 90, 50, "why", "")) == without
+    without.remove("continued")
+    assert list(make_receipt(replace(options, reuse="share"), totals, 90, 50, "why", "")) == without
 
 
 def test_a_receipt_without_reuse_does_not_speak_of_it():
     options, totals = RequestOptions(True, 64, 8, 4, "all"), Totals()
     fields = list(make_receipt(options, totals, 9, 9, "why"))
-    assert fields == [name for name in RECEIPT_FIELDS if "reuse" not in name]
+    assert fields == [name for name in RECEIPT_FIELDS if "reuse" not in name and name != "continued"]
     assert fields[-1] == "reason"
 
 

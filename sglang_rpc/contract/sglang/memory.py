@@ -130,9 +130,8 @@ class HybridReqToTokenPool(Protocol):
         """gives a request's state slots back, its row still held"""
 
 
+@assumed(f"{_CACHE}.base_prefix_cache.MatchResult", "what the tree has of a text")
 class MatchResult(Protocol):
-    """What the tree has of a text."""
-
     last_device_node: TreeNode
 
 
