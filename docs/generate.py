@@ -93,6 +93,10 @@ MODELS = {
         "a pipeline, or DP attention, with recurrent layers, or with sliding windows that have a KV pool of their own",
         "models whose layers have one KV pool",
     ),
+    "transferred_kinds": (
+        "a decode server (`--disaggregation-mode decode`) with sliding windows or recurrent layers",
+        "full attention in all layers",
+    ),
     "trace_of_stages": ("`--rpc-trace` with a pipeline", "no pipeline"),
     "latent_on_rocm": ("latent attention (MLA) on AMD GPUs", "MLA on NVIDIA GPUs"),
     "policy_on_latents": ("a policy that adds up attention (`h2o`) with latent attention (MLA)", "all other policies"),

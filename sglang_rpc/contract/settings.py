@@ -1,8 +1,10 @@
 """The RPC configuration on SGLang's server arguments. It travels with them into every process."""
 
+import logging
 from typing import Any
 
 from sglang_rpc.config import RPCConfig, flag
+from sglang_rpc.contract import disaggregation
 from sglang_rpc.contract.refusals.model import refuse_model_config
 from sglang_rpc.contract.refusals.reuse import REUSE_ROWS
 from sglang_rpc.contract.refusals.row import refuse
@@ -14,12 +16,24 @@ from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates, require_policy
 from sglang_rpc.trace.writer import check_folder
 
+logger = logging.getLogger(__name__)
+
 _ATTRIBUTE = "_rpc_config"
+#: Of a prefill server, which has RPC off: what the options of requests must suit all the same.
+_CHECKED = "_rpc_options"
 
 
 def config_of(server_args: ServerArgs) -> RPCConfig | None:
     """The configuration attached to these arguments; None means RPC is off."""
     return getattr(server_args, _ATTRIBUTE, None)
+
+
+def options_of(server_args: ServerArgs) -> RPCConfig | None:
+    """The configuration that the options of requests are checked against; None where nobody looks at them.
+
+    A prefill server checks them too: what the decode server refuses would be prefilled, and wait to be fetched.
+    """
+    return config_of(server_args) or getattr(server_args, _CHECKED, None)
 
 
 def intended_config(server_args: ServerArgs) -> RPCConfig | None:
@@ -44,7 +58,13 @@ def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
     if not hasattr(server_args, _ATTRIBUTE):
         attach(server_args, RPCConfig.from_env())
     config = config_of(server_args)
+    if config is not None and disaggregation.only_prefills(server_args):
+        attach(server_args, None)
+        setattr(server_args, _CHECKED, config)
+        logger.warning("RPC: nothing is compressed on a prefill server; give the decode server the same --rpc-* flags")
+        return
     if config is not None:
+        disaggregation.choose_backup(server_args)
         _refuse_model(server_args, config)
         refuse_server_args(server_args)
         _refuse_text_without_tokenizer(server_args, config)
@@ -79,6 +99,13 @@ def _refuse_policy(server_args: ServerArgs, config: RPCConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
 
     resolved: ServerArgs = resolving_view(server_args)
+    if accumulates(config.policy) and resolved.disaggregation_mode == "decode":
+        raise UnsupportedError(
+            f"--rpc-policy {config.policy} does not work with --disaggregation-mode decode: it adds up the attention "
+            "of every decode step, and SGLang does not back the sums up when it retracts a request; use another "
+            "--rpc-policy",
+            "unsupported.policy_on_decode_server",
+        )
     if accumulates(config.policy) and resolved.enable_two_batch_overlap:
         raise UnsupportedError(
             f"--rpc-policy {config.policy} does not work with --enable-two-batch-overlap: it adds up the attention "

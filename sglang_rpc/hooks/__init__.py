@@ -20,6 +20,9 @@
 | `scheduling` | which rows are compressed before the next step? |
 | `rows` | which rows may be touched between two steps? |
 | `pressure` | what is recorded and compressed early when memory is short? |
+| `decode_steps` | where does the decode server of prefill/decode disaggregation plan its steps? |
+| `decode_admission` | which requests fit there beside those that run? |
+| `decode_retraction` | how does a request that it retracts come back with its KV? |
 | `compaction` | what changes in a batch when rows are compressed? |
 | `positions` | which positions do compressed rows have? |
 | `step` | what does one forward step carry for RPC? |

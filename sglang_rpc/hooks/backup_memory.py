@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 #: Where no host backups are made.
 OWN_WINDOWS = "where sliding windows have a KV pool of their own"
+#: There SGLang makes them, on its own account.
+DECODE_SERVER = "by RPC on a decode server"
 
 
 def set_aside(
@@ -31,15 +33,15 @@ def set_aside(
 ) -> HostBackup:
     """Allocate what --rpc-host-backup-gb asks for; less, with a warning, where the host has less.
 
-    Nothing, with a warning, if `never` says where no backups are made: OWN_WINDOWS. `states` are those of recurrent
-    layers, which backups have too.
+    Nothing, with a warning, if `never` says where no backups are made: OWN_WINDOWS. On a DECODE_SERVER nothing is
+    missing. `states` are those of recurrent layers, which backups have too.
 
     Ranks of `group` get equally much, the least that any of them can have, and charge equally much for a KV entry and
     for the queries of `ring`, the most that any of them needs: they must refuse the same backups. They agree before
     anyone pins, for what one has pinned is missing for its neighbours, and again on what they got.
     """
     if never:
-        if config.host_backup_gb:
+        if config.host_backup_gb and never != DECODE_SERVER:
             chosen = config.window_pool == "swa"
             logger.warning(
                 "RPC: no host backups are made %s: a retracted request is prefilled again, uncompressed%s",

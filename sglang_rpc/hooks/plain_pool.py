@@ -41,6 +41,8 @@ def choose_plain_pool(
     from sglang.srt.configs.model_config import is_hybrid_swa_model
 
     resolved: ServerArgs = resolving_view(server_args)
+    if resolved.disaggregation_mode != "null":
+        return None  # a prefill server compresses nothing, and a decode server refuses windows
     if resolved.disable_hybrid_swa_memory or not is_hybrid_swa_model([architecture], hf_config):
         return None
     # A warning, as SGLang's own lines of this kind, for the log may not be set up yet.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.contract.refusals.request import refuse_reach, refuse_request
-from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.settings import options_of
 from sglang_rpc.contract.sglang.requests import GenerateReqInput, Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.sglang.server import TokenizerManager
@@ -26,7 +26,7 @@ def validate(tokenizer_manager: TokenizerManager, obj: GenerateReqInput, *_args:
 
     Raises ValueError, which every endpoint turns into HTTP 400.
     """
-    config = config_of(tokenizer_manager.server_args)
+    config = options_of(tokenizer_manager.server_args)
     sampling_params = getattr(obj, "sampling_params", None)
     if config is None or not isinstance(sampling_params, dict):
         return

@@ -30,7 +30,11 @@ from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 
 
 class ResultInFlight(Exception):
-    """A retraction has to wait: in the next step the result is there."""
+    """A retraction of `batch` has to wait: in the next step the result is there."""
+
+    def __init__(self, batch: ScheduleBatch):
+        super().__init__()
+        self.batch = batch
 
 
 def would_be_lost(runtime: SchedulerRPC, reqs: Iterable[Req]) -> bool:
@@ -69,6 +73,8 @@ def wait_for_result(
     except ResultInFlight:
         # As SGLang does where it lets ended requests free their KV first: the next step may admit others.
         batch.batch_is_full = False
+        if runtime.decode_server:
+            raise  # to `decode_steps.plan_step`: there SGLang takes no None
         return None
     finally:
         runtime.retraction_is_certain = None
@@ -82,7 +88,7 @@ def check(runtime: SchedulerRPC, batch: ScheduleBatch, enough: bool) -> None:
     """
     certain = runtime.retraction_is_certain
     if certain is not None and (certain or not enough) and would_be_lost(runtime, batch.reqs):
-        raise ResultInFlight
+        raise ResultInFlight(batch)
 
 
 def _in_flight(scheduler: Scheduler) -> bool:

@@ -16,7 +16,7 @@ from sglang_rpc.contract.sglang.memory import HybridReqToTokenPool, ReqToTokenPo
 from sglang_rpc.contract.sglang.requests import PauseGenerationReqInput, Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AROUND, BEFORE, hook
-from sglang_rpc.hooks import backups, reuse, rows, unresumable
+from sglang_rpc.hooks import backups, decode_retraction, reuse, rows, unresumable
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 from sglang_rpc.memory.host_backup import Backup
 from sglang_rpc.runtime.pages import ceil_align
@@ -51,6 +51,8 @@ def back_up(
         if offload_kv and not req.finished():
             backup = backups.save(runtime, req, state)
             saved = None if backup is None else state.save(backup)
+            if runtime.decode_server:
+                decode_retraction.keep(runtime, req)
         state.totals.retracted()
     resumable = release()
     if state is not None and saved is not None:

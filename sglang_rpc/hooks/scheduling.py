@@ -18,8 +18,14 @@ from sglang_rpc.types import Compression
     "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free",
     "every row that ends, finished, aborted or retracted, gives its query slot back here",
 )
+@hook(
+    BEFORE,
+    "sglang.srt.disaggregation.decode.DecodeReqToTokenPool.free",
+    "rows of a decode server end here, whose table is a class of its own",
+)
 def release_row(req_to_token_pool: ReqToTokenPool, owner: Req) -> None:
-    """BEFORE ReqToTokenPool.free, once per row, in the scheduler's thread; the row still holds its request's slots.
+    """BEFORE ReqToTokenPool.free, or DecodeReqToTokenPool.free, once per row, in the scheduler's thread; the row still
+    holds its request's slots.
 
     The owner may be a streaming session too, whose requests hold no query slot.
     """

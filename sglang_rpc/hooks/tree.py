@@ -61,5 +61,6 @@ def match_prompt_only(longest: int, req: Req, *_args: object, **_kwargs: object)
 def forget_row(_result: object, req: Req) -> None:
     """AFTER Req.reset_for_retract, at the end of each retraction: the row has been freed, its query slot with it."""
     state = state_of(req)
-    if state is not None:
+    # A row that a decode server has backed up comes back as it is, however long it is then.
+    if state is not None and state.hooks.kept is None:
         state.reset()

@@ -41,7 +41,7 @@ def is_unresumable(runtime: SchedulerRPC, req: Req) -> bool:
     if tokens >= wanted:
         return False
     if tokens < 1 or (req.sampling_params.ignore_eos and state.segment is None):
-        state.hooks.ended = sentence(runtime, tokens=output, saved=saved is not None)
+        state.hooks.ended = sentence(runtime, tokens=output, saved=saved is not None or state.hooks.kept is not None)
         backups.forget(runtime, req)
         return True
     limits.lower(req, output + tokens)

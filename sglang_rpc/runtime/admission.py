@@ -117,6 +117,17 @@ class Forecast:
         return total
 
 
+def growths(plans: Sequence[Plan], page: int) -> list[int]:
+    """Slots, in whole pages, that each of `plans` will hold at most beyond what it holds now."""
+    if not plans:
+        return []
+    highest = highest_held(plans, np.zeros(1, dtype=np.int64), np.array([NEVER], dtype=np.int64))[:, 0]
+    prompt = np.array([plan.prompt for plan in plans])
+    now = prompt + np.array([plan.held for plan in plans])
+    more: np.ndarray = ceil_align(prompt + highest, page) - ceil_align(now, page)
+    return [max(0, int(slots)) for slots in more]
+
+
 def highest_held(plans: Sequence[Plan], begin: np.ndarray, end: np.ndarray, wait: int = 0) -> np.ndarray:
     """The most that each plan holds at any moment of each bucket [begin, end] of steps from now.
 

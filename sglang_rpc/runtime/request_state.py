@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
+
 from sglang_rpc.config import RequestOptions
 from sglang_rpc.memory.host_backup import Backup
 from sglang_rpc.policy.budget import Budget
@@ -29,6 +31,15 @@ class Saved:
     clock: Clock  #: a copy
     recorded_since: int  #: since when the queries in the backup were recorded
     backup: Backup
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a decode server keeps of a retracted request, beside the KV that SGLang backs up and the clock, which goes
+    on."""
+
+    recorded_since: int = 0  #: since when the queries were recorded
+    queries: torch.Tensor | None = None  #: on the host; None if no window was being recorded
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class HookState:
     fitted_for: tuple[int | None, bool] | None = None  #: (start, active) that its length limit was found for
     compacted_in: int = -1  #: the scheduling step in which its row was last compacted
     saved: Saved | None = None  #: while a retracted request waits to come back with its KV
+    kept: Kept | None = None  #: the same on a decode server, where SGLang has the KV
     ended: str | None = None  #: why it ended when it was retracted, if it did
     trace: TraceFile | None = None  #: once compressed, if that is written down
 
@@ -186,6 +198,8 @@ class RequestState:
         thought, to begin at once. Nobody knows either when a thought has its gists: none is taken to be evicted.
         """
         since = None if self.recording.slot is None else self.recording.since
+        if self.hooks.kept is not None and self.hooks.kept.queries is not None:
+            since = self.hooks.kept.recorded_since
         return self._plan(self.clock, since, generated, tokens, ends, prompt)
 
     def plan_saved(self, saved: Saved, generated: int, tokens: int, ends: bool, prompt: int) -> Plan:

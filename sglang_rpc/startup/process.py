@@ -12,12 +12,13 @@ from sglang_rpc import hooks
 from sglang_rpc.contract import settings
 from sglang_rpc.contract.refusals.server import APP_VARIABLE, HTTP_APP
 from sglang_rpc.contract.refused import ends_if_refused
-from sglang_rpc.contract.settings import config_of
+from sglang_rpc.contract.settings import config_of, options_of
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AROUND, REUSE, SERVING, Hook, hook, hooks_in
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.hooks.install import install
-from sglang_rpc.startup.cpu import idle_ranks, window_reads
+from sglang_rpc.startup import cpu
+from sglang_rpc.startup.cpu import idle_ranks, transfers, window_reads
 
 
 def switch_on() -> None:
@@ -28,7 +29,7 @@ def switch_on() -> None:
 def declared_hooks() -> tuple[Hook, ...]:
     """Every hook but the command line's. Imports the modules that hold them."""
     names = [f"{hooks.__name__}.{module.name}" for module in pkgutil.iter_modules(hooks.__path__)]
-    own = (settings, sys.modules[__name__], idle_ranks, window_reads)
+    own = (settings, sys.modules[__name__], idle_ranks, window_reads, transfers)
     return hooks_in(*own, *map(importlib.import_module, names))
 
 
@@ -47,6 +48,8 @@ def carry_into_schedulers(
 ) -> Any:
     """AROUND Engine._launch_scheduler_processes: what the children run installs the hooks first, and so does what
     HTTP workers will import. Sets SGLANG_HTTP_SERVER_APP_PATH."""
+    if cpu.STAND_IN in sys.path and config_of(server_args) is None and options_of(server_args) is not None:
+        run_scheduler_process_func = partial(run_prefill_on_cpu, run_scheduler_process_func)
     if config_of(server_args) is not None:
         run_scheduler_process_func = partial(run_with_rpc, run_scheduler_process_func)
         # Workers import the app that is named here; another that a user has named was refused before.
@@ -57,6 +60,12 @@ def carry_into_schedulers(
 def run_with_rpc(run_scheduler_process_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Runs in the child, which ends with the target's name if one is missing."""
     _prepare_scheduler(*args, **kwargs)
+    return run_scheduler_process_func(*args, **kwargs)
+
+
+def run_prefill_on_cpu(run_scheduler_process_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Runs in the child of a prefill server, which has no other hook."""
+    install(hooks_in(transfers))
     return run_scheduler_process_func(*args, **kwargs)
 
 

@@ -24,6 +24,8 @@ class ServerArgs:
     disable_hybrid_swa_memory: bool = False
     max_running_requests: int | None = None
     enable_two_batch_overlap: bool = False
+    disaggregation_mode: str = "null"
+    disaggregation_decode_retraction_backup: str | None = None
 
 
 def server_args(config: RPCConfig | None) -> ServerArgs:

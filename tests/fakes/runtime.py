@@ -11,7 +11,9 @@ from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.runtime.compressor import Compressor
+from sglang_rpc.runtime.per_step import PerStep
 from sglang_rpc.runtime.request_state import RequestState
+from tests.fakes.requests import Req
 from tests.fakes.scheduler import Scheduler
 
 
@@ -34,6 +36,8 @@ class Runtime:
     never_backed_up: str = ""
     step: int = 0
     pipelined: bool = False
+    decode_server: bool = False
+    growth: PerStep[Req, int] = field(default_factory=PerStep)
     retraction_is_certain: bool | None = None
 
     in_micro_batches = SchedulerRPC.in_micro_batches

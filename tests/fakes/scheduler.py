@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.fakes.batches import ScheduleBatch
+from tests.fakes.disaggregation import DecodePreallocQueue, DPAttnAdapter
 from tests.fakes.memory import Allocator, ReqToTokenPool, Tree
 from tests.fakes.models import ModelConfig, ModelRunner, ServerArgs
 from tests.fakes.requests import Req
@@ -52,6 +53,9 @@ class Scheduler:
     forward_ct: int = 0
     forward_stream: Any = None
     chunked_req: Req | None = None
+    running_batch: ScheduleBatch = field(default_factory=ScheduleBatch)
+    disagg_decode_prealloc_queue: DecodePreallocQueue | None = None
+    dp_attn_adapter: DPAttnAdapter = field(default_factory=DPAttnAdapter)
     waiting_queue: list[Req] = field(default_factory=list)
     result_queue: deque[Any] = field(default_factory=deque)
     req_to_token_pool: ReqToTokenPool = field(default_factory=ReqToTokenPool)

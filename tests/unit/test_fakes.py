@@ -7,6 +7,7 @@ import pytest
 from typing_extensions import get_protocol_members
 
 from sglang_rpc.contract.sglang import batches as declared_batches
+from sglang_rpc.contract.sglang import disaggregation as declared_disaggregation
 from sglang_rpc.contract.sglang import memory as declared_memory
 from sglang_rpc.contract.sglang import model as declared_model
 from sglang_rpc.contract.sglang import requests as declared_requests
@@ -14,10 +15,11 @@ from sglang_rpc.contract.sglang import scheduler as declared_scheduler
 from sglang_rpc.contract.sglang import server as declared_server
 from sglang_rpc.contract.targets import OURS
 from sglang_rpc.hooks.runtime import SchedulerRPC
-from tests.fakes import batches, memory, models, requests, runtime, scheduler
+from tests.fakes import batches, disaggregation, memory, models, requests, runtime, scheduler
 
 #: What fakes have beside the declared names: `rpc`, which RPC puts there itself, and what tests set or read.
 OWN = {
+    disaggregation.DPAttnAdapter: {"asked"},
     memory.Allocator: {"free", "kvcache"},
     memory.ReqToTokenPool: {"rpc"},
     memory.Tree: {"evictable", "states"},
@@ -34,6 +36,7 @@ PAIRS = [
     (getattr(declared, name), fake)
     for declared, fakes in (
         (declared_batches, batches),
+        (declared_disaggregation, disaggregation),
         (declared_memory, memory),
         (declared_model, models),
         (declared_requests, requests),
@@ -57,7 +60,7 @@ def names(cls: type) -> set[str]:
 def test_every_fake_has_a_protocol():
     fakes = {
         fake
-        for module in (batches, memory, models, requests, scheduler)
+        for module in (batches, disaggregation, memory, models, requests, scheduler)
         for fake in vars(module).values()
         if inspect.isclass(fake) and fake.__module__ == module.__name__
     }

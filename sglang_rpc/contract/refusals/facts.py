@@ -25,7 +25,9 @@ from sglang_rpc.errors import IncompatibleSGLangError
 
 #: Exactly these classes: a subclass may store K/V in another layout, or know its slots by other numbers.
 KV_POOLS = ("MHATokenToKVPool", "MLATokenToKVPool", POOL)
-ROW_POOLS = ("ReqToTokenPool", "HybridReqToTokenPool")
+ROW_POOLS = ("ReqToTokenPool", "HybridReqToTokenPool", "DecodeReqToTokenPool")
+#: Of decode servers, whose KV comes from another server.
+DECODE_ROW_POOLS = ("DecodeReqToTokenPool", "HybridMambaDecodeReqToTokenPool")
 #: Whose choice between absorbed and expanded latents RPC knows.
 DEEPSEEK = "sglang.srt.models.deepseek_v2.DeepseekV2AttentionMLA"
 
@@ -83,7 +85,7 @@ class ServingFacts:
     @property
     def recurrent(self) -> bool:
         """Whether layers with recurrent states stand beside those with attention."""
-        return self.row_pool != ROW_POOLS[0]
+        return self.row_pool not in ("ReqToTokenPool", "DecodeReqToTokenPool")
 
 
 def gather_facts(owner: Scheduler | ModelRunner) -> ServingFacts:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.architectures import Kind
-from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS, ServingFacts, facts_of_config
+from sglang_rpc.contract.refusals.facts import DECODE_ROW_POOLS, KV_POOLS, ROW_POOLS, ServingFacts, facts_of_config
 from sglang_rpc.contract.refusals.reuse import REUSE_MODEL_ROWS
 from sglang_rpc.contract.refusals.row import Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
@@ -200,6 +200,16 @@ MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         ),
         "RPC is proven with it where all layers have one KV pool",
         "use --tp-size instead",
+    ),
+    transferred_kinds=Row(
+        lambda f, _: (
+            f.row_pool in DECODE_ROW_POOLS
+            and (f.window_layers or f.recurrent)
+            and f"--disaggregation-mode decode with {f.model}, whose layers are of two kinds,"
+        ),
+        "windows and recurrent states are sent and backed up by lengths of their own, and RPC is proven on a decode "
+        "server where all layers have full attention",
+        "serve it without disaggregation",
     ),
     trace_of_stages=Row(
         lambda f, config: config.trace is not None and f.stages > 1 and f"--rpc-trace with --pp-size {f.stages}",

@@ -24,6 +24,14 @@ def _row(name: str, why: str) -> Row[[Arguments, RPCConfig]]:
 
 
 REUSE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
+    reuse_in_disaggregation=Row(
+        lambda args, config: (
+            args.disaggregation_mode == "decode" and f"--rpc-reuse {config.reuse} with --disaggregation-mode decode"
+        ),
+        "a prefill server sends the prompt's own KV, and knows no other",
+        "use --rpc-reuse off",
+        "--disaggregation-mode decode",
+    ),
     reuse_without_tree=_row("disable_radix_cache", "later requests find compressed KV in the prefix tree"),
     reuse_without_thoughts=_row("strip_thinking_cache", "it keeps thoughts out of the prefix tree"),
     reuse_with_watermarks=_row(

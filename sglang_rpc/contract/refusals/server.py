@@ -110,6 +110,18 @@ def _step_sync_skipped(args: Arguments) -> str | None:
     return None if skips is None or groups is None else f"{skips} with {groups}"
 
 
+def _host_pool(args: Arguments) -> str | None:
+    # Left out, SGLang would choose it for some models; RPC chooses tensors then (`contract.disaggregation`).
+    if args.disaggregation_decode_host_receive_threshold < 1:
+        return f"--disaggregation-decode-host-receive-threshold {args.disaggregation_decode_host_receive_threshold:g}"
+    return _given(args, "--disaggregation-decode-retraction-backup", ("cpu_tensor", "none"))
+
+
+def _decode_ranks(args: Arguments) -> str | None:
+    ranks = _given(args, "--pp-size", _ONE) or _given(args, "--attn-dp-size", _ONE)
+    return f"--disaggregation-mode decode with {ranks}" if args.disaggregation_mode == "decode" and ranks else None
+
+
 def _row(
     switches: str | Mapping[str, tuple[object, ...]],
     why: str,
@@ -137,9 +149,28 @@ SERVER_ROWS = named(
         {"--speculative-algorithm": (), "--decoupled-spec-role": ("null",)},
         "draft tokens are allocated and rolled back by lengths that compression changes under them",
     ),
-    pd_disaggregation=_row(
-        {"--disaggregation-mode": ("null",), "--enable-pd-role-switch": ()},
-        "KV is handed between servers by token position, and transfers run outside the stream that moves entries",
+    pd_role_switch=_row(
+        "--enable-pd-role-switch",
+        "a decode server compresses and a prefill server does not, and RPC is set up once, when a server starts",
+    ),
+    pd_offload=_row(
+        "--disaggregation-decode-enable-offload-kvcache",
+        "while a request decodes, pages of its output are stored under hashes of its tokens, and a compressed "
+        "request's pages hold other tokens",
+    ),
+    pd_retraction_backup=_row(
+        "--disaggregation-decode-retraction-backup --disaggregation-decode-host-receive-threshold",
+        "HiCache's host pool stands behind the prefix tree and copies rows by the length of their text, and RPC is "
+        "proven with tensors alone",
+        "use --disaggregation-decode-retraction-backup cpu_tensor",
+        given=_host_pool,
+    ),
+    pd_ranks=_row(
+        "--disaggregation-mode --pp-size --attn-dp-size",
+        "micro-batches and ranks with requests of their own share out what transfers may take of the pool, and a "
+        "decode server is proven with tensor parallelism alone",
+        "use --tp-size on the decode server",
+        given=_decode_ranks,
     ),
     encoder_only=_row("--encoder-only", "an encoder generates no tokens to compress"),
     embedding_model=_row(

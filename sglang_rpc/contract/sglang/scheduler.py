@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
+from sglang_rpc.contract.sglang.disaggregation import DecodePreallocQueue, DPAttnAdapter
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.model import ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.requests import Req, TreeNode
@@ -68,6 +69,8 @@ class Scheduler(Protocol):
     beam_coordinator: BeamCoordinator
     chunked_req: Req | None  #: whose prefill goes on, in chunks
     device: str
+    disagg_decode_prealloc_queue: DecodePreallocQueue | None  #: of a decode server
+    dp_attn_adapter: DPAttnAdapter
     forward_ct: int  #: forward passes so far
     forward_stream: torch.cuda.Stream
     ipc_channels: IpcChannels
@@ -79,6 +82,7 @@ class Scheduler(Protocol):
     page_size: int  #: slots
     req_to_token_pool: ReqToTokenPool
     rpc: object  #: see `hooks.runtime.runtime_of`
+    running_batch: ScheduleBatch
     result_queue: deque[object]  #: results in flight; empty without overlap
     server_args: ServerArgs
     token_to_kv_pool_allocator: Allocator

@@ -65,7 +65,15 @@ class ScheduleArgs(Protocol):
     max_running_requests: int | None
 
 
-class ServerArgs(ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, OverlapArgs, Protocol):
+@assumed(f"{_FIELDS}.disagg.Disagg", "which half of the work a server does, and how retracted rows are backed up")
+class DisaggregationArgs(Protocol):
+    disaggregation_decode_retraction_backup: str | None
+    disaggregation_mode: str
+
+
+class ServerArgs(
+    ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, OverlapArgs, DisaggregationArgs, Protocol
+):
     """The server's arguments, which SGLang puts together from namespaces of fields.
 
     The refusals read others by the names of their flags, and refuse to start where one is missing.

@@ -33,6 +33,9 @@ PLAIN = dict(
     decode_attention_backend=None,
     decoupled_spec_role="null",
     device="cuda",
+    disaggregation_decode_enable_offload_kvcache=False,
+    disaggregation_decode_host_receive_threshold=1.0,
+    disaggregation_decode_retraction_backup=None,
     disaggregation_mode="null",
     dllm_algorithm=None,
     dwdp_size=1,
@@ -63,6 +66,7 @@ PLAIN = dict(
     enable_linear_replayssm=False,
     enable_linear_replayssm_spec=False,
     model_impl="auto",
+    pp_size=1,
     prefill_attention_backend=None,
     prefill_only_disable_kv_cache=False,
     radix_cache_backend=None,
@@ -78,9 +82,26 @@ SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
         (dict(speculative_algorithm="EAGLE"), "--speculative-algorithm EAGLE"),
         (dict(decoupled_spec_role="drafter"), "--decoupled-spec-role drafter"),
     ],
-    "pd_disaggregation": [
-        (dict(disaggregation_mode="decode"), "--disaggregation-mode decode"),
-        (dict(enable_pd_role_switch=True), "--enable-pd-role-switch"),
+    "pd_role_switch": [(dict(enable_pd_role_switch=True), "--enable-pd-role-switch")],
+    "pd_offload": [
+        (
+            dict(disaggregation_mode="decode", disaggregation_decode_enable_offload_kvcache=True),
+            "--disaggregation-decode-enable-offload-kvcache",
+        )
+    ],
+    "pd_retraction_backup": [
+        (
+            dict(disaggregation_mode="decode", disaggregation_decode_retraction_backup="host_pool"),
+            "--disaggregation-decode-retraction-backup host_pool",
+        ),
+        (
+            dict(disaggregation_mode="decode", disaggregation_decode_host_receive_threshold=0.5),
+            "--disaggregation-decode-host-receive-threshold 0.5",
+        ),
+    ],
+    "pd_ranks": [
+        (dict(disaggregation_mode="decode", pp_size=2), "--disaggregation-mode decode with --pp-size 2"),
+        (dict(disaggregation_mode="decode", attn_dp_size=2), "--disaggregation-mode decode with --attn-dp-size 2"),
     ],
     "encoder_only": [(dict(encoder_only=True), "--encoder-only")],
     "embedding_model": [
@@ -207,6 +228,10 @@ MODEL_EXAMPLES: dict[str, tuple[dict, str]] = {
     "memory_of_two_kinds": (
         dict(stages=2, kv_pool="SWAKVPool"),
         "--pp-size 2 with LlamaForCausalLM, whose layers have memory of two kinds",
+    ),
+    "transferred_kinds": (
+        dict(row_pool="HybridMambaDecodeReqToTokenPool"),
+        "--disaggregation-mode decode with LlamaForCausalLM, whose layers are of two kinds",
     ),
     "trace_of_stages": (dict(stages=2), "--rpc-trace with --pp-size 2"),
     "latent_on_rocm": (dict(latent_attention=True, rocm=True), "on ROCm"),

@@ -19,6 +19,7 @@ from tests.unit.refusals.examples import ROOT, assert_refused
 
 SHARE, OFF = RPCConfig(reuse="share"), RPCConfig()
 PLAIN = dict(
+    disaggregation_mode="null",
     disable_radix_cache=False,
     strip_thinking_cache=False,
     enable_hierarchical_cache=False,
@@ -28,6 +29,11 @@ PLAIN = dict(
     attn_dp_size=1,
 )
 SERVER = {
+    "reuse_in_disaggregation": (
+        {"disaggregation_mode": "decode", "disable_radix_cache": True},
+        SHARE,
+        "--rpc-reuse share with --disaggregation-mode decode",
+    ),
     "reuse_without_tree": ({"disable_radix_cache": True}, SHARE, "--disable-radix-cache"),
     "reuse_without_thoughts": ({"strip_thinking_cache": True}, SHARE, "--strip-thinking-cache"),
     "reuse_with_watermarks": ({"enable_watermark": True}, SHARE, "--enable-watermark"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.contract import versions, windows
-from sglang_rpc.contract.refusals.facts import KV_POOLS, ROW_POOLS
+from sglang_rpc.contract.refusals.facts import DECODE_ROW_POOLS, KV_POOLS, ROW_POOLS
 from sglang_rpc.contract.refusals.model import ALLOCATORS, MODEL_ROWS, TREES
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS, refuse_server_args
 from sglang_rpc.errors import UnsupportedError
@@ -81,12 +81,14 @@ def test_every_choice_of_sglangs_is_decided(sglang_arguments):
 
 
 def test_classes_are_sglangs(sglang_arguments):
+    from sglang.srt.disaggregation import decode
     from sglang.srt.mem_cache import allocator, memory_pool, swa_memory_pool, unified_radix_cache
     from sglang.srt.mem_cache.allocator import swa
 
-    own = {windows.POOL}
+    own, decode_rows = {windows.POOL}, {"DecodeReqToTokenPool"}
     for names, module in (
-        ({*KV_POOLS, *ROW_POOLS} - own, memory_pool),
+        ({*KV_POOLS, *ROW_POOLS} - own - decode_rows, memory_pool),
+        ({*DECODE_ROW_POOLS}, decode),
         (own, swa_memory_pool),
         ({*ALLOCATORS} - {windows.ALLOCATOR}, allocator),
         ({windows.ALLOCATOR}, swa),
