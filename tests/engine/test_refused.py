@@ -13,7 +13,11 @@ from tests.engine.servers import run_to_exit
 #: command line -> the start of its sentence
 UNSUPPORTED = {
     "--speculative-algorithm NGRAM": "--speculative-algorithm NGRAM does not work with RPC",
-    "--disaggregation-mode prefill": "--disaggregation-mode prefill does not work with RPC",
+    "--disaggregation-mode decode --enable-pd-role-switch": "--enable-pd-role-switch does not work with RPC",
+    "--disaggregation-mode decode --disaggregation-decode-retraction-backup host_pool": (
+        "--disaggregation-decode-retraction-backup host_pool does not work with RPC"
+    ),
+    "--disaggregation-mode decode --pp-size 2": "--disaggregation-mode decode with --pp-size 2 does not work with RPC",
     "--dcp-size 2": "--dcp-size 2 does not work with RPC",
     "--hicache-host-memory-mode buffer_only": "--hicache-host-memory-mode buffer_only does not work with RPC",
     "--enable-lmcache": "--enable-lmcache does not work with RPC",
