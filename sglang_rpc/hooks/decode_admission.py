@@ -96,7 +96,8 @@ def space_for_the_longest(
     if runtime is None or retractable_tokens is None or not running or not _anyone_waits(queue):
         return original(queue, retractable_tokens)
     own = [_own(runtime, req) for req in running]
-    return max(map(operator.add, growth(runtime, queue, running), own)) - sum(own)
+    most: int = max(map(operator.add, growth(runtime, queue, running), own))
+    return most - sum(own)
 
 
 @hook(
