@@ -31,7 +31,7 @@ def failure(
     """
     # Under max pooling neighbours tie, and PyTorch does not promise which of equals it keeps.
     policy = find_policy(config.policy)
-    if policy is not None and policy.pooling is not None:
+    if policy is not None and policy.pooling not in (None, "pairs"):
         policy = replace(policy, pooling="avg")
 
     def trial(seed: int) -> str | None:

@@ -54,7 +54,9 @@ class Policy:
 
     name: str
     scores: Scores
-    pooling: str | None = None  #: of neighbouring scores: avg, max, config (what --rpc-pooling says) or None, none
+    #: Of neighbouring scores: avg, max, config (what --rpc-pooling says), pairs (an entry also has half the score of
+    #: the one before it) or None, none.
+    pooling: str | None = None
     whole_groups: bool = False  #: its scores of some of a KV head's query heads do not add up to those of all
     accumulates: bool = False  #: needs the attention of every decode step
     seeded: bool = False  #: draws at random, from `Layer.seed`
@@ -63,7 +65,7 @@ class Policy:
     selector: str = "paper"  #: whom the rule asks: paper, official, config (what --rpc-selector says); see `rpc`
 
     def __post_init__(self) -> None:
-        allowed = (*POOLINGS, "config", None)
+        allowed = (*POOLINGS, "config", "pairs", None)
         if self.pooling not in allowed:
             sentence = f"pooling of policy '{self.name}' must be one of {allowed}, got {self.pooling!r}"
             raise ConfigError(sentence, CODE)
@@ -82,6 +84,8 @@ class Policy:
         """Kernel size and kind of the pooling over neighbouring scores."""
         if self.pooling is None:
             return 1, "max"  # of one score: none
+        if self.pooling == "pairs":
+            return 2, "pairs"
         return config.kernel_size, config.pooling if self.pooling == "config" else self.pooling
 
 

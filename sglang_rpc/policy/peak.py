@@ -10,6 +10,8 @@ maximum, not sum        what was needed once is kept before what is always atten
 all that is visible     a query that in truth attends to the prompt has no vote among the candidates
 value norm              attention sinks have much attention and small values
 no pooling              after a compression, neighbours in the cache were not neighbours in the text
+
+`paired` keeps what was said after a name with it: an entry also has half the score of the one before it.
 """
 
 from dataclasses import replace
@@ -26,3 +28,6 @@ grouped = attention_policy("peak-grouped", replace(RULE, over_heads="max"))
 
 #: The expected squared change of the attention's output if an entry goes, were values uncorrelated.
 squares = attention_policy("peak-squares", replace(RULE, over_queries="squares", value_power=2))
+
+#: An entry also has half the score of the one before it: peaks first, then what was said after them.
+paired = attention_policy("peak-paired", RULE, pooling="pairs")

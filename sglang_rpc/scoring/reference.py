@@ -96,6 +96,8 @@ def _over_rows(weights: torch.Tensor, window: int, rule: ScoreRule) -> torch.Ten
 
 def pool(scores: torch.Tensor, kernel_size: int, pooling: str) -> torch.Tensor:
     """Neighbouring scores pooled, same length: [rows, N] -> [rows, N]. Padding counts in the average (as zeros)."""
+    if pooling == "pairs":  # half the score of the entry before it, if that is more
+        return torch.maximum(scores, F.pad(scores[:, :-1], (1, 0)) / 2)
     pooled = F.avg_pool1d if pooling == "avg" else F.max_pool1d
     return pooled(scores.unsqueeze(1), kernel_size, stride=1, padding=kernel_size // 2).squeeze(1)
 

@@ -43,6 +43,7 @@ def select(scores: torch.Tensor, batch: CompressionBatch, kernel_size: int, pool
         most=most,
         KERNEL=kernel_size,
         AVERAGE=pooling == "avg",
+        PAIRS=pooling == "pairs",
         BLOCK=_POOL_BLOCK,
     )
     _select_kernel[(sets,)](
@@ -62,7 +63,16 @@ def select(scores: torch.Tensor, batch: CompressionBatch, kernel_size: int, pool
 
 @triton.jit(do_not_specialize=["batch_size", "most"])
 def _pool_kernel(
-    scores, bits, counts, batch_size, heads, most, KERNEL: tl.constexpr, AVERAGE: tl.constexpr, BLOCK: tl.constexpr
+    scores,
+    bits,
+    counts,
+    batch_size,
+    heads,
+    most,
+    KERNEL: tl.constexpr,
+    AVERAGE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     count = tl.load(counts + tl.program_id(0) // heads % batch_size)
     base = tl.program_id(0).to(tl.int64) * most
@@ -70,10 +80,12 @@ def _pool_kernel(
     pooled = tl.zeros((BLOCK,), tl.float32)
     # Beyond the ends stand zeros: they count in the average, and no score is below them.
     for step in range(KERNEL):
-        at = n + step - KERNEL // 2
+        at = n + step - KERNEL // 2  # of two: the entry before, then the entry itself
         score = tl.load(scores + base + at, mask=(at >= 0) & (at < count), other=0.0)
         if AVERAGE:
             pooled += score
+        elif PAIRS:
+            pooled = tl.maximum(pooled / 2, score)
         else:
             pooled = tl.maximum(pooled, score)
     # Without the sign bit: a sum over ranks may be -0.0, and the digits of `_select_kernel` are not a negative's.

@@ -259,7 +259,14 @@ def Loop(policy: str, aggregation: str = "all", **others) -> decode_loop.Loop:
 
 
 @pytest.mark.parametrize(
-    ("policy", "aggregation"), [("peak", "all"), ("peak", "group"), ("sglang_rpc.policy.peak:grouped", "all")]
+    ("policy", "aggregation"),
+    [
+        ("peak", "all"),
+        ("peak", "group"),
+        ("sglang_rpc.policy.peak:grouped", "all"),
+        ("sglang_rpc.policy.peak:paired", "all"),
+        ("sglang_rpc.policy.peak:paired", "group"),
+    ],
 )
 def test_keeps_what_the_oracle_keeps(policy, aggregation):
     loop = Loop(policy, aggregation)

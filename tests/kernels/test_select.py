@@ -40,7 +40,7 @@ def check(sizes, layers=2, heads=2, kernel_size=7, pooling="avg"):
             assert ours.max() < n
             expected = reference.select(own, keep, kernel_size, pooling)
             pooled = reference.pool(own, kernel_size, pooling)
-            if pooling == "avg":
+            if pooling in ("avg", "pairs"):
                 assert torch.equal(ours, expected)
             else:  # neighbours share their maximum, so ties are everywhere: what is kept must score as much
                 assert torch.equal(pooled.gather(1, ours).sort().values, pooled.gather(1, expected).sort().values)
@@ -50,6 +50,10 @@ def check(sizes, layers=2, heads=2, kernel_size=7, pooling="avg"):
 @pytest.mark.parametrize("kernel_size", [1, 3, 7, 31])
 def test_equal_to_the_reference(pooling, kernel_size):
     check([(90, 16), (40, 40), (1, 1), (500, 123)], kernel_size=kernel_size, pooling=pooling)
+
+
+def test_pairs_equal_to_the_reference():
+    check([(90, 70), (40, 30), (1, 1), (2, 1), (1500, 1100)], kernel_size=2, pooling="pairs")  # halves are kept too
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 255, 256, 257, 2047, 2048, 2049, 5000])

@@ -46,8 +46,15 @@ def scores(
     return total * norms.double() ** rule.value_power
 
 
+def paired(scores: torch.Tensor) -> torch.Tensor:
+    """Scores of entries in their order, each at least half of the one before it."""
+    values = scores.tolist()
+    halves = [0.0, *(value / 2 for value in values[:-1])]
+    return torch.tensor([max(pair) for pair in zip(values, halves, strict=True)], dtype=scores.dtype)
+
+
 class RuleOracle:
-    """As `oracle.Oracle`, of a policy with a rule, every query once and no pooling; values are positions."""
+    """As `oracle.Oracle`, of a policy with a rule, every query once; pooled in pairs or not; values are positions."""
 
     def __init__(
         self, config: RPCConfig, keys: torch.Tensor, queries: torch.Tensor, scaling: float, logit_cap: float
@@ -55,8 +62,10 @@ class RuleOracle:
         policy = find_policy(config.policy)
         assert policy is not None
         assert policy.rule is not None
-        assert (policy.selector, policy.pooling) == ("paper", None)
+        assert policy.selector == "paper"
+        assert policy.pooling in (None, "pairs")
         self.rule, self.group = policy.rule, config.aggregation == "group"
+        self.paired = policy.pooling == "pairs"
         self.keys, self.queries, self.scaling, self.logit_cap = keys, queries, scaling, logit_cap
 
     def expected(self, row: int, prompt: int, held: list[list[list[int]]], c: Compression) -> list[list[Choice]]:
@@ -66,6 +75,8 @@ class RuleOracle:
             each = [self._scores(row, layer, head, prompt, positions, c) for head, positions in enumerate(heads)]
             if not self.group:
                 each = [torch.stack(each).sum(0)] * len(heads)
+            if self.paired:
+                each = [paired(own) for own in each]
             result.append(
                 [
                     Choice(p[:start], p[start : -c.window], own, p[-c.window :], c.keep)

@@ -20,7 +20,8 @@ from tests.loops import decode_loop
 from tests.loops.rule_oracle import RuleOracle, scores
 from tests.unit.compressor.checks import assert_all_slots_are_back
 
-RELATIVES = ("peak", "sglang_rpc.policy.peak:grouped", "sglang_rpc.policy.peak:squares")
+PAIRED = "sglang_rpc.policy.peak:paired"
+RELATIVES = ("peak", "sglang_rpc.policy.peak:grouped", "sglang_rpc.policy.peak:squares", PAIRED)
 CONFIG = RPCConfig()
 
 
@@ -187,6 +188,18 @@ def test_a_query_that_looks_at_the_prompt_has_no_say():
     torch.testing.assert_close(POLICIES["peak"].scores(seen, CONFIG)[0], torch.tensor([0.2, 0.5]))
     assert keeps("peak", seen, 1) == [[1]]
     assert keeps(ALONE, seen, 1) == [[0]]
+
+
+def test_what_follows_a_name_is_kept_with_it_once_all_harder_looks_are():
+    # The last candidate is looked at less than half as hard as the first, after which stands its number.
+    weights = torch.tensor([[0.05, 0.6, 0.01, 0.05, 0.04, 0.25]])
+    seen = layer(*rows_with(weights), before=1)
+    assert [keeps("peak", seen, count)[0] for count in (1, 2, 3)] == [[0], [0, 4], [0, 2, 4]]
+    assert [keeps(PAIRED, seen, count)[0] for count in (1, 2, 3)] == [[0], [0, 1], [0, 1, 4]]
+    # Here more than half as hard.
+    harder = torch.tensor([[0.05, 0.5, 0.01, 0.05, 0.04, 0.35]])
+    seen = layer(*rows_with(harder), before=1)
+    assert [keeps(PAIRED, seen, count)[0] for count in (1, 2, 3)] == [[0], [0, 4], [0, 1, 4]]
 
 
 def test_a_query_does_not_see_newer_entries():
