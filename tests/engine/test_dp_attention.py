@@ -84,6 +84,8 @@ def test_eight_requests_at_once_give_what_one_rank_gives(running, asked, alone, 
         assert_balanced(seen)
         assert seen["host_backup_bytes"] == 0
         assert seen["compressions"] > 0  # each had requests of its own
+        if shape != "retracted":
+            assert (seen["decodes_beside_waiting"] > 20) == (shape == "tight"), seen
     assert sum(seen["compressions"] for seen in each_rank) == sum(receipt["compressions"] for receipt in receipts)
 
 

@@ -7,13 +7,16 @@ import pytest
 from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_at_ranks, staggered
 
 STAGES = 2
+CHUNKS = dict(page_size=4, chunked_prefill_size=16)
 #: Of one engine each. The pool of `tight` is too small for all requests; chunks run through both micro-batches.
 SHAPES = {
     "default": {},
     "retracted": {},
-    "tight": dict(page_size=4, chunked_prefill_size=16, max_total_tokens=420),
+    "tight": dict(**CHUNKS, max_total_tokens=420),
+    "retracted_chunks": CHUNKS,
 }
-ENVIRONMENT = {"retracted": {"SGLANG_TEST_RETRACT": "1"}}
+BY_DEFAULT = ("default", "retracted", "tight")
+ENVIRONMENT = {name: {"SGLANG_TEST_RETRACT": "1"} for name in ("retracted", "retracted_chunks")}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,10 @@ def alone(golden) -> list[list[int]]:
         return [result["output_ids"] for result in staggered(running, asked(golden))]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.long) for name in SHAPES],
+)
 def running(request, golden, alone):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.get(request.param, {}).items():
@@ -59,12 +65,14 @@ def test_six_requests_at_once_give_what_one_rank_gives(running, golden, alone, t
     for receipt, (_, tokens) in zip(receipts, asked(golden), strict=True):
         assert receipt["compressions"] == (tokens - 1 - 8) // 64
     retractions = sum(receipt["retractions"] for receipt in receipts)
-    assert (retractions > 20) == (shape == "retracted")
+    assert (retractions > 20) == (shape in ENVIRONMENT)
     ranks = look_at_ranks(started, tmp_path, STAGES)
     for seen in ranks:
         assert_balanced(seen)
         assert seen["host_backup_bytes"] == 0
         assert seen["compressions"] == sum(receipt["compressions"] for receipt in receipts)
+        if shape not in ENVIRONMENT:
+            assert (seen["decodes_beside_waiting"] > 20) == (shape == "tight"), seen
     assert sorted(seen["layers"] for seen in ranks) == [1, 2]
     for same in ("query_slots", "backup_limit", "entry_bytes"):
         assert len({seen[same] for seen in ranks}) == 1, same

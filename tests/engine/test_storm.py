@@ -1,6 +1,7 @@
 """A storm: twenty times what the pool holds, random lengths, priorities, aborts and disconnects, on a real server.
 
-`SGLANG_RPC_STORM_SECONDS` makes it longer; the run of a release is 600.
+`SGLANG_RPC_STORM_SECONDS` makes it longer; the run of a release is 600. `SGLANG_RPC_STORM_FLAGS` adds flags to the
+server's: a release runs it with `--pp-size 2` too.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ FLAGS = (
     *("--enable-priority-scheduling", "--priority-scheduling-preemption-threshold", "0"),
     *("--chunked-prefill-size", "32", "--enable-mixed-chunk"),
     *("--log-level", "warning", "--max-running-requests", "6"),
+    *os.environ.get("SGLANG_RPC_STORM_FLAGS", "").split(),
 )
 
 
