@@ -78,6 +78,7 @@ def test_one_node_with_dp_attention(tmp_path):
         assert sorted(compressions(server)) == [3, 3]
 
 
+@pytest.mark.long
 def test_two_nodes_with_a_stage_each(golden, tmp_path):
     ports, head = (free_port(), free_port()), f"127.0.0.1:{free_port()}"
     with contextlib.ExitStack() as stack:
@@ -109,6 +110,7 @@ def smg(tmp_path) -> Path:
     return command
 
 
+@pytest.mark.long
 def test_replicas_behind_a_router(golden, tmp_path, smg):
     port = consecutive_ports(3)
     with recipe("replicas", port, tmp_path, golden.path, REPLICAS="2", PORT=str(port), SMG=str(smg)) as router:
@@ -121,9 +123,10 @@ def test_replicas_behind_a_router(golden, tmp_path, smg):
         results = at_once(router, [(golden.prompt, len(golden.output)), *((prompt, 150) for prompt in other)])
         assert results[0]["output_ids"] == golden.output
         assert all(result["meta_info"]["rpc"]["compressions"] == 2 for result in results[1:])
-        counts = [sum(compressions(server)) for server in replicas]
-        assert sum(counts) == golden.compressions + 10
-        assert all(counts), counts
+        # The router may send all of so few to one.
+        assert sum(sum(compressions(server)) for server in replicas) == golden.compressions + 10
+        for server in replicas:
+            assert server.generate(golden.prompt, len(golden.output))["output_ids"] == golden.output
         # One replica ends: so does the recipe, and with it the other.
         (pid,) = listening(port + 1)
         os.kill(pid, 9)
