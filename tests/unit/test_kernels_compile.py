@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.memory.triton_ring import store
 from sglang_rpc.policy import peak
@@ -48,7 +49,18 @@ def compiled(monkeypatch, tmp_path):
 
 
 def compress(
-    *, heads, kv_heads, head_dim, dtype, value_dim=None, group=False, cap=0.0, window=32, requests=1, rule=PLAIN
+    *,
+    heads,
+    kv_heads,
+    head_dim,
+    dtype,
+    value_dim=None,
+    group=False,
+    cap=0.0,
+    window=32,
+    requests=1,
+    rule=PLAIN,
+    pooling=(7, "avg"),
 ):
     """All that a compression launches."""
     stored = torch.uint8 if dtype.itemsize == 1 else dtype
@@ -77,7 +89,7 @@ def compress(
     scores = candidate_scores(
         KeyTable(layers), ring, rows, batch, selector=selector, group=group, rule=rule, values=values
     )
-    move_kept(SliceTable(layers), rows, batch, select(scores, batch, 7, "avg"))
+    move_kept(SliceTable(layers), rows, batch, select(scores, batch, *pooling))
     where = torch.zeros(2, dtype=torch.int64)
     store(ring[0], where, where, torch.zeros(2, heads, head_dim, dtype=held))
 
@@ -126,6 +138,12 @@ def test_every_rule_compiles_and_fits(compiled, shape, rule):
     compress(**SHAPES[shape], rule=rule)
     assert {kernel.name for kernel in kernels} == LAUNCHED
     assert max(kernel.metadata.shared for kernel in kernels) <= SHARED_BYTES[HOPPER]
+
+
+def test_pairs_compile(compiled):
+    kernels = compiled(HOPPER)
+    compress(**SHAPES["qwen 7b, bf16"], rule=peak.RULE, pooling=peak.paired.pooling_in(RPCConfig()))
+    assert {kernel.name for kernel in kernels} == LAUNCHED
 
 
 def test_values_are_read_sixteen_bytes_at_a_time(compiled):
