@@ -7,7 +7,17 @@ still do what the reason says: that is a warning, and a person reads the change.
 
 from collections.abc import Mapping
 
-from sglang_rpc.contract.sglang import batches, endpoints, memory, model, requests, scheduler, server, windows
+from sglang_rpc.contract.sglang import (
+    batches,
+    disaggregation,
+    endpoints,
+    memory,
+    model,
+    requests,
+    scheduler,
+    server,
+    windows,
+)
 from sglang_rpc.contract.targets import LATENT, Assumption, assumptions_in
 
 #: module or class -> name in it -> what RPC needs of it
@@ -217,7 +227,7 @@ _OTHERS: tuple[Assumption, ...] = (
 
 
 _ALL: tuple[Assumption, ...] = (
-    *assumptions_in(requests, batches, scheduler, memory, windows, model, server, endpoints),
+    *assumptions_in(requests, batches, scheduler, disaggregation, memory, windows, model, server, endpoints),
     *(Assumption(f"{owner}.{name}", reason) for owner, names in _FUNCTIONS.items() for name, reason in names.items()),
     *_OTHERS,
 )

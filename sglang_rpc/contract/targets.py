@@ -91,7 +91,7 @@ def assumed(target: str, reason: str, when: str = SERVING) -> Callable[[T], T]:
         methods = [
             Assumption(f"{target}.{name}", inspect.cleandoc(member.__doc__ or reason), when=when)
             for name, member in vars(protocol).items()
-            if isinstance(member, FunctionType) and not name.startswith("__")
+            if isinstance(member, FunctionType | staticmethod) and not name.startswith("__")
         ]
         annotated = inspect.get_annotations(protocol)  # type: ignore[arg-type]
         attributes = tuple(sorted(name for name in annotated if not name.startswith(OURS)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.fakes.batches import ScheduleBatch
 from tests.fakes.requests import Req
 
 if TYPE_CHECKING:
@@ -31,7 +30,8 @@ class DecodePreallocQueue:
     retracted_queue: list[Req] = field(default_factory=list)
     transfer_queue: DecodeTransferQueue = field(default_factory=DecodeTransferQueue)
 
-    def _pre_alloc_fill_len(self, req: Req) -> int:
+    @staticmethod
+    def _pre_alloc_fill_len(req: Req) -> int:
         """What RPC's hook makes of it."""
         evicted = 0 if req.rpc is None else req.rpc.evicted
         return len(req.origin_input_ids) + max(len(req.output_ids) - 1, 0) - evicted
@@ -41,16 +41,3 @@ class DecodePreallocQueue:
 class NextBatchPlan:
     batch_to_run: Any
     running_batch: Any
-
-
-@dataclass(eq=False)
-class DPAttnAdapter:
-    """Of a server without DP attention; `asked` has what it was given."""
-
-    asked: list[ScheduleBatch | None] = field(default_factory=list)
-
-    def maybe_prepare_mlp_sync_batch(
-        self, batch: ScheduleBatch | None, need_sync: bool | None = None
-    ) -> ScheduleBatch | None:
-        self.asked.append(batch)
-        return batch

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.fakes.batches import ScheduleBatch
-from tests.fakes.disaggregation import DecodePreallocQueue, DPAttnAdapter
 from tests.fakes.memory import Allocator, ReqToTokenPool, Tree
 from tests.fakes.models import ModelConfig, ModelRunner, ServerArgs
 from tests.fakes.requests import Req
@@ -42,6 +41,19 @@ class IpcChannels:
 
 
 @dataclass(eq=False)
+class DPAttnAdapter:
+    """Of a server without DP attention; `asked` has what it was given."""
+
+    asked: list[ScheduleBatch | None] = field(default_factory=list)
+
+    def maybe_prepare_mlp_sync_batch(
+        self, batch: ScheduleBatch | None, need_sync: bool | None = None
+    ) -> ScheduleBatch | None:
+        self.asked.append(batch)
+        return batch
+
+
+@dataclass(eq=False)
 class Scheduler:
     """`rpc` is the runtime, as on SGLang's."""
 
@@ -54,7 +66,7 @@ class Scheduler:
     forward_stream: Any = None
     chunked_req: Req | None = None
     running_batch: ScheduleBatch = field(default_factory=ScheduleBatch)
-    disagg_decode_prealloc_queue: DecodePreallocQueue | None = None
+    disagg_decode_prealloc_queue: object | None = None
     dp_attn_adapter: DPAttnAdapter = field(default_factory=DPAttnAdapter)
     waiting_queue: list[Req] = field(default_factory=list)
     result_queue: deque[Any] = field(default_factory=deque)

@@ -74,6 +74,10 @@ READ_UNSEEN = {
         ("memory.LatentPool.dtype", "memory.LatentPool.layer_num", "memory.LatentPool.start_layer"),
         "as KVPool's, of pools of both kinds",
     ),
+    **dict.fromkeys(
+        ("disaggregation.NextBatchPlan.batch_to_run", "disaggregation.NextBatchPlan.running_batch"),
+        "given to SGLang's class, by name",
+    ),
     "memory.Tree.linker": "by getattr, of trees of every kind",
     "model.LatentAttention.attn_mqa": "by hasattr, to find these modules",
     **dict.fromkeys(
@@ -104,6 +108,7 @@ follow_imports = skip
 WITH_DEFAULT = {
     ("hooks/markers.py", "request_selectable_think_end_tokens"): "one detector has it, which is pinned",
     ("hooks/requests.py", "sampling_params"): "requests of every kind pass",
+    ("contract/settings.py", "_CHECKED"): "RPC's own, of a prefill server",
     ("contract/refusals/facts.py", "kv_cache_layout"): "pools of every kind pass; RPC's own are pinned",
     ("contract/refusals/facts.py", "linker"): "trees of every kind pass; RPC's own is pinned",
     ("contract/refusals/facts.py", "quant_method"): "pools of every kind pass; RPC's own are pinned",

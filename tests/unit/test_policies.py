@@ -310,6 +310,7 @@ def test_h2o_is_refused_under_cuda_graphs_alone(device, graphs, monkeypatch):
     resolved = SimpleNamespace(
         device=device,
         enable_two_batch_overlap=False,
+        disaggregation_mode="null",
         cuda_graph_config=graphs and SimpleNamespace(decode=SimpleNamespace(backend=graphs)),
     )
     overrides = ModuleType("sglang.srt.arg_groups.overrides")

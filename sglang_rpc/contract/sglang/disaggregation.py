@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
+from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import assumed
-
-if TYPE_CHECKING:
-    from sglang_rpc.contract.sglang.scheduler import Scheduler
 
 _DECODE = "sglang.srt.disaggregation.decode"
 
@@ -36,7 +34,8 @@ class DecodePreallocQueue(Protocol):
     scheduler: Scheduler
     transfer_queue: DecodeTransferQueue
 
-    def _pre_alloc_fill_len(self, req: Req) -> int:
+    @staticmethod
+    def _pre_alloc_fill_len(req: Req) -> int:
         """KV entries that a waiting request will have in its row"""
 
 
@@ -44,14 +43,3 @@ class DecodePreallocQueue(Protocol):
 class NextBatchPlan(Protocol):
     batch_to_run: ScheduleBatch | None
     running_batch: ScheduleBatch
-
-
-@assumed(
-    "sglang.srt.managers.scheduler_components.dp_attn.SchedulerDPAttnAdapter",
-    "how a rank without a step joins its peers",
-)
-class DPAttnAdapter(Protocol):
-    def maybe_prepare_mlp_sync_batch(
-        self, batch: ScheduleBatch | None, need_sync: bool | None = None
-    ) -> ScheduleBatch | None:
-        """with DP attention an idle batch for None; else what it is given"""

@@ -9,7 +9,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
-from sglang_rpc.contract.sglang.disaggregation import DecodePreallocQueue, DPAttnAdapter
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.model import ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.requests import Req, TreeNode
@@ -63,13 +62,24 @@ class MetricsCollector(Protocol):
 
 
 @assumed(
+    "sglang.srt.managers.scheduler_components.dp_attn.SchedulerDPAttnAdapter",
+    "how a rank without a step joins its peers",
+)
+class DPAttnAdapter(Protocol):
+    def maybe_prepare_mlp_sync_batch(
+        self, batch: ScheduleBatch | None, need_sync: bool | None = None
+    ) -> ScheduleBatch | None:
+        """with DP attention an idle batch for None; else what it is given"""
+
+
+@assumed(
     f"{_MANAGERS}.scheduler.Scheduler", "pools, tree, streams, tokenizer, metrics, queues and limits of a scheduler"
 )
 class Scheduler(Protocol):
     beam_coordinator: BeamCoordinator
     chunked_req: Req | None  #: whose prefill goes on, in chunks
     device: str
-    disagg_decode_prealloc_queue: DecodePreallocQueue | None  #: of a decode server
+    disagg_decode_prealloc_queue: object | None  #: of a decode server
     dp_attn_adapter: DPAttnAdapter
     forward_ct: int  #: forward passes so far
     forward_stream: torch.cuda.Stream

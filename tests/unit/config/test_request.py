@@ -47,8 +47,9 @@ def test_a_request_may_leave_reuse_out_but_not_bring_it_in():
     sharing = RPCConfig(reuse="share")
     assert RequestOptions.from_custom_params(None, sharing).reuse == "share"
     assert RequestOptions.from_custom_params({"rpc": {"reuse": "off"}}, sharing).reuse == "off"
-    message = refusal(RequestOptions.from_custom_params, {"rpc": {"reuse": "continue"}}, sharing)
-    assert message == "custom_params.rpc.reuse must be one of off, share, got 'continue'"
+    assert RequestOptions.from_custom_params({"rpc": {"reuse": "continue"}}, sharing).reuse == "continue"
+    message = refusal(RequestOptions.from_custom_params, {"rpc": {"reuse": "always"}}, sharing)
+    assert message == "custom_params.rpc.reuse must be one of off, share, continue, got 'always'"
 
 
 def test_a_requests_bounds_are_inclusive():

@@ -25,4 +25,4 @@ def thinking(prompt: list[int], output: list[int], **given) -> RequestState:
 def backup(queries: bool = False) -> Backup:
     empty = HostBytes(())
     none = HostKV(empty, 0)
-    return Backup(none, "prompt", none, empty if queries else None)
+    return Backup(none, "prompt", none, empty if queries else None, empty)

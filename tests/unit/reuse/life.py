@@ -41,6 +41,7 @@ class Runtime:
     never_backed_up: str = ""
     reports: int = 0
     every_step: bool = False
+    decode_server: bool = False
     scheduler: Any = None
 
     def __post_init__(self) -> None:
