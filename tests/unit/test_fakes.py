@@ -52,7 +52,10 @@ PAIRS = [
 def names(cls: type) -> set[str]:
     """Fields, properties and methods, but those that Python itself gives a class."""
     fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
-    functions = {name: value.fget if isinstance(value, property) else value for name, value in vars(cls).items()}
+    functions = {
+        name: value.fget if isinstance(value, property) else inspect.unwrap(value) if callable(value) else value
+        for name, value in vars(cls).items()
+    }
     own = {name for name, f in functions.items() if inspect.isfunction(f) and f.__module__ == cls.__module__}
     return fields | {name for name in own if not name.startswith("__")}
 
