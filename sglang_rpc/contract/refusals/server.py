@@ -168,7 +168,7 @@ SERVER_ROWS = named(
     pd_ranks=_row(
         "--disaggregation-mode --pp-size --attn-dp-size",
         "micro-batches and ranks with requests of their own share out what transfers may take of the pool, and a "
-        "decode server is proven with tensor parallelism alone",
+        "decode server is written for tensor parallelism alone",
         "use --tp-size on the decode server",
         given=_decode_ranks,
     ),
