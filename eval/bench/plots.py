@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval import plotting
 from eval.bench import summary as summaries
 from eval.bench import table
 from eval.bench.statistics import median
@@ -15,18 +16,13 @@ from eval.bench.table import Row
 _COLOURS = {"stock": "#000000", "constrained": "#E69F00", "off": "#56B4E9", "rpc-off": "#CC79A7", "rpc": "#D55E00"}
 _OTHERS = ("#0072B2", "#009E73", "#F0E442", "#8c564b", "#7f7f7f")
 
+_STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
+
 
 def draw(rows: Sequence[Row], baseline: str, out: Path) -> list[Path]:
     """Every plot that the rows have data for; the paths written. Without matplotlib: none, said in the log."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plots: matplotlib is not installed (pip install -e '.[bench]')")
+    if plotting.pyplot(**_STYLE) is None:
         return []
-    matplotlib.use("Agg")
-    # Text stays text in the SVG, and the same results give the same file.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "eval", "font.size": 9, "axes.grid": True})
-    matplotlib.rcParams.update({"grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False})
     good = [row for row in table.latest(rows).values() if summaries.is_good(row)]
     written = []
     for name, plot in _PLOTS.items():

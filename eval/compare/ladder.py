@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval import plotting
 from eval.compare import fair, written
 from eval.compare.arms import FULL
 from eval.compare.fair import Column
@@ -103,11 +104,9 @@ def _cell(row: fair.Row) -> str:
 
 def plot(found: Sequence[Comparison], out: Path) -> list[Path]:
     """Bars of accuracy, a panel a task; paler: fewer KV entries held. Whiskers are 95 % intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "eval", "font.size": 9})
-    from matplotlib import pyplot
+    pyplot = plotting.pyplot()
+    if pyplot is None:
+        return []
     from matplotlib.patches import Patch
 
     names = policies(found)

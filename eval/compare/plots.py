@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval import plotting
 from eval.compare import fair
 from eval.compare.arms import FULL
 from eval.compare.fair import Row
@@ -49,15 +50,9 @@ def pareto(rows: Sequence[Row], column: str) -> list[Row]:
 
 def plot(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
     """Accuracy against KV entries held, mean and peak: a mark an arm, 95 % bars, and the line of those none beats."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
+    pyplot = plotting.pyplot()
+    if pyplot is None:
         return []
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "eval", "font.size": 9})
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
     for axis, (column, words) in zip(axes, PANELS.items(), strict=True):
         _panel(axis, [row for row in rows if fair.number(row, column) is not None], column)

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from eval import plotting
 from eval.fleet.report import LEFT_OUT
 
 PANELS = {
@@ -20,15 +21,9 @@ NAMES = {"off": "SGLang", "rpc": "RPC"}
 
 def draw(table: Path) -> list[Path]:
     """A panel per number, over the replicas, or, of one number of replicas, over the routers."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
+    pyplot = plotting.pyplot()
+    if pyplot is None:
         return []
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "eval", "font.size": 9})
-    from matplotlib import pyplot
-
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")

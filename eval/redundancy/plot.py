@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval import plotting
 from eval.redundancy import kept
 from eval.redundancy.measure import Group
 
 
 def entropies(summary: Sequence[Group], out: Path, conditions: str) -> list[Path]:
     """Bars of one standard error; the files written, none where matplotlib is not installed."""
-    pyplot = _pyplot()
+    pyplot = plotting.pyplot()
     if pyplot is None:
         return []
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -29,7 +30,7 @@ def entropies(summary: Sequence[Group], out: Path, conditions: str) -> list[Path
 
 def repeats(summary: Sequence[kept.Summary], out: Path) -> list[Path]:
     """As `entropies`."""
-    pyplot = _pyplot()
+    pyplot = plotting.pyplot()
     if pyplot is None:
         return []
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -43,19 +44,6 @@ def repeats(summary: Sequence[kept.Summary], out: Path) -> list[Path]:
     axis.set_title(f"{summary[0].requests} requests, tokens before the last compression's window", fontsize=8)
     axis.set_xticks([place + 1.5 * width for place in range(len(orders))], [str(n) for n in orders])
     return _save(pyplot, figure, axis, out, "kept")
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
-        return None
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "eval", "font.size": 9})
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def _save(pyplot: Any, figure: Any, axis: Any, out: Path, name: str) -> list[Path]:
