@@ -142,6 +142,12 @@ def greedy(tokens: int, rpc: dict[str, Any] | None = None, **more: Any) -> dict[
     return params
 
 
+def six_requests(golden: Golden) -> list[tuple[list[int], int]]:
+    """Prompts and lengths: other prompts, or other lengths, so that no two are compressed in the same steps."""
+    prompts = [golden.prompt] * 2 + [golden.prompt[cut:] + golden.prompt[:cut] for cut in (3, 7, 11, 17)]
+    return [(prompt, len(golden.output) - 20 * index) for index, prompt in enumerate(prompts)]
+
+
 def staggered(running: Any, requests: list[tuple[list[int], int]], apart: float = 0.15) -> list[dict[str, Any]]:
     """Results of all `requests`, prompts and lengths, of which each comes a moment after the one before."""
 

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from tests.engine.disaggregated import needs_mooncake, pair
-from tests.engine.engines import Golden, engine, greedy, staggered
+from tests.engine.engines import Golden, engine, greedy, six_requests, staggered
 
 pytestmark = needs_mooncake
 
@@ -43,17 +43,11 @@ def golden(goldens) -> Golden:
     return Golden.load(goldens / "gqa_all_p64")
 
 
-def asked(golden) -> list[tuple[list[int], int]]:
-    """Prompts and lengths: other prompts, or other lengths, so that no two are compressed in the same steps."""
-    prompts = [golden.prompt] * 2 + [golden.prompt[cut:] + golden.prompt[:cut] for cut in (3, 7, 11, 17)]
-    return [(prompt, len(golden.output) - 20 * index) for index, prompt in enumerate(prompts)]
-
-
 @pytest.fixture(scope="module")
 def alone(golden) -> list[list[int]]:
     """What one server gives."""
     with engine(golden.path, golden.config) as running:
-        return [result["output_ids"] for result in staggered(running, asked(golden))]
+        return [result["output_ids"] for result in staggered(running, six_requests(golden))]
 
 
 @pytest.fixture(
@@ -71,11 +65,11 @@ def running(request, golden, alone, tmp_path_factory):
 
 def test_six_requests_at_once_give_what_one_server_gives(running, golden, alone):
     before = running.servers.rpc()["compressions"]
-    results = running.servers.staggered(asked(golden))
+    results = running.servers.staggered(six_requests(golden))
     receipts = [result["meta_info"]["rpc"] for result in results]
     assert alone[0] == golden.output
     assert [result["output_ids"] for result in results] == alone, receipts
-    for receipt, (_, tokens) in zip(receipts, asked(golden), strict=True):
+    for receipt, (_, tokens) in zip(receipts, six_requests(golden), strict=True):
         assert receipt["compressions"] == (tokens - 1 - 8) // 64
         assert receipt["late"] == 0
         assert receipt["restored"] == receipt["retractions"]

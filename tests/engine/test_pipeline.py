@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_at_ranks, staggered
+from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_at_ranks, six_requests, staggered
 
 STAGES = 2
 CHUNKS = dict(page_size=4, chunked_prefill_size=16)
@@ -24,12 +24,6 @@ def golden(goldens) -> Golden:
     return Golden.load(goldens / "gqa_all_p64")
 
 
-def asked(golden) -> list[tuple[list[int], int]]:
-    """Prompts and lengths: other prompts, or other lengths, so that no two are compressed in the same steps."""
-    prompts = [golden.prompt] * 2 + [golden.prompt[cut:] + golden.prompt[:cut] for cut in (3, 7, 11, 17)]
-    return [(prompt, len(golden.output) - 20 * index) for index, prompt in enumerate(prompts)]
-
-
 # First: the end of an engine kills every child, those of `running` too.
 def test_without_rpc_two_stages_give_what_one_gives(golden):
     with engine(golden.path, None, pp_size=STAGES) as started:
@@ -41,7 +35,7 @@ def test_without_rpc_two_stages_give_what_one_gives(golden):
 def alone(golden) -> list[list[int]]:
     """What one rank gives."""
     with engine(golden.path, golden.config) as running:
-        return [result["output_ids"] for result in staggered(running, asked(golden))]
+        return [result["output_ids"] for result in staggered(running, six_requests(golden))]
 
 
 @pytest.fixture(
@@ -58,11 +52,11 @@ def running(request, golden, alone):
 
 def test_six_requests_at_once_give_what_one_rank_gives(running, golden, alone, tmp_path):
     shape, started = running
-    results = staggered(started, asked(golden))
+    results = staggered(started, six_requests(golden))
     receipts = [result["meta_info"]["rpc"] for result in results]
     assert alone[0] == golden.output
     assert [result["output_ids"] for result in results] == alone, receipts
-    for receipt, (_, tokens) in zip(receipts, asked(golden), strict=True):
+    for receipt, (_, tokens) in zip(receipts, six_requests(golden), strict=True):
         assert receipt["compressions"] == (tokens - 1 - 8) // 64
     retractions = sum(receipt["retractions"] for receipt in receipts)
     assert (retractions > 20) == (shape in ENVIRONMENT)

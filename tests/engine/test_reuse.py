@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from tests.engine.engines import Golden, assert_balanced, engine, flush, greedy, look_inside
+from tests.engine import reusing
+from tests.engine.engines import Golden, flush, greedy
 from tests.engine.oracle import Oracle, Rule
 
 P, R = 64, 8
-SHAPES = {
-    "default": {},
-    "page_16": dict(page_size=16),
-    "no_overlap": dict(disable_overlap_schedule=True),
-    "mixed_chunks": dict(enable_mixed_chunk=True, chunked_prefill_size=16),
-    "tp_2": dict(tp_size=2),
-    "retracted": {},
-    "retracted_page_16": dict(page_size=16),
-}
-BY_DEFAULT = ("default", "retracted_page_16")
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +16,16 @@ def golden(goldens) -> Golden:
     return Golden.load(goldens / "gqa_all_p64")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.long) for name in SHAPES],
-)
+@pytest.fixture(scope="module", params=reusing.SHAPES)
 def served(request, golden):
-    """An engine and its page size. `retracted`: SGLang retracts a request in every third step."""
-    shape, retracted = SHAPES[request.param], request.param.startswith("retracted")
-    with pytest.MonkeyPatch.context() as patch:
-        if retracted:
-            patch.setenv("SGLANG_TEST_RETRACT", "1")
-        with engine(golden.path, replace(golden.config, reuse="share"), **shape) as running:
-            running.retracts = retracted
-            yield running, shape.get("page_size", 1)
+    with reusing.serving(golden, "share", request.param) as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)
 def balanced(request, tmp_path):
     yield
-    if "served" in request.fixturenames:
-        running = request.getfixturevalue("served")[0]
-        assert_balanced(look_inside(running, tmp_path, [1]))
-        flush(running)
+    reusing.check_and_flush(request, tmp_path)
 
 
 def run(running, prompt, tokens, rpc=None, **more):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from eval.bench.server import free_port
-from tests.engine.engines import Golden
+from tests.engine.engines import Golden, six_requests
 from tests.engine.oracle import Oracle, Rule
 from tests.engine.servers import START_SECONDS, Server, started, wait_for
 
@@ -51,19 +51,19 @@ def running(golden, tmp_path_factory) -> Iterator[Server]:
 
 def test_six_requests_at_once_give_what_one_server_gives(running, golden):
     """Each is compressed at other times than the others, for they come one after another and have other prompts."""
-    prompts = [golden.prompt] * 2 + [golden.prompt[cut:] + golden.prompt[:cut] for cut in (3, 7, 11, 17)]
+    requests = six_requests(golden)
     results: dict[int, dict] = {}
 
     def ask(index: int) -> None:
-        results[index] = running.generate(prompts[index], len(golden.output) - 20 * index)
+        results[index] = running.generate(*requests[index])
 
-    threads = [threading.Timer(0.2 * index, ask, (index,)) for index in range(len(prompts))]
+    threads = [threading.Timer(0.2 * index, ask, (index,)) for index in range(len(requests))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(300)
     oracle, rule = Oracle(golden.path), Rule(64, 8, 4)
-    for index, prompt in enumerate(prompts):
+    for index, (prompt, _) in enumerate(requests):
         output = results[index]["output_ids"]
         assert results[index]["meta_info"]["rpc"]["compressions"] == (len(output) - 1 - 8) // 64
         if prompt == golden.prompt:
