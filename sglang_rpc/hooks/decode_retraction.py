@@ -8,8 +8,7 @@ A pause with mode `retract` backs nothing up: the prefill server computes all KV
 uncompressed, as it would on a server without disaggregation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from sglang_rpc.contract.sglang.disaggregation import DecodePreallocQueue
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool
@@ -41,38 +40,29 @@ def keep(runtime: SchedulerRPC, req: Req) -> None:
     state.hooks.kept = Kept(recording.since, runtime.ring.buffer[:, recording.slot].to("cpu", copy=True))
 
 
-@contextmanager
-def _as_many_ids_as_entries(req: Req) -> Iterator[None]:
-    """Inside, SGLang, which takes a row to have an entry for each id but the last, finds this one's length."""
-    state, output = state_of(req), req.output_ids
-    if state is not None and state.evicted:
-        req.output_ids = output[state.evicted :]
-    try:
-        yield
-    finally:
-        req.output_ids = output
-
-
 @hook(
     AROUND,
     "sglang.srt.managers.schedule_batch.Req.offload_kv_cache",
     "a retracted row is copied to the host by the length of its text",
 )
-def save_row(original: Callable[..., None], req: Req, pool: ReqToTokenPool, allocator: Allocator) -> None:
-    """AROUND Req.offload_kv_cache, on decode servers alone, before the row is released."""
-    with _as_many_ids_as_entries(req):
-        original(req, pool, allocator)
-
-
 @hook(
     AROUND,
     "sglang.srt.managers.schedule_batch.Req.load_kv_cache",
     "it comes back by the length of its text",
 )
-def load_row(original: Callable[..., None], req: Req, pool: ReqToTokenPool, allocator: Allocator) -> None:
-    """AROUND Req.load_kv_cache, on decode servers alone, once the request has a row again."""
-    with _as_many_ids_as_entries(req):
+def copy_row(original: Callable[..., None], req: Req, pool: ReqToTokenPool, allocator: Allocator) -> None:
+    """AROUND Req.offload_kv_cache, before the row is released, and Req.load_kv_cache, once the request has a row again.
+
+    On decode servers alone. Inside, SGLang, which takes a row to have an entry for each id but the last, finds this
+    row's length.
+    """
+    state, output = state_of(req), req.output_ids
+    if state is not None and state.evicted:
+        req.output_ids = output[state.evicted :]
+    try:
         original(req, pool, allocator)
+    finally:
+        req.output_ids = output
 
 
 @hook(

@@ -66,15 +66,15 @@ class SchedulerRPC:
         self.own_windows = model.window_pool is not None  #: whether window layers have a KV pool of their own
         #: Where no host backups are made, if this model's are not; "": they are.
         self.never_backed_up = backup_memory.OWN_WINDOWS if self.own_windows else ""
-        if scheduler.disagg_decode_prealloc_queue is not None:
+        #: Whether it is the decode server of prefill/decode disaggregation.
+        self.decode_server = scheduler.disagg_decode_prealloc_queue is not None
+        if self.decode_server:
             self.never_backed_up = backup_memory.DECODE_SERVER
         states = recurrent_states(scheduler.token_to_kv_pool_allocator, scheduler.req_to_token_pool)
         self.backups = backup_memory.set_aside(config, model.layers, self.ring, everyone, self.never_backed_up, states)
         self.pipelined = (
             ranks.pipeline().pp_size > 1
         )  #: whether other micro-batches run, beside the one that is planned
-        #: Whether it is the decode server of prefill/decode disaggregation.
-        self.decode_server = scheduler.disagg_decode_prealloc_queue is not None
         self.growth: PerStep[Req, int] = PerStep()  #: see `decode_admission.growth`
         self.metrics = Metrics(scheduler.metrics_collector)
         self.aliases = Aliases()  #: of compressed texts in the tree; none without reuse

@@ -218,7 +218,7 @@ class RequestState:
         due = start + budget.next_due(clock.events)
         recorded = generated if recorded_since is None else recorded_since
         compresses_at = max(due, recorded + budget.window)
-        copies = self.continued is not None and not self.continued.copied and compresses_at < generated + tokens
+        copies = self.shares_region and compresses_at < generated + tokens
         return Plan(
             held,
             generated,

@@ -160,7 +160,7 @@ SERVER_ROWS = named(
     ),
     pd_retraction_backup=_row(
         "--disaggregation-decode-retraction-backup --disaggregation-decode-host-receive-threshold",
-        "HiCache's host pool stands behind the prefix tree and copies rows by the length of their text, and RPC is "
+        "HiCache's host pool belongs to the prefix tree and copies rows by the length of their text, and RPC is "
         "proven with tensors alone",
         "use --disaggregation-decode-retraction-backup cpu_tensor",
         given=_host_pool,

@@ -10,12 +10,11 @@ import torch
 from sglang_rpc.hooks import decode_retraction, tree
 from sglang_rpc.hooks.decode_retraction import (
     come_back,
+    copy_row,
     count_entries_to_come,
     hold_if_resumable,
     keep,
-    load_row,
     resume_with_query_slots,
-    save_row,
 )
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.runtime.clock import Clock
@@ -73,16 +72,15 @@ def recording(runtime, req: Req, since: int = 17) -> torch.Tensor:
     return queries.clone()
 
 
-@pytest.mark.parametrize("hook", [save_row, load_row])
 @pytest.mark.parametrize("evicted", [0, 12])
-def test_a_row_is_copied_as_long_as_it_is(hook, evicted):
+def test_a_row_is_copied_as_long_as_it_is(evicted):
     seen, req = [], request(evicted)
 
     def original(req, pool, allocator):
         # as SGLang has it: `seqlen - 1`
         seen.append((len(req.origin_input_ids) + len(req.output_ids) - 1, pool, allocator))
 
-    hook(original, req, "rows", "slots")
+    copy_row(original, req, "rows", "slots")
     assert seen == [(5 + 20 - evicted, "rows", "slots")]
     assert req.output_ids == ids(range(100, 121))
 
@@ -94,7 +92,7 @@ def test_the_ids_are_whole_again_after_an_error():
         raise RuntimeError("out of host memory")
 
     with pytest.raises(RuntimeError):
-        save_row(original, req, None, None)
+        copy_row(original, req, None, None)
     assert len(req.output_ids) == 21
 
 
