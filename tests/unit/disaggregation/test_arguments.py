@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,14 +76,10 @@ def test_sums_of_attention_are_not_backed_up(declared):
 
 
 def test_a_prefill_server_checks_the_options_of_requests(declared):
-    class Asked:
-        sampling_params = {"custom_params": {"rpc": {"ratio": 1}}}  # noqa: RUF012
-
-    class Manager:
-        server_args = checked(CONFIG, disaggregation_mode="prefill")
-
+    asked = SimpleNamespace(sampling_params={"custom_params": {"rpc": {"ratio": 1}}})
+    manager = SimpleNamespace(server_args=checked(CONFIG, disaggregation_mode="prefill"))
     with pytest.raises(ConfigError, match=r"custom_params\.rpc\.ratio must be"):
-        request_hooks.validate(Manager, Asked())
+        request_hooks.validate(manager, asked)
 
 
 def launched(args: ServerArgs) -> object:

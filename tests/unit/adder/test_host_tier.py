@@ -17,7 +17,6 @@ from sglang_rpc.startup import cpu
 from tests.engine import host_tier
 from tests.fakes.runtime import Runtime
 from tests.fakes.scheduler import Scheduler
-from tests.unit.adder.conftest import forgetful, no_server  # noqa: F401
 from tests.unit.reuse.life import PROMPT, SIZE, D, World, retract
 from tests.unit.reuse.test_retracted import backups_of
 
@@ -51,7 +50,7 @@ class Alone:
 
 
 @pytest.fixture(params=[1, 16], ids=["page 1", "page 16"])
-def world(request, monkeypatch, no_server, forgetful):  # noqa: F811
+def world(request, monkeypatch, forgetful):
     """With a host tier under its tree."""
     cpu.prepare()
     host_tier.install(partial(monkeypatch.setattr, raising=False))  # SGLang imports the copy on a GPU alone
