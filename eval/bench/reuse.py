@@ -71,7 +71,7 @@ def _measure(asked: argparse.Namespace) -> list[dict[str, str]]:
                         row = as_text({**key, **measured, **settings, **conditions})
                         rows.append(row)
                         print(_line(row), flush=True)
-                        _write(asked.out / "results.csv", rows)
+                        _write(asked.out / "reuse.csv", rows)
     return rows
 
 
@@ -144,7 +144,7 @@ def _cell(rows: Sequence[dict[str, str]], mine: Sequence[dict[str, str]], name: 
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m eval.bench.reuse", description=__doc__)
-    made.add_argument("--out", type=Path, required=True, help="folder of results.csv and summary.md")
+    made.add_argument("--out", type=Path, required=True, help="folder of reuse.csv and summary.md")
     made.add_argument("--shape", choices=sorted(PRESETS), default="tiny", help="built-in, weights made up")
     made.add_argument("--loads", nargs="+", choices=sorted(reuse_loads.LOADS), default=list(reuse_loads.LOADS))
     made.add_argument("--repetitions", type=int, default=3)
