@@ -57,7 +57,8 @@ def alone(golden) -> list[list[int]]:
 def running(request, golden, alone, tmp_path_factory):
     decode, prefill, environment = SHAPES[request.param]
     strict = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0"}
-    rule = replace(golden.config, query_slots=32).as_dict()
+    # Without memory pressure nothing is compressed early: outputs are those of one server, which has room.
+    rule = replace(golden.config, query_slots=32, pressure="off").as_dict()
     folder = tmp_path_factory.mktemp("pair")
     with pair(folder, golden.path, rule, decode, prefill, **strict, **environment) as servers:
         yield SimpleNamespace(shape=request.param, servers=servers, retracted="SGLANG_TEST_RETRACT" in environment)
@@ -73,7 +74,8 @@ def test_six_requests_at_once_give_what_one_server_gives(running, golden, alone)
         assert receipt["compressions"] == (tokens - 1 - 8) // 64
         assert receipt["late"] == 0
         assert receipt["restored"] == receipt["retractions"]
-    assert (sum(receipt["retractions"] for receipt in receipts) > 20) == running.retracted
+    retractions = sum(receipt["retractions"] for receipt in receipts)
+    assert (retractions > 20) == running.retracted, retractions
     running.servers.assert_idle_and_balanced()
     assert running.servers.rpc()["compressions"] == before + sum(receipt["compressions"] for receipt in receipts)
 
@@ -117,10 +119,15 @@ def test_paused_with_retract_requests_come_back_through_the_prefill_server(runni
         thread.join(120)
     assert {status for status, _ in results.values()} == {200}, results
     assert results["whole"][1]["output_ids"] == golden.full[:150]
-    receipt = results["compressed"][1]["meta_info"]["rpc"]
-    assert len(results["compressed"][1]["output_ids"]) == 150
-    assert receipt["retractions"] > receipt["restored"]
-    assert receipt["compressions"] > (150 - 1 - 8) // 64  # those that are due are made up for
+    output, receipt = results["compressed"][1]["output_ids"], results["compressed"][1]["meta_info"]["rpc"]
+    assert len(output) == 150
+    if receipt["restored"] == receipt["retractions"]:  # SGLang had just retracted it: the pause found its backup
+        assert running.retracted
+        assert output == golden.output[:150]
+    else:
+        assert receipt["restored"] == receipt["retractions"] - 1
+        assert receipt["late"] > 0  # those that are due are made up for
+    assert receipt["compressions"] >= (150 - 1 - 8) // 64
     servers.assert_idle_and_balanced()
 
 

@@ -6,8 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,17 +52,8 @@ def recipe(name: str, port: int, folder: Path, model: Path, flags: str = "", **e
 
 def at_once(server: Server, asked: list[tuple[list[int], int]]) -> list[dict]:
     """Results of prompts and lengths that are sent together."""
-    results: dict[int, dict] = {}
-
-    def ask(index: int) -> None:
-        results[index] = server.generate(*asked[index])
-
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(asked))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(300)
-    return [results[index] for index in range(len(asked))]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return list(pool.map(lambda each: server.generate(*each), asked))
 
 
 def compressions(server: Server) -> list[int]:
@@ -119,6 +111,7 @@ def test_replicas_behind_a_router(golden, tmp_path, smg):
         ]
         for server in (*replicas, router):
             wait_for(server)
+        wait_for_workers(router, len(replicas))
         other = [golden.prompt[cut:] + golden.prompt[:cut] for cut in (3, 7, 11, 17, 19)]
         results = at_once(router, [(golden.prompt, len(golden.output)), *((prompt, 150) for prompt in other)])
         assert results[0]["output_ids"] == golden.output
@@ -132,6 +125,14 @@ def test_replicas_behind_a_router(golden, tmp_path, smg):
         os.kill(pid, 9)
         router.process.wait(60)
         assert not listening(port + 2)
+
+
+def wait_for_workers(router: Server, count: int) -> None:
+    """Until the router, which answers before, sends requests to so many."""
+    until = time.monotonic() + 60
+    while (seen := router.call("/workers")[1]).get("total") != count:
+        assert time.monotonic() < until, seen
+        time.sleep(0.5)
 
 
 def consecutive_ports(count: int) -> int:
