@@ -9,12 +9,16 @@ command -v "${SMG:-smg}" >/dev/null || {
 gpus="$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)"
 port="${PORT:-30000}"
 
-# Ends what was started, by its process id, and the children of each.
+# Ends what was started, by its process id; SGLang's servers end their children. A server that is told to end while it warms
+# up never does: it is killed after 30 seconds.
 end_all() {
     trap - EXIT INT TERM
-    local pids
+    local pids second=0
     mapfile -t pids < <(jobs -p)
-    ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
+    ((${#pids[@]} > 0)) || return 0
+    kill "${pids[@]}" 2>/dev/null || true
+    while ((second++ < 30)) && kill -0 "${pids[@]}" 2>/dev/null; do sleep 1; done
+    kill -9 "${pids[@]}" 2>/dev/null || true
     wait
 }
 trap end_all EXIT INT TERM

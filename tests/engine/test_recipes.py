@@ -209,6 +209,23 @@ def test_one_gpu_is_too_few_for_prefill_and_decode(tmp_path):
     assert (done.returncode, done.stderr) == (2, "prefill_decode: it takes two GPUs or more, and one was found\n")
 
 
+@pytest.mark.long
+def test_a_server_that_does_not_end_is_killed(tmp_path):
+    """As one of SGLang's does that is told to end while it warms up."""
+    for name, text in (
+        ("deaf", "#!/bin/bash\necho $$ >> pids\ntrap '' TERM\nwhile true; do sleep 1; done\n"),
+        ("router", "#!/bin/bash\nsleep 2\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"SMG": str(tmp_path / "router"), "PYTHON": str(tmp_path / "deaf"), "REPLICAS": "2"}
+    command = ["bash", str(RECIPES / "replicas.sh"), "--model-path", "x"]
+    subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    started = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert len(started) == 2
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
 @pytest.mark.parametrize("script", sorted(RECIPES.glob("[!_]*.sh")), ids=lambda path: path.stem)
 def test_each_says_how_it_is_used(script):
     for arguments in ([], ["--help"]):
