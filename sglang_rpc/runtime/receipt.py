@@ -30,6 +30,10 @@ RECEIPT_FIELDS = {
     "continue",
     "not_reused": "why none were taken over; only where `reused` and `continued` are 0",
 }
+#: Fields that are added where prompts are tokenized.
+TEXT_FIELDS = {
+    "reused_text": "tokens of the prompt, which was text, whose ids a known text gave; only with --rpc-reuse-text",
+}
 #: Fields that a request has whose reuse is not off.
 _OF_REUSE = ("reuse", "reused", "reused_held", "continued", "not_reused")
 
