@@ -1,5 +1,5 @@
-"""Speculative decoding on a CPU, where SGLang's PyTorch backend lacks three things: attention of rows that verify a tree
-of drafts, attention of draft steps, and an entry in the list of backends that draft models may have.
+"""Speculative decoding on a CPU, where SGLang's PyTorch backend lacks three things: attention of rows that verify a
+tree of drafts, attention of draft steps, and an entry in the list of backends that draft models may have.
 """
 
 from collections.abc import Callable
@@ -93,7 +93,7 @@ def _steps_class() -> type:
     """The backends of a draft's steps, as SGLang's other backends have them."""
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-    class Step(TorchNativeAttnBackend):
+    class Step(TorchNativeAttnBackend):  # type: ignore[misc]
         """Of one step: a row has as many entries more as there were steps before, and its own."""
 
         def __init__(self, model_runner: Any, step: int):
