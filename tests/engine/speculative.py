@@ -60,6 +60,41 @@ def eagle_of(model: Path, folder: Path) -> Path:
     return folder
 
 
+def eagle3_of(model: Path, folder: Path) -> Path:
+    """A draft for EAGLE3 of random weights, which reads the hidden states before and after the model's layers."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((model / "config.json").read_text())
+    hidden, wide, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    made, layer = torch.Generator().manual_seed(1), "midlayer"
+    shapes = {
+        "fc": (hidden, 3 * hidden),
+        "lm_head": (words, hidden),
+        f"{layer}.self_attn.q_proj": (hidden, 2 * hidden),
+        f"{layer}.self_attn.k_proj": (kv, 2 * hidden),
+        f"{layer}.self_attn.v_proj": (kv, 2 * hidden),
+        f"{layer}.self_attn.o_proj": (hidden, hidden),
+        f"{layer}.mlp.gate_proj": (wide, hidden),
+        f"{layer}.mlp.up_proj": (wide, hidden),
+        f"{layer}.mlp.down_proj": (hidden, wide),
+    }
+    weights = {f"{name}.weight": 0.1 * torch.randn(shape, generator=made) for name, shape in shapes.items()}
+    norms = ("norm", *(f"{layer}.{name}" for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")))
+    weights |= {f"{name}.weight": torch.ones(hidden) for name in norms}
+    weights["d2t"] = torch.zeros(words, dtype=torch.int64)
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    known = {name: config[name] for name in ("hidden_size", "intermediate_size", "vocab_size", "rms_norm_eps")}
+    known |= {name: config[name] for name in ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
+    own = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_act": "silu"}
+    own |= {"num_hidden_layers": 1, "draft_vocab_size": words, "tie_word_embeddings": False, "torch_dtype": "float32"}
+    own["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [-1, 0, 1]}
+    (folder / "config.json").write_text(json.dumps({**known, **own}))
+    return folder
+
+
 def without_the_cut(*args: Any, **kwargs: Any) -> Any:
     """A scheduler whose steps run past due dates."""
     from sglang_rpc.memory.speculative_rows import SpeculativeRows

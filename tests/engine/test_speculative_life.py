@@ -22,12 +22,12 @@ def test_retracted_over_and_over(goldens, golden, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SGLANG_TEST_RETRACT", "1")
         with engine(golden.path, golden.config, **drafting(goldens / NAME, 4, page_size=16)) as running:
-            results = running.generate(input_ids=[golden.prompt] * 4, sampling_params=[greedy(n)] * 4)
+            results = running.generate(input_ids=[golden.prompt] * 2, sampling_params=[greedy(n)] * 2)
             seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
     assert seen["host_backup_bytes"] == 0
     receipts = [result["meta_info"]["rpc"] for result in results]
-    assert [result["output_ids"] for result in results] == [golden.output] * 4, receipts
+    assert [result["output_ids"] for result in results] == [golden.output] * 2, receipts
     assert sum(receipt["restored"] for receipt in receipts) > 50
     assert {(r["compressions"], r["late"]) for r in receipts} == {(golden.compressions, 0)}
 
@@ -69,7 +69,7 @@ class TestControls:
         print(moving, leaving)
         assert moved == left
         assert moving["tokens_per_step"] == leaving["tokens_per_step"]
-        assert moving["tokens_per_step_compressed"] > 1.8 * leaving["tokens_per_step_compressed"]
+        assert moving["tokens_per_step_compressed"] > 1.5 * leaving["tokens_per_step_compressed"]
 
 
 def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path):
@@ -92,3 +92,12 @@ def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path):
         assert receipt["compressions"] == 7
         assert receipt["tokens_per_step_compressed"] > 0.8 * receipt["tokens_per_step"] > 2
         assert receipt["cuts"] > 0
+
+
+@pytest.mark.long
+def test_eagle3_with_a_draft_of_random_weights(golden, tmp_path):
+    draft = speculative.eagle3_of(golden.path, tmp_path / "draft")
+    with engine(golden.path, golden.config, **drafting(draft, 4, speculative_algorithm="EAGLE3")) as running:
+        result = running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
+    assert result["output_ids"] == golden.output
+    assert result["meta_info"]["rpc"]["compressions"] == golden.compressions

@@ -11,7 +11,7 @@ from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
 
 #: As SGLang resolves them: NEXTN is EAGLE.
-ALGORITHMS = ("EAGLE", "STANDALONE")
+ALGORITHMS = ("EAGLE", "EAGLE3", "STANDALONE")
 
 
 def _row(
