@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -14,7 +14,9 @@ from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kin
 from sglang_rpc.contract.refusals.model import MODEL_ROWS
 from sglang_rpc.contract.refusals.request import REQUEST_ROWS
 from sglang_rpc.contract.refusals.reuse import REUSE_MODEL_ROWS, REUSE_ROWS
+from sglang_rpc.contract.refusals.row import Row
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS
+from sglang_rpc.contract.refusals.speculative import SPECULATIVE_MODEL_ROWS, SPECULATIVE_ROWS
 from sglang_rpc.hooks.metrics import METRICS
 from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS
 from sglang_rpc.hooks.texts import TEXT_FIELDS
@@ -190,11 +192,16 @@ sentences may change. For example `sglang-rpc: {example}`.
 """
 
 
+def _beside(rows: Iterable[Row[...]]) -> Iterator[tuple[str, ...]]:
+    """What does not work beside a feature."""
+    return ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in rows)
+
+
 def limits_page() -> str:
     """The text of docs/limits.md."""
     server = ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in SERVER_ROWS)
     model = ((f"`unsupported.{r.name}`", *MODELS[r.name], r.why, r.way_out or ONLY_OFF) for r in MODEL_ROWS)
-    reuse = ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in (*REUSE_ROWS, *REUSE_MODEL_ROWS))
+    speculative, reuse = map(_beside, ((*SPECULATIVE_ROWS, *SPECULATIVE_MODEL_ROWS), (*REUSE_ROWS, *REUSE_MODEL_ROWS)))
     return "\n".join(
         [
             LIMITS,
@@ -207,6 +214,9 @@ def limits_page() -> str:
             "Such a request is served uncompressed and its receipt says why. If it asked for compression itself, with",
             '`custom_params: {"rpc": {...}}`, it gets HTTP 400 instead.\n',
             *table(("code", "why"), ((f"`request.{r.name}`", r.why) for r in REQUEST_ROWS)),
+            "\n## With speculative decoding\n",
+            "RPC works with these without `--speculative-algorithm`.\n",
+            *table(("code", "what", "why", "way out"), speculative),
             "\n## With `--rpc-reuse`\n",
             "RPC works with these where reuse is off.\n",
             *table(("code", "what", "why", "way out"), reuse),

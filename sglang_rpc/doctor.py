@@ -25,7 +25,18 @@ from sglang_rpc.contract.architectures import KIND_OF
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.pins import ASSUMED, Finding, State, use_of
 from sglang_rpc.contract.refusals.model import refuse_model_config, row_of
-from sglang_rpc.contract.targets import COMMAND_LINE, LATENT, LATER, REUSE, SERVING, TEXTS, Hook, Need, hooks_in
+from sglang_rpc.contract.targets import (
+    COMMAND_LINE,
+    LATENT,
+    LATER,
+    REUSE,
+    SERVING,
+    SPECULATIVE,
+    TEXTS,
+    Hook,
+    Need,
+    hooks_in,
+)
 from sglang_rpc.errors import RPCError
 from sglang_rpc.startup import cpu
 from sglang_rpc.startup.machine import PROBLEM, WARNING, Fact, facts_of
@@ -210,6 +221,7 @@ _WHEN = {
     SERVING: "Put on in every process of a server with RPC",
     LATENT: "Put on when a model with latent attention (MLA) is met",
     REUSE: "Put on in the schedulers of a server with `--rpc-reuse`",
+    SPECULATIVE: "Put on in the schedulers of a server that speculates",
     TEXTS: "Put on in the processes that tokenize for a server with `--rpc-reuse-text`",
 }
 

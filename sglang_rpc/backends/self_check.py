@@ -65,11 +65,12 @@ def _trial(
         head_dim=ring.buffer.shape[4],
         dtype=ring.buffer.dtype,
         device=device,
+        drafts=ring.drafts,
     )
     # Sharp attention, so that scores lie far apart.
     own_ring.buffer.copy_((4 * torch.randn(own_ring.buffer.shape, generator=generator)).to(ring.buffer.dtype))
     kinds = LayersByKind.of(layers)
-    likes = [kinds.full[0], *kinds.windows[:1], kinds.full[0]]
+    likes = [kinds.full[0], *kinds.windows[:1], kinds.full[0], *kinds.drafts[:1]]
     own_layers = [random_layer(like, rows * longest + 1, generator) for like in likes]
     results = []
     for make in makers:

@@ -9,6 +9,7 @@ from sglang_rpc.contract.refusals.model import refuse_model_config
 from sglang_rpc.contract.refusals.reuse import REUSE_ROWS
 from sglang_rpc.contract.refusals.row import refuse
 from sglang_rpc.contract.refusals.server import refuse_server_args, resolved
+from sglang_rpc.contract.refusals.speculative import SPECULATIVE_ROWS
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError, UnsupportedError
@@ -69,6 +70,8 @@ def attach_and_refuse(_result: Any, server_args: ServerArgs) -> None:
         refuse_server_args(server_args)
         _refuse_text_without_tokenizer(server_args, config)
         _refuse_policy(server_args, config)
+        if resolved(server_args).speculative_algorithm is not None:
+            refuse(SPECULATIVE_ROWS, resolved(server_args), config)
         if config.reuse != "off":
             refuse(REUSE_ROWS, resolved(server_args), config)
         if config.trace is not None:

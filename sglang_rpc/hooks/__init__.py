@@ -25,6 +25,9 @@
 | `decode_retraction` | how does a request that it retracts come back with its KV? |
 | `compaction` | what changes in a batch when rows are compressed? |
 | `positions` | which positions do compressed rows have? |
+| `speculative` | where does a step that drafts end, and which positions has the draft? |
+| `draft_layers` | where does the KV of a draft model lie, and what does it need? |
+| `draft_metadata` | how long are rows, where a position is taken for that? |
 | `step` | what does one forward step carry for RPC? |
 | `capture` | how do queries get into the query ring? |
 | `accumulate` | how is the attention of every step added up, for policies that ask? |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from sglang_rpc.contract.targets import AFTER, hook
@@ -189,20 +190,25 @@ class PeakAdder(Base):
 
     def _running(self, req: Req) -> Plan:
         state, prompt = req.rpc, len(req.origin_input_ids)
+        ahead = rows.ahead(self._rpc, req)
+        entries = req.kv.kv_allocated_len - ahead
         if state is None:
-            generated = max(0, req.kv.kv_allocated_len - prompt)
+            generated = max(0, entries - prompt)
         else:
-            logical = state.clock.generated(req.kv.kv_allocated_len, state.front(prompt))
-            generated = max(state.inherited, logical)
-        return plan_of(req, generated, *self._to_come(req, self.new_token_ratio))
+            generated = max(state.inherited, state.clock.generated(entries, state.front(prompt)))
+        return self._drafting(plan_of(req, generated, *self._to_come(req, self.new_token_ratio)), ahead)
 
     def _waiting(self, req: Req) -> Plan:
         known = len(req.output_ids) if req.rpc is None else rows.known(req, req.rpc)
-        return plan_of(req, known, *self._to_come(req, 1.0))  # its prefill covers the output it has
+        return self._drafting(plan_of(req, known, *self._to_come(req, 1.0)))  # its prefill covers the output it has
 
     def _restored(self, req: Req, state: RequestState, saved: Saved) -> Plan:
         prompt = len(req.origin_input_ids)  # its prefill covers the newest token
-        return state.plan_saved(saved, rows.known(req, state), *self._to_come(req, 1.0), prompt)
+        return self._drafting(state.plan_saved(saved, rows.known(req, state), *self._to_come(req, 1.0), prompt))
+
+    def _drafting(self, plan: Plan, ahead: int = 0) -> Plan:
+        """`plan` with the slots that each step has for drafts, of which its row has `ahead` now."""
+        return replace(plan, ahead=self._rpc.reserve, ahead_now=ahead) if self._rpc.reserve else plan
 
     def _to_come(self, req: Req, ratio: float) -> tuple[int, bool]:
         """Tokens to plan for and whether it ends there: a fixed length, or as far ahead as SGLang reserves."""

@@ -34,11 +34,12 @@ from sglang_rpc.hooks import ranks
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
-from sglang_rpc.hooks.query_slots import count_slots, ring_shape
+from sglang_rpc.hooks.query_slots import count_slots, drafts_of, ring_shape
 from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.step import attention_call, decodes, single_rows
 from sglang_rpc.hooks.window_pool import window_pool_of
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from sglang_rpc.policy.resolve import accumulates
 from sglang_rpc.types import LayersByKind
 
@@ -65,7 +66,8 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         install([hook_of(absorb)])
     layers = decoder_layers(model_runner.model)
     recorded = full_attention(layers)
-    shape = ring_shape(config, recorded, model_runner.dtype)
+    drafts = drafts_of(model_runner.server_args)
+    shape = ring_shape(config, recorded, model_runner.dtype, drafts)
     rows = model_runner.req_to_token_pool.req_to_token.shape[0]
     allocator = model_runner.token_to_kv_pool_allocator  # of which nothing is taken yet
     everyone = ranks.every_rank()
@@ -88,7 +90,8 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     if every_step:
         for layer, kv in zip(recorded, LayersByKind.of(kv_layers).full, strict=True):
             layer.register_forward_hook(Accumulate(model_runner, kv), with_kwargs=True)
-    model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots, window_pool_of(model_runner))
+    speculative = SpeculativeRows(rows, drafts, model_runner.device) if drafts else None
+    model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots, window_pool_of(model_runner), speculative)
     _load_kernels(ring, latent[0].kv_lora_rank if latent else None)
 
 
@@ -169,7 +172,7 @@ def absorb(original: Callable[..., Enum], attention: LatentAttention, forward_ba
 
 
 class Capture:
-    """A forward pre-hook of one attention layer: stores the step's queries, one per row.
+    """A forward pre-hook of one attention layer: stores the step's queries, one per row; n where rows verify drafts.
 
     A CUDA graph records the write once and replays it with its static rows and positions, so the write must be in
     every captured graph. It is in the warm-ups before each capture too, which compile and load what it needs. An eager
@@ -189,7 +192,8 @@ class Capture:
         queries = [query]
         if kwargs.get("q_rope") is not None:
             queries.append(kwargs["q_rope"])
-        if decodes(forward_batch):
+        verifies = self.ring.drafts > 0 and forward_batch.forward_mode.is_target_verify()
+        if verifies or decodes(forward_batch):
             if not self.ring.in_use and not self.for_a_graph():
                 return
             if self.index == 0:
@@ -199,6 +203,8 @@ class Capture:
                 for batch in (forward_batch, *(forward_batch.tbo_children or ())):
                     # Labelled an extend, the step is padded in tokens alone, after its rows.
                     rows = batch.req_pool_indices
+                    if verifies:
+                        rows = rows[:, None].expand(-1, self.ring.drafts).reshape(-1)
                     batch.rpc_where = self.ring.where(rows, batch.positions[: len(rows)])
             where = forward_batch.rpc_where
             # A half is padded to a multiple of the ranks, after its rows.

@@ -7,7 +7,7 @@ import torch
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
-from sglang_rpc.hooks import reuse
+from sglang_rpc.hooks import reuse, rows
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.hooks.window_pool import move_window_slots
 from sglang_rpc.runtime.pages import ceil_align
@@ -26,8 +26,11 @@ def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tu
         # The two ways to corrupt memory. Neither can happen as long as the tree's clamps hold.
         front = len(req.origin_input_ids) if req.rpc is None else req.rpc.front(len(req.origin_input_ids))
         assert req.kv.cache_protected_len <= front, f"{req.rid}: the tree owns generated KV"
-        assert req.kv.kv_allocated_len == c.end == int(batch.seq_lens_cpu[index]), (
-            f"{req.rid}: allocated {req.kv.kv_allocated_len}, row {c.end}, batch {batch.seq_lens_cpu[index]}"
+        assert req.kv.kv_committed_len == c.end == int(batch.seq_lens_cpu[index]), (
+            f"{req.rid}: committed {req.kv.kv_committed_len}, row {c.end}, batch {batch.seq_lens_cpu[index]}"
+        )
+        assert runtime.speculative is not None or req.kv.kv_allocated_len == c.end, (
+            f"{req.rid}: allocated {req.kv.kv_allocated_len}, row {c.end}"
         )
     compress_rows(runtime, [(req, c) for _, req, c in due])
     shorter = torch.zeros_like(batch.seq_lens_cpu)
@@ -51,6 +54,8 @@ def compress_rows(runtime: SchedulerRPC, due: Sequence[tuple[Req, Compression]])
         assert state is not None
         if runtime.tracer is not None and state.continued is None:
             state.hooks.trace = runtime.tracer.compressed(state, c, req.rid, reuse.text_of(req), req.output_ids)
+        if runtime.speculative is not None:
+            state.totals.stepped(rows.steps(req))
         freed, prompt = _free_tail(runtime, req, c), state.front(len(req.origin_input_ids))
         runtime.compressor.commit(state, c, freed)
         state.hooks.compacted_in = runtime.step
@@ -65,13 +70,16 @@ def compress_rows(runtime: SchedulerRPC, due: Sequence[tuple[Req, Compression]])
 def _free_tail(runtime: SchedulerRPC, req: Req, c: Compression) -> int:
     """Give back the whole pages after the kept entries; returns the slots freed.
 
-    They may be handed out at once: their next writer is a forward that waits for this stream.
+    They may be handed out at once: their next writer is a forward that waits for this stream. A row that speculates has
+    slots for its next steps after its entries: as many as it had, in whole pages, which nobody has filled.
     """
-    page = runtime.page_size
-    first_free = ceil_align(c.new_end, page)
+    kv, page = req.kv, runtime.page_size
+    ahead = rows.ahead(runtime, req)
+    first_free = ceil_align(c.new_end + ahead, page)
     if runtime.own_windows:
         move_window_slots(runtime.scheduler, req, c)
-    elif first_free < c.end:
-        runtime.scheduler.tree_cache.free_kv_row(req.kv, [(first_free, c.end)])
-    req.kv.kv_committed_len = req.kv.kv_allocated_len = c.new_end
-    return slots_freed(c, page)
+    elif first_free < c.end + ahead:
+        runtime.scheduler.tree_cache.free_kv_row(kv, [(first_free, c.end + ahead)])
+    kv.kv_committed_len = c.new_end
+    kv.kv_allocated_len = first_free if ahead else c.new_end
+    return slots_freed(c, page, ahead)

@@ -6,14 +6,18 @@ from dataclasses import replace
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import rows
+from sglang_rpc.hooks.runtime import runtime_of
 from sglang_rpc.runtime.admission import Forecast, Plan, largest, longest, refuse_unfit
 from sglang_rpc.runtime.request_state import RequestState
 
 
 def capacity_after(scheduler: Scheduler, entries: int) -> int:
-    """KV entries that the empty pool has after `entries`, in whole pages; 2 slots are the PrefillAdder's margin."""
-    page = scheduler.page_size
-    return (scheduler.max_total_num_tokens - 2) // page * page - entries
+    """KV entries that the empty pool has after `entries`, in whole pages, and beside the slots that a row has for
+    drafts; 2 slots are the PrefillAdder's margin."""
+    page, runtime = scheduler.page_size, runtime_of(scheduler)
+    ahead = 0 if runtime is None else runtime.reserve
+    return (scheduler.max_total_num_tokens - 2) // page * page - entries - ahead
 
 
 def refuse_prompt(scheduler: Scheduler, req: Req) -> None:
@@ -77,7 +81,7 @@ def refit(scheduler: Scheduler, req: Req, state: RequestState, generated: int) -
         state.hooks.fitted_for = known
         return
     # From its first thought to its first compression it holds all of it: the last poll must come before that.
-    ahead = answer - state.budget.next_due(0)
+    ahead = answer - state.budget.next_due(0) - state.stride + 1
     if ahead < 1:
         lower(req, output + max(1, answer))
     else:
@@ -97,7 +101,9 @@ def most(scheduler: Scheduler, want: int, plan: Callable[[int], Plan]) -> int:
 
 def _answer_room(scheduler: Scheduler, req: Req) -> int:
     """Entries left for `req`, none of whose next ones are compressed. A step may be under way."""
-    return capacity_after(scheduler, req.kv.kv_allocated_len) - scheduler.page_size
+    runtime = runtime_of(scheduler)
+    ahead = 0 if runtime is None else rows.ahead(runtime, req)
+    return capacity_after(scheduler, req.kv.kv_allocated_len - ahead) - scheduler.page_size
 
 
 def lower(req: Req, tokens: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sglang_rpc.runtime.totals import Counters
+from sglang_rpc.runtime.totals import Counters, Totals
 from sglang_rpc.types import Compression
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ METRICS = (
     Metric("reused_requests", COUNTER, "Requests that took over compressed KV of earlier ones."),
     Metric("reused_tokens", COUNTER, "Tokens of their prompts that this KV stood for."),
     Metric("stale_aliases", COUNTER, "Compressed texts that were asked for and had been evicted."),
+    Metric("speculative_cuts", COUNTER, "Steps of requests that speculation would have taken past a due date."),
+    Metric("speculative_steps", COUNTER, "Steps in which requests that end had drafts verified."),
+    Metric("speculative_tokens", COUNTER, "Tokens that these steps gave."),
+    Metric("speculative_steps_compressed", COUNTER, "Of these steps, those after the request's first compression."),
+    Metric("speculative_tokens_compressed", COUNTER, "Tokens that those gave."),
     Metric("aliases", GAUGE, "Compressed texts that a request may take over, as far as they are not evicted."),
 )
 
@@ -97,6 +102,13 @@ class Metrics:
         self.add("freed_slots", slots_freed)
         self.add("late_compressions", compression.late)
         self.add("early_compressions", compression.early)
+
+    def speculated(self, totals: Totals) -> None:
+        """Count the steps of a request that has ended."""
+        self.add("speculative_steps", totals.before.steps + totals.after.steps)
+        self.add("speculative_tokens", totals.before.tokens + totals.after.tokens)
+        self.add("speculative_steps_compressed", totals.after.steps)
+        self.add("speculative_tokens_compressed", totals.after.tokens)
 
     def memory_pressure(self, begun: bool) -> None:
         """Note that memory pressure has begun, or ended."""

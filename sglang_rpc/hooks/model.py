@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sglang_rpc.contract.sglang.model import ModelRunner
 from sglang_rpc.hooks.query_slots import QuerySlots
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from sglang_rpc.memory.window_slots import WindowPool
 from sglang_rpc.types import KVLayer
 
@@ -19,6 +20,7 @@ class ModelRPC:
     every_step: bool  #: whether a policy reads every step's queries, recorded or not
     query_slots: QuerySlots  #: how many the ring has, and whether they are enough
     window_pool: WindowPool | None = None  #: that window layers have for themselves; their KV is not in `layers`
+    speculative: SpeculativeRows | None = None  #: of a server that speculates
 
 
 def model_rpc(model_runner: ModelRunner) -> ModelRPC | None:

@@ -1,5 +1,7 @@
 """Positions are logical. `orig_seq_lens` already is: SGLang advances it by one a step and carries it through filter
-and merge, and compaction leaves it alone. So no table of evicted counts is needed, and none can be stale."""
+and merge, and compaction leaves it alone. So no table of evicted counts is needed, and none can be stale.
+
+A server that speculates does not advance it: there, steps that draft and verify have a table (`speculative`)."""
 
 import copy
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from sglang_rpc.hooks.recording import going_on
 from sglang_rpc.hooks.resume import restore_ids
 from sglang_rpc.hooks.reuse import in_force
 from sglang_rpc.hooks.runtime import is_recorded
+from sglang_rpc.hooks.speculative import lacking_of_draft
 from sglang_rpc.hooks.step import SingleRows, carrying, logical_lengths
 from sglang_rpc.memory.query_ring import QueryRing
 
@@ -36,10 +39,18 @@ def make_logical(
     slot."""
     model = model_rpc(model_runner)
     if model is None:
-        return original(cls, batch, model_runner, *args, **kwargs)
+        forward_batch = original(cls, batch, model_runner, *args, **kwargs)
+        if _any_compressed(batch.reqs):
+            lacking = lacking_of_draft(model_runner, forward_batch, batch)
+            if lacking is not None:
+                _move(forward_batch, lacking)
+        return forward_batch
     forward_batch = original(carrying(cls), batch, model_runner, *args, **kwargs)
     mode, ring = forward_batch.forward_mode, model.ring
-    if mode.is_decode():
+    if model.speculative is not None and mode.is_target_verify():
+        if _any_compressed(batch.reqs):
+            _move(forward_batch, model.speculative.lacking(forward_batch.req_pool_indices, ring.drafts))
+    elif mode.is_decode():
         if _any_compressed(batch.reqs):
             _move(forward_batch, forward_batch.orig_seq_lens - forward_batch.seq_lens)
     elif mode.is_extend() and (ring.in_use or model.every_step or _any_compressed(batch.reqs)):

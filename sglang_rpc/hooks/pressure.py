@@ -37,7 +37,7 @@ def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
     if runtime.config.pressure == "off":
         return
     count = len(_requests(runtime, batches)) if runtime.pipelined else sum(len(batch.reqs) for batch in batches)
-    if free < count * (runtime.config.window + MARGIN):
+    if free < count * _margin(runtime):
         runtime.recording_ahead = [state for state in runtime.recording_ahead if state.recording.ahead]
         if len(runtime.recording_ahead) == runtime.ring.slots and runtime.compressor.recorder.waiting:
             # None is left for those that are due, who would wait until it is used, perhaps for an interval.
@@ -50,6 +50,11 @@ def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
         for state in runtime.recording_ahead:
             runtime.compressor.stop_recording_ahead(state)
         runtime.recording_ahead.clear()
+
+
+def _margin(runtime: SchedulerRPC) -> int:
+    """Slots that a request takes while its window is recorded, and in the steps of warning."""
+    return runtime.config.window + MARGIN * runtime.stride
 
 
 def _requests(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> list[Req]:
@@ -69,7 +74,7 @@ def _update_watermarks(runtime: SchedulerRPC, free: int, batches: list[ScheduleB
 
 def _record_ahead(runtime: SchedulerRPC, reqs: Sequence[tuple[Req, RequestState]]) -> None:
     """Record the windows of the requests that would free most, until they could feed every request for a while."""
-    wanted = 2 * len(reqs) * (runtime.config.window + MARGIN)
+    wanted = 2 * len(reqs) * _margin(runtime)
     spare = (runtime.ring.slots + 1) // 2  # the others are for those that are due
     factor = _highest(runtime.config) / runtime.config.ratio
     gains = [
@@ -148,7 +153,7 @@ def _evict_early(runtime: SchedulerRPC, batch: ScheduleBatch, factor: float) -> 
         if needed <= 0:
             break
         chosen.append(candidates[c.row])
-        needed -= slots_freed(c, runtime.page_size)
+        needed -= slots_freed(c, runtime.page_size, rows.ahead(runtime, candidates[c.row][1]))
     if chosen:
         apply_compressions(runtime, batch, chosen)
         runtime.report_slots()

@@ -14,6 +14,7 @@ from sglang_rpc.contract.layers import decoder_layers, full_attention
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
+from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
 from sglang_rpc.memory.query_ring import QueryRing
@@ -69,7 +70,8 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     layers = full_attention(decoder_layers(configurator.model))
     if not layers:
         return None  # once the pool is there, the model is refused
-    slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype))
+    drafts = drafts_of(configurator.server_args)
+    slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype, drafts))
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
@@ -97,10 +99,23 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
-def ring_shape(config: RPCConfig, layers: Sequence[AttentionLayer], dtype: torch.dtype) -> dict[str, Any]:
+def drafts_of(server_args: ServerArgs) -> int:
+    """n, the rows that a request verifies in a step, its newest token among them; 0 of a server that does not
+    speculate."""
+    if server_args.speculative_algorithm is None:
+        return 0
+    from sglang.srt.runtime_context import max_speculative_num_draft_tokens
+
+    return int(max_speculative_num_draft_tokens())
+
+
+def ring_shape(
+    config: RPCConfig, layers: Sequence[AttentionLayer], dtype: torch.dtype, drafts: int = 0
+) -> dict[str, Any]:
     """The query ring's arguments that decide the size of a slot."""
     heads, head_dim = layers[0].tp_q_head_num, layers[0].qk_head_dim
-    return dict(layers=len(layers), window=config.window, heads=heads, head_dim=head_dim, dtype=dtype)
+    shape = dict(layers=len(layers), window=config.window, heads=heads, head_dim=head_dim, dtype=dtype)
+    return {**shape, "drafts": drafts}
 
 
 def count_slots(config: RPCConfig, tokens: int, rows: int, slot_bytes: int, pool_bytes: float) -> QuerySlots:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
+from sglang_rpc.hooks.rows import steps
 from sglang_rpc.hooks.runtime import runtime_of, state_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ SERVER_INFO_FIELDS = {
     "reused_requests": "requests that took over compressed KV of earlier ones",
     "reused_tokens": "tokens of their prompts that this KV stood for",
     "stale_aliases": "compressed texts that were asked for and had been evicted",
+    "speculative_cuts": "steps of requests that were cut at a due date, where the server speculates",
     "aliases": "compressed texts that a request may take over, as far as they are not evicted",
 }
 
@@ -93,6 +95,8 @@ def _receipt(req: Req) -> list[Json]:
         return []
     if not (state.options.asked or state.totals.compressions or state.totals.reused or state.refused):
         return []
+    if state.stride > 1:
+        state.totals.stepped(steps(req))
     output_ids = req.output_ids_through_stop
     if state.segment is not None and not state.totals.compressions:
         state.segment.advance(output_ids, len(output_ids))  # what it thought since the last poll, for the reason

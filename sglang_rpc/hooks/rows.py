@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
+from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.runtime.request_state import RequestState
+from sglang_rpc.runtime.totals import Steps
 
 
 def decode_batches(running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> list[ScheduleBatch]:
@@ -55,6 +57,16 @@ def generated(req: Req, state: RequestState) -> int:
 def known(req: Req, state: RequestState) -> int:
     """Tokens of its region that are known: the newest may have no entry yet."""
     return state.inherited + len(req.output_ids)
+
+
+def ahead(runtime: SchedulerRPC, req: Req) -> int:
+    """Slots after its entries that its row has for its next steps; none where a step takes its slot itself."""
+    return 0 if runtime.speculative is None else req.kv.kv_allocated_len - req.kv.kv_committed_len
+
+
+def steps(req: Req) -> Steps:
+    """Its steps in which drafts were verified, and the tokens that they gave: the accepted drafts, and one each."""
+    return Steps(req.spec_verify_ct, req.spec_num_correct_drafts + req.spec_verify_ct)
 
 
 def row_of(req: Req) -> int:

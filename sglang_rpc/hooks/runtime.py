@@ -17,6 +17,7 @@ from sglang_rpc.contract.sglang.scheduler import PrefillAdder, Scheduler
 from sglang_rpc.contract.sglang.server import GroupCoordinator
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.hooks import backup_memory, ranks
+from sglang_rpc.hooks.draft_layers import draft_layers, slots_for_drafts
 from sglang_rpc.hooks.markers import find_gists, find_markers
 from sglang_rpc.hooks.metrics import Metrics
 from sglang_rpc.hooks.model import model_rpc
@@ -43,19 +44,24 @@ class SchedulerRPC:
         self.ring = model.ring
         self.query_slots = model.query_slots
         self.every_step = model.every_step
+        self.speculative = model.speculative  #: of a server that speculates
+        self.stride = max(1, self.ring.drafts)  #: tokens that a step may add to a request
+        self.reserve = slots_for_drafts(scheduler)  #: slots that a row has after its entries while it decodes
+        layers = [*model.layers, *draft_layers(scheduler)]
         group, everyone = ranks.tensor_parallel_group(), ranks.every_rank()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
         latent = is_latent(kv_pool(scheduler.token_to_kv_pool_allocator))
         together = config.aggregation == "all" or latent
         self.compressor = Compressor(
             config,
-            model.layers,
+            layers,
             self.ring,
             scheduler.req_to_token_pool.req_to_token,
             markers=find_markers(scheduler, config),
             gists=find_gists(scheduler, config),
             window_pool=model.window_pool,
             reduce=group.all_reduce if group is not None and together else None,
+            speculative=self.speculative,
         )
         ranks.require_same(everyone, (config.to_json(), self.ring.slots, self.compressor.scoring))
         if group is not None and self.compressor.reduces:
@@ -71,7 +77,7 @@ class SchedulerRPC:
         if self.decode_server:
             self.never_backed_up = backup_memory.DECODE_SERVER
         states = recurrent_states(scheduler.token_to_kv_pool_allocator, scheduler.req_to_token_pool)
-        self.backups = backup_memory.set_aside(config, model.layers, self.ring, everyone, self.never_backed_up, states)
+        self.backups = backup_memory.set_aside(config, layers, self.ring, everyone, self.never_backed_up, states)
         self.pipelined = (
             ranks.pipeline().pp_size > 1
         )  #: whether other micro-batches run, beside the one that is planned
@@ -101,6 +107,12 @@ class SchedulerRPC:
         batches = self.scheduler._collect_inflight_batches() if self.pipelined else []
         # A batch that has ended, or been merged, still lists its requests.
         return [req for batch in batches if batch is not None for req in batch.reqs if req.kv.holds_kv]
+
+    def count_cuts(self, state: RequestState, cuts: int) -> None:
+        """Count steps of a request that were cut at a due date."""
+        state.totals.cut(cuts)
+        self.compressor.counters.speculative_cuts += cuts
+        self.metrics.add("speculative_cuts", cuts)
 
     def report_slots(self) -> None:
         """Bring the metrics of the query slots up to date."""

@@ -33,6 +33,11 @@ def release_row(req_to_token_pool: ReqToTokenPool, owner: Req) -> None:
     if runtime is not None and state is not None:
         runtime.compressor.release_slot(state)
         runtime.report_slots()
+        if runtime.speculative is not None:
+            runtime.count_cuts(state, runtime.speculative.release(rows.row_of(owner)))
+            if owner.finished():
+                state.totals.stepped(rows.steps(owner))
+                runtime.metrics.speculated(state.totals)
         if owner.finished():
             reuse.give_back(owner)  # to sessions, dumps and the response
 

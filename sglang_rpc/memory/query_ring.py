@@ -4,6 +4,10 @@ A request takes a query slot R steps before its compression and gives it back ri
 requests. Entry `position % R` of a slot holds the query of the token at that logical position: order needs no counter,
 and the write is one index_put on static buffers, which a CUDA graph can replay.
 
+A server that speculates has n entries more, those of the rows that a request verifies in a step. All are written. The
+next step begins right after what was accepted, so the last write of a position is that of its token. Rejected ones lie
+fewer than n positions ahead: with R + n entries none of them falls into the window.
+
 Slot 0 is the dummy slot: every row that owns no slot writes there.
 """
 
@@ -18,7 +22,8 @@ import torch
 class QueryRing:
     """Ring buffers for `slots` requests, all layers.
 
-    Shapes: `buffer` [layers, slots + 1, window, heads, head_dim] in the queries' dtype; `slot_of_row` int64 [rows].
+    Shapes: `buffer` [layers, slots + 1, window + drafts, heads, head_dim] in the queries' dtype; `slot_of_row` int64
+    [rows]. `drafts` is n, the rows that a request verifies in a step; 0 where a step has one.
     """
 
     def __init__(
@@ -32,10 +37,13 @@ class QueryRing:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        drafts: int = 0,
     ):
         self.window = window
+        self.drafts = drafts
         self.slots = slots
-        self.buffer = torch.zeros((layers, slots + 1, window, heads, head_dim), dtype=dtype, device=device)
+        shape = (layers, slots + 1, window + drafts, heads, head_dim)
+        self.buffer = torch.zeros(shape, dtype=dtype, device=device)
         self._kernel = _store_kernel() if self.buffer.is_cuda else None
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
         self._free = list(range(slots, 0, -1))
@@ -44,9 +52,9 @@ class QueryRing:
         self._row_of_slot: dict[int, int] = {}
 
     @staticmethod
-    def slot_bytes(layers: int, window: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    def slot_bytes(layers: int, window: int, heads: int, head_dim: int, dtype: torch.dtype, drafts: int = 0) -> int:
         """Bytes of one slot."""
-        return layers * window * heads * head_dim * dtype.itemsize
+        return layers * (window + drafts) * heads * head_dim * dtype.itemsize
 
     @property
     def in_use(self) -> int:
@@ -62,6 +70,15 @@ class QueryRing:
     def nbytes(self) -> int:
         """Bytes of device memory."""
         return self.buffer.nbytes
+
+    @property
+    def entries(self) -> int:
+        """Positions whose queries a slot holds."""
+        return self.window + self.drafts
+
+    def row_of(self, slot: int) -> int:
+        """The row whose queries go into a slot that is taken."""
+        return self._row_of_slot[slot]
 
     def acquire(self, row: int) -> int | None:
         """A slot for the request in `row`, from its next decode step on; None if every slot is taken."""
@@ -91,7 +108,7 @@ class QueryRing:
 
     def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the dummy."""
-        return self.slot_of_row[rows], positions % self.window
+        return self.slot_of_row[rows], positions % self.entries
 
     def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], *queries: torch.Tensor) -> None:
         """Write one query per row. The dummy slot's content is nobody's.
@@ -116,7 +133,7 @@ class QueryRing:
     def last(self, slot: int, length: int, window: int) -> torch.Tensor:
         """The queries of the last `window` (<= R) tokens of a sequence of logical `length`, oldest first:
         [layers, window, heads, head_dim], gathered."""
-        entries = torch.arange(length - window, length, device=self.buffer.device) % self.window
+        entries = torch.arange(length - window, length, device=self.buffer.device) % self.entries
         return self.buffer[:, slot].index_select(1, entries)
 
 

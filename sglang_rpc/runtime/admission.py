@@ -40,6 +40,8 @@ class Plan:
     holds_slot: bool = False  #: whether it has a query slot, so that its next compression comes at `compresses_at`
     rest: int = 0  #: candidates that compressions may keep beside, for want of a whole page
     shared: int = 0  #: entries that lie in the tree until it is compressed, which needs a copy of them
+    ahead: int = 0  #: slots that a row has after its entries while it decodes, for steps that draft
+    ahead_now: int = 0  #: those that it has now
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -111,8 +113,10 @@ class Forecast:
         if not plans:
             return np.zeros(BUCKETS, dtype=np.int64)
         prompt = np.array([[plan.prompt] for plan in plans])
-        now = prompt + np.array([[plan.held - plan.shared] for plan in plans])
-        then = prompt + highest_held(plans, self._begin, self._end, wait)
+        now = prompt + np.array([[plan.held - plan.shared + plan.ahead_now] for plan in plans])
+        highest = highest_held(plans, self._begin, self._end, wait)
+        ahead = np.array([[plan.ahead] for plan in plans])
+        then = prompt + highest + np.where(highest > 0, ahead, 0)
         total: np.ndarray = (ceil_align(then, self._page) - ceil_align(now, self._page)).sum(axis=0)
         return total
 

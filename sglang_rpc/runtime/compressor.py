@@ -13,6 +13,7 @@ import torch
 from sglang_rpc.backends.choose import make_backend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from sglang_rpc.memory.window_slots import WindowPool
 from sglang_rpc.policy.lightthinker import Gists, Thoughts
 from sglang_rpc.policy.resolve import find_policy
@@ -22,7 +23,7 @@ from sglang_rpc.runtime.recording import Recorder
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import SegmentTracker, ThinkMarkers
 from sglang_rpc.runtime.totals import Counters
-from sglang_rpc.types import Compression, KVLayer, LayersByKind, Observer
+from sglang_rpc.types import NEVER, Compression, KVLayer, LayersByKind, Observer
 
 
 class Compressor:
@@ -39,15 +40,18 @@ class Compressor:
         gists: Gists | None = None,
         window_pool: WindowPool | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        speculative: SpeculativeRows | None = None,
     ):
         """
         Args:
-            layers: the layers whose KV is compressed; those with full attention in the order of the ring's layers.
+            layers: the layers whose KV is compressed; those with full attention in the order of the ring's layers, and
+                those of a draft model.
             req_to_token: int [rows, max_context]: pool slot of each row position.
             markers: how thoughts begin and end; None: every request has scope `all`.
             gists: of policy lightthinker, which needs them.
             window_pool: of window layers that are not among `layers`, but have a pool of their own.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
+            speculative: where a step may add several tokens; it is told what rows lack and where they must stop.
         """
         self.config = config
         by_kind = LayersByKind.of(layers)
@@ -63,6 +67,7 @@ class Compressor:
         self.dates_kept = config.when == "always"  #: whether due dates are kept: always, or under memory pressure
         self.counters = Counters()
         self.reduces = reduce is not None
+        self.speculative = speculative
         self.recorder = Recorder(ring)
         self._backend = make_backend(config, layers, ring, req_to_token, reduce)
 
@@ -72,6 +77,7 @@ class Compressor:
         Its compressions leave the model's sliding windows whole from now on.
         """
         state.reach, state.page = self.reach, self.page
+        state.stride = 1 if self.speculative is None else self.speculative.drafts
         if state.options.scope == "think":
             assert self.markers is not None, "scope think needs think markers"
             state.segment = SegmentTracker(self.markers, prompt)
@@ -123,6 +129,8 @@ class Compressor:
         if state.totals.compressions == 0:
             self.counters.requests_compressed += 1
         state.clock.evict(c.evicted, c.generated)
+        if self.speculative is not None:
+            self.speculative.evict(c.row, state.evicted)
         state.clock.pass_dates(c.event)
         state.totals.compressed(c, slots_freed)
         self.counters.compressed(c, slots_freed)
@@ -143,7 +151,9 @@ class Compressor:
             state.clock.check_now()
 
     def release_slot(self, state: RequestState) -> None:
-        """Give back the request's query slot, if it holds one."""
+        """Give back the request's query slot, if it holds one; its row has no date to stop at then."""
+        if self.speculative is not None and state.recording.slot is not None:
+            self.speculative.stop_at(self.ring.row_of(state.recording.slot), NEVER)
         self.recorder.release(state.recording)
 
     def compress(self, compressions: Sequence[Compression]) -> None:
@@ -169,6 +179,8 @@ class Compressor:
             if not self.recorder.record(state.recording, row, generated):
                 self.counters.slot_waits += 1
                 at = generated + 1
+            elif self.speculative is not None:
+                self.speculative.stop_at(row, state.clock.physical(at, prompt))
         elif decided.slot is QuerySlot.NONE or not state.recording.ahead:
             self.release_slot(state)
         if decided.passed is not None:

@@ -4,6 +4,9 @@
       |   nothing     |   record queries   |  compress to (n + 1) * int(P / c) candidates
 
 All lengths are logical: entries of the generated region, counted as generated.
+
+A step of a server that speculates adds up to `stride` tokens. It may run past every length but a due date, so what must
+be done by a length is asked for `stride - 1` tokens before.
 """
 
 from dataclasses import dataclass, replace
@@ -64,8 +67,8 @@ def next_date(state: RequestState, generated: int, events: int) -> CheckAgain:
     if state.thoughts is not None:
         return CheckAgain(generated, QuerySlot.NONE)  # at once: the next thought may have its gists too
     due = state.due(events)
-    if generated < due - state.options.window:
-        return CheckAgain(due - state.options.window, QuerySlot.AHEAD)
+    if generated < (records := _records_from(state, due)):
+        return CheckAgain(records, QuerySlot.AHEAD)
     return CheckAgain(due, QuerySlot.DUE)
 
 
@@ -94,13 +97,19 @@ def early_gain(state: RequestState, generated: int, ratio: float) -> int:
     return candidates - state.budget.in_whole_pages(candidates, max(1, keep))
 
 
+def _records_from(state: RequestState, due: int) -> int:
+    """Where a window of queries begins to be recorded."""
+    return due - state.options.window - state.stride + 1
+
+
 def _due(state: RequestState, generated: int) -> CheckAgain | Compress:
     options, recording = state.options, state.recording
     if state.start is None:
-        return CheckAgain(generated + options.interval, QuerySlot.AHEAD)  # no start yet, so no due date before that
+        # No start yet, so no query is needed before that.
+        return CheckAgain(generated + max(1, options.interval - state.stride + 1), QuerySlot.AHEAD)
     due = state.due(state.clock.events)
-    if generated < due - options.window:
-        return CheckAgain(due - options.window, QuerySlot.AHEAD)
+    if generated < (records := _records_from(state, due)):
+        return CheckAgain(records, QuerySlot.AHEAD)
     recorded = generated if recording.slot is None else recording.since
     at = max(due, recorded + options.window)
     if at > generated:

@@ -26,9 +26,10 @@ class Watermarks:
         return changed
 
 
-def slots_freed(compression: Compression, page: int) -> int:
-    """Pool slots that the compression gives back: whole pages after what is kept."""
-    return ceil_align(compression.end, page) - ceil_align(compression.new_end, page)
+def slots_freed(compression: Compression, page: int, ahead: int = 0) -> int:
+    """Pool slots that the compression gives back: whole pages after what is kept, and after `ahead` slots that the row
+    has for entries to come."""
+    return ceil_align(compression.end + ahead, page) - ceil_align(compression.new_end + ahead, page)
 
 
 def by_slots_per_entry(candidates: Sequence[Compression], page: int) -> list[Compression]:

@@ -22,6 +22,10 @@ RECEIPT_FIELDS = {
     "ratio": "c, of this request",
     "min_kept": "F, of this request: candidates that each compression kept at least",
     "scope": "think or all, of this request",
+    "cuts": "steps that ended at a due date though more tokens were accepted; this and the next two fields only where "
+    "the server speculates",
+    "tokens_per_step": "tokens that a step gave on average before the first compression; 0 if there was none",
+    "tokens_per_step_compressed": "the same after it",
     "reason": "why the request was never compressed; only where `compressions` is 0",
     "reuse": "share or continue, of this request; this and the next fields only where it is not off",
     "reused": "tokens of the prompt taken over compressed, as an earlier request left them",
@@ -34,12 +38,20 @@ RECEIPT_FIELDS = {
 TEXT_FIELDS = {
     "reused_text": "tokens of the prompt, which was text, whose ids a known text gave; only with --rpc-reuse-text",
 }
+#: Fields that a request has of a server that speculates.
+_OF_SPECULATION = ("cuts", "tokens_per_step", "tokens_per_step_compressed")
 #: Fields that a request has whose reuse is not off.
 _OF_REUSE = ("reuse", "reused", "reused_held", "continued", "not_reused")
 
 
 def make_receipt(
-    options: RequestOptions, totals: Totals, generated: int, held: int, reason: str, not_reused: str = ""
+    options: RequestOptions,
+    totals: Totals,
+    generated: int,
+    held: int,
+    reason: str,
+    not_reused: str = "",
+    speculates: bool = False,
 ) -> dict[str, Any]:
     """Build a receipt, with the fields of RECEIPT_FIELDS.
 
@@ -50,8 +62,12 @@ def make_receipt(
         not_reused: why it took nothing over; used if it did not.
     """
     own = {"generated": generated, "held": held, "reason": reason, "not_reused": not_reused}
+    own["tokens_per_step"] = totals.before.tokens_per_step
+    own["tokens_per_step_compressed"] = totals.after.tokens_per_step
     values = {**vars(totals), **vars(options), **own}
     left_out = set() if options.reuse != "off" else set(_OF_REUSE)
+    if not speculates:
+        left_out |= set(_OF_SPECULATION)
     if totals.compressions > 0:
         left_out.add("reason")
     if totals.reused > 0 or totals.continued > 0:

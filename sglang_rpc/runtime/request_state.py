@@ -85,6 +85,7 @@ class RequestState:
     refused: str | None = None  #: why this request is never compressed, if it is not
     reach: int = 0  #: entries before its own that a token of the model's sliding-window layers sees
     page: int = 1  #: compressions evict multiples of so many entries
+    stride: int = 1  #: tokens that a step may add, more than one where the server speculates
     segment: SegmentTracker | None = None  #: scope `think`; scope `all` has none
     thoughts: Thoughts | None = None  #: policy lightthinker: these are evicted, and there are no due dates
     clock: Clock = field(default_factory=Clock)  #: dates; reset by a retraction
@@ -240,7 +241,8 @@ class RequestState:
         """What the response says of it, which has generated so many tokens itself."""
         region = self.inherited + generated
         held = region - self.evicted
-        return make_receipt(self.options, self.totals, generated, held, self._why_not(region), self.not_reused)
+        why_not, speculates = self._why_not(region), self.stride > 1
+        return make_receipt(self.options, self.totals, generated, held, why_not, self.not_reused, speculates)
 
     def _why_not(self, generated: int) -> str:
         if self.refused is not None:

@@ -1,6 +1,8 @@
 """What has been compressed so far: over one request's life, and over a server's."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 from sglang_rpc.types import Compression
 
@@ -25,6 +27,23 @@ class Tally:
 
 
 @dataclass
+class Steps:
+    """Steps of a request on a server that speculates, and the tokens that they gave it."""
+
+    steps: int = 0
+    tokens: int = 0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """On average; 0 without a step."""
+        return round(self.tokens / self.steps, 3) if self.steps else 0.0
+
+    def less(self, others: Steps) -> Steps:
+        """Those that are not among `others`."""
+        return Steps(self.steps - others.steps, self.tokens - others.tokens)
+
+
+@dataclass
 class Totals(Tally):
     """Of one request, retractions included."""
 
@@ -34,6 +53,9 @@ class Totals(Tally):
     reused: int = 0  #: tokens of the prompt that were taken over compressed
     reused_held: int = 0  #: KV entries that stood for them
     continued: int = 0  #: tokens that earlier requests generated of the region it goes on with
+    cuts: int = 0  #: of a server that speculates: steps that were cut at a due date
+    before: Steps = field(default_factory=Steps)  #: up to the first compression
+    after: Steps = field(default_factory=Steps)  #: after it
 
     def retracted(self) -> None:
         """Count a retraction."""
@@ -51,6 +73,17 @@ class Totals(Tally):
         """Note that earlier requests generated `tokens` of its region; 0 if it has one of its own."""
         self.continued = tokens
 
+    def cut(self, steps: int) -> None:
+        """Count steps that ended at a due date, though more tokens were accepted."""
+        self.cuts += steps
+
+    def stepped(self, steps: Steps) -> None:
+        """Note `steps` of the request so far: without a compression yet, all of them are before the first."""
+        if self.compressions == 0:
+            self.before = steps
+        else:
+            self.after = steps.less(self.before)
+
     def defer(self) -> None:
         """Note that due dates are not kept now."""
         self.deferred = True
@@ -67,3 +100,4 @@ class Counters(Tally):
     reused_requests: int = 0  #: requests that took over compressed KV
     reused_tokens: int = 0  #: tokens of their prompts that it stood for
     stale_aliases: int = 0  #: compressed texts that were asked for and had been evicted
+    speculative_cuts: int = 0  #: steps of requests that were cut at a due date

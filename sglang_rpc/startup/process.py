@@ -14,11 +14,11 @@ from sglang_rpc.contract.refusals.server import APP_VARIABLE, HTTP_APP
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of, options_of
 from sglang_rpc.contract.sglang.server import ServerArgs, TokenizerManager
-from sglang_rpc.contract.targets import AROUND, BEFORE, REUSE, SERVING, TEXTS, Hook, hook, hooks_in
+from sglang_rpc.contract.targets import AROUND, BEFORE, REUSE, SERVING, SPECULATIVE, TEXTS, Hook, hook, hooks_in
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.hooks.install import install
 from sglang_rpc.startup import cpu
-from sglang_rpc.startup.cpu import idle_ranks, transfers, window_reads
+from sglang_rpc.startup.cpu import drafts, idle_ranks, transfers, window_reads
 
 
 def switch_on() -> None:
@@ -29,7 +29,7 @@ def switch_on() -> None:
 def declared_hooks() -> tuple[Hook, ...]:
     """Every hook but the command line's. Imports the modules that hold them."""
     names = [f"{hooks.__name__}.{module.name}" for module in pkgutil.iter_modules(hooks.__path__)]
-    own = (settings, sys.modules[__name__], idle_ranks, window_reads, transfers)
+    own = (settings, sys.modules[__name__], idle_ranks, window_reads, transfers, drafts)
     return hooks_in(*own, *map(importlib.import_module, names))
 
 
@@ -91,3 +91,5 @@ def _prepare_scheduler(server_args: ServerArgs, *args: Any, **kwargs: Any) -> No
     switch_on()
     if config.reuse != "off":
         install(found for found in declared_hooks() if found.when == REUSE)
+    if server_args.speculative_algorithm is not None:
+        install(found for found in declared_hooks() if found.when == SPECULATIVE)

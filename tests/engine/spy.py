@@ -13,7 +13,7 @@ import torch
 from sglang_rpc.contract.targets import hooks_in
 from sglang_rpc.contract.windows import full_slots_free, has_own_windows
 from sglang_rpc.hooks.install import install
-from sglang_rpc.startup.cpu import idle_ranks, window_reads
+from sglang_rpc.startup.cpu import drafts, idle_ranks, window_reads
 
 #: Set, the tree loses every recurrent state that no running request holds, whenever a retracted request waits.
 EVICT_STATES = "SGLANG_RPC_TEST_EVICT_STATES"
@@ -29,6 +29,8 @@ def run_scheduler_process(*args, **kwargs):
     from sglang.srt.managers import scheduler
 
     install(hooks_in(idle_ranks, window_reads))  # without RPC too, where SGLang would crash, or read the wrong slots
+    if args[0].speculative_algorithm is not None:
+        install(hooks_in(drafts))
     scheduler.Scheduler.spy = _spy
     scheduler.Scheduler.spy_on_ranks = _spy_on_ranks
     scheduler.Scheduler.spy_on_peak = _spy_on_peak

@@ -20,12 +20,25 @@ def none() -> torch.Tensor:
 class ForwardMode(enum.Enum):
     EXTEND = enum.auto()
     DECODE = enum.auto()
+    TARGET_VERIFY = enum.auto()
+    IDLE = enum.auto()
 
     def is_decode(self) -> bool:
         return self is ForwardMode.DECODE
 
     def is_extend(self) -> bool:
-        return self is ForwardMode.EXTEND
+        return self in (ForwardMode.EXTEND, ForwardMode.TARGET_VERIFY)
+
+    def is_target_verify(self) -> bool:
+        return self is ForwardMode.TARGET_VERIFY
+
+    def is_idle(self) -> bool:
+        return self is ForwardMode.IDLE
+
+
+@dataclass(eq=False)
+class SamplingInfo:
+    sampling_seed: torch.Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -44,6 +57,8 @@ class ScheduleBatch:
     mamba_track_mask_next_cpu: list[bool] | None = None
     chunked_req: Req | None = None
     spec_algorithm: Any = None
+    req_pool_indices: torch.Tensor = field(default_factory=none)
+    sampling_info: SamplingInfo = field(default_factory=SamplingInfo)
 
     @property
     def seq_lens_cpu(self) -> torch.Tensor:

@@ -26,6 +26,7 @@ class ServerArgs:
     enable_two_batch_overlap: bool = False
     disaggregation_mode: str = "null"
     disaggregation_decode_retraction_backup: str | None = None
+    speculative_algorithm: str | None = None
 
 
 def server_args(config: RPCConfig | None) -> ServerArgs:
@@ -42,6 +43,7 @@ class ModelConfig:
     hf_config: Any = None
     is_encoder_decoder: bool = False
     is_generation: bool = True
+    model_is_mrope: bool = False
     num_attention_heads: int | None = None
     use_ngram_embedding: bool = False
 
@@ -78,6 +80,7 @@ class ModelRunner:
     model_config: ModelConfig = field(default_factory=ModelConfig)
     server_args: ServerArgs = field(default_factory=ServerArgs)
     req_to_token_pool: ReqToTokenPool = field(default_factory=ReqToTokenPool)
+    token_to_kv_pool: Any = None
     token_to_kv_pool_allocator: Allocator = field(default_factory=Allocator)
     prefill_attention_backend_str: str = "torch_native"
     decode_attention_backend_str: str = "torch_native"

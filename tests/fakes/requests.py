@@ -74,6 +74,8 @@ class Req:
     is_retracted: bool = False
     session: Any = None
     skip_radix_cache_insert: bool = False
+    spec_num_correct_drafts: int = 0
+    spec_verify_ct: int = 0
     finished_reason: Any = None
     to_finish: Any = None
     rid: str = "rid"

@@ -10,6 +10,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.per_step import PerStep
 from sglang_rpc.runtime.request_state import RequestState
@@ -39,6 +40,9 @@ class Runtime:
     decode_server: bool = False
     growth: PerStep[Req, int] = field(default_factory=PerStep)
     retraction_is_certain: bool | None = None
+    speculative: SpeculativeRows | None = None
+    stride: int = 1
+    reserve: int = 0
 
     in_micro_batches = SchedulerRPC.in_micro_batches
 

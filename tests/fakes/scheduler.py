@@ -18,6 +18,16 @@ class TpModelWorker:
 
 
 @dataclass(eq=False)
+class DraftWorker:
+    """`runners` are those of its models."""
+
+    runners: list[ModelRunner] = field(default_factory=list)
+
+    def _draft_model_runners(self) -> list[ModelRunner]:
+        return self.runners
+
+
+@dataclass(eq=False)
 class BeamCoordinator:
     retired: list[Req] = field(default_factory=list)
 
@@ -73,6 +83,7 @@ class Scheduler:
     req_to_token_pool: ReqToTokenPool = field(default_factory=ReqToTokenPool)
     token_to_kv_pool_allocator: Allocator = field(default_factory=Allocator)
     tree_cache: Tree = field(default_factory=Tree)
+    draft_worker: DraftWorker | None = None
     model_config: ModelConfig = field(default_factory=ModelConfig)
     server_args: ServerArgs = field(default_factory=ServerArgs)
     tp_worker: TpModelWorker = field(default_factory=TpModelWorker)

@@ -15,6 +15,7 @@ import torch
 from sglang_rpc.config import RequestOptions, RPCConfig
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.request_state import RequestState
@@ -69,10 +70,12 @@ class Loop:
         oracle: type[Oracle] | type[RuleOracle] = Oracle,
         device: str | torch.device = "cpu",
         reach: int = 0,
+        drafts: int = 0,
     ):
         """`latent`: values are a part of the keys, one KV head for all. `device` is where the pool, the rows and the
         ring are; what the oracle knows stays on the CPU. `reach`: if not 0, there are window layers too, before, among
-        and after the others, whose tokens see so many entries before their own."""
+        and after the others, whose tokens see so many entries before their own. `drafts`: if not 0, requests may verify
+        so many rows in a step (`draft`)."""
         self.device = device
         self.config, self.check, self.keys_as = config, check, keys_as
         self.per_group, self.scaling = heads // kv_heads, DIM**-0.5
@@ -104,6 +107,7 @@ class Loop:
             head_dim=DIM,
             dtype=torch.float32,
             device=device,
+            drafts=drafts,
         )
         self.compressor = Compressor(
             config,
@@ -113,6 +117,7 @@ class Loop:
             markers=markers,
             gists=gists,
             reduce=reduce,
+            speculative=SpeculativeRows(rows, drafts, device) if drafts else None,
         )
         self.requests: list[Request] = []
 
@@ -140,6 +145,24 @@ class Loop:
             for request in self.requests:
                 self._decode(request)
         self.poll()
+
+    def draft(self, accepts: Callable[[], int]) -> None:
+        """A step that verifies drafts; `accepts` says of how many rows of a request, at most."""
+        self.poll()
+        table, n = self.compressor.speculative, self.ring.drafts
+        assert table is not None
+        for request in self.requests:
+            position = len(request.prompt) + request.generated
+            where = self.ring.where(torch.tensor([request.row] * n), torch.arange(position, position + n))
+            for layer in range(LAYERS):  # of rejected rows they stay
+                self.ring.store(layer, where, torch.full((n, *self.ring.buffer.shape[3:]), 1e3))
+            index = torch.arange(n, dtype=torch.int32)[None]
+            lens, _ = table.cut(
+                torch.tensor([request.row]), torch.tensor([request.length]), torch.tensor([accepts()]), index
+            )
+            assert lens.item() > 0, "a row is never launched on its stop"
+            for _ in range(int(lens)):
+                self._decode(request)
 
     def poll(self) -> None:
         """What the scheduler does before each step."""

@@ -68,7 +68,6 @@ OTHERWISE_READ = {
 }
 #: Members of Protocols that mypy does not see read, and how they are.
 READ_UNSEEN = {
-    "memory.KVPool.kv_cache_layout": "by getattr, of pools of every kind",
     "memory.KVPool.quant_method": "by getattr, of pools of every kind",
     **dict.fromkeys(
         ("memory.LatentPool.dtype", "memory.LatentPool.layer_num", "memory.LatentPool.start_layer"),

@@ -29,6 +29,7 @@ OWN = {
     requests.Req: {"rpc"},
     requests.ReqKvInfo: {"cursors"},
     scheduler.BeamCoordinator: {"retired"},
+    scheduler.DraftWorker: {"runners"},
     scheduler.Scheduler: {"in_flight", "rpc"},
     scheduler.Sender: {"sent"},
 }

@@ -19,7 +19,7 @@ from sglang_rpc.config import CONFIG_ENV, SETTINGS, RequestOptions, RPCConfig
 from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS, add_server_info
 from sglang_rpc.policy.resolve import NAMES
 from sglang_rpc.runtime.receipt import RECEIPT_FIELDS, make_receipt
-from sglang_rpc.runtime.totals import Counters, Totals
+from sglang_rpc.runtime.totals import Counters, Steps, Totals
 
 FLAGS = [f"--rpc-{field.name.replace('_', '-')}" for field in fields(RPCConfig)]
 MODEL = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 64,
@@ -218,11 +218,26 @@ def test_the_plugin_is_registered_with_sglang():
 # --- what a server tells ---------------------------------------------------------------------------------------
 
 
+OF_SPECULATION = ("cuts", "tokens_per_step", "tokens_per_step_compressed")
+
+
+def test_steps_are_those_before_the_first_compression_and_those_after():
+    totals = Totals()
+    totals.stepped(Steps(20, 50))
+    totals.stepped(Steps(24, 60))
+    totals.compressions = 1
+    totals.stepped(Steps(34, 81))
+    totals.cut(2)
+    receipt = make_receipt(RequestOptions(True, 64, 8, 4, "all"), totals, 80, 50, "", speculates=True)
+    assert {name: receipt[name] for name in OF_SPECULATION} == dict(zip(OF_SPECULATION, (2, 2.5, 2.1), strict=True))
+    assert (totals.before, totals.after) == (Steps(24, 60), Steps(10, 21))
+
+
 def test_a_receipt_has_the_fields_of_the_reference():
     options, totals = RequestOptions(True, 64, 8, 4, "all", reuse="continue"), Totals()
-    assert list(make_receipt(options, totals, 9, 9, "why", "why not")) == list(RECEIPT_FIELDS)
+    assert list(make_receipt(options, totals, 9, 9, "why", "why not", speculates=True)) == list(RECEIPT_FIELDS)
     totals.compressions = 1
-    without = [name for name in RECEIPT_FIELDS if name != "reason"]
+    without = [name for name in RECEIPT_FIELDS if name not in ("reason", *OF_SPECULATION)]
     assert list(make_receipt(options, totals, 90, 50, "why", "why not")) == without
     totals.reused = 1
     without.remove("not_reused")
@@ -236,7 +251,8 @@ def test_a_receipt_has_the_fields_of_the_reference():
 def test_a_receipt_without_reuse_does_not_speak_of_it():
     options, totals = RequestOptions(True, 64, 8, 4, "all"), Totals()
     fields = list(make_receipt(options, totals, 9, 9, "why"))
-    assert fields == [name for name in RECEIPT_FIELDS if "reuse" not in name and name != "continued"]
+    others = {name for name in RECEIPT_FIELDS if "reuse" in name} | {"continued", *OF_SPECULATION}
+    assert fields == [name for name in RECEIPT_FIELDS if name not in others]
     assert fields[-1] == "reason"
 
 

@@ -81,6 +81,8 @@ class ServingFacts:
     tree: str | None = None  #: None: not built yet
     host_tier: bool = False  #: the tree keeps KV in host memory too (HiCache)
     linked: bool = False  #: the tree is linked to an external store
+    speculates: bool = False  #: drafts of another model are verified
+    mrope: bool = False  #: positions have three axes
 
     @property
     def recurrent(self) -> bool:
@@ -125,6 +127,8 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         tree=None if tree is None else type(tree).__name__,
         host_tier=tree is not None and tree.cache_controller is not None,
         linked=getattr(tree, "linker", None) is not None,
+        speculates=runner.server_args.speculative_algorithm is not None,
+        mrope=runner.model_config.model_is_mrope,
         **_pool_facts(runner),
     )
 

@@ -8,6 +8,7 @@ from sglang_rpc.contract.refusals.facts import DECODE_ROW_POOLS, KV_POOLS, ROW_P
 from sglang_rpc.contract.refusals.reuse import REUSE_MODEL_ROWS
 from sglang_rpc.contract.refusals.row import Row, named, refuse
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS
+from sglang_rpc.contract.refusals.speculative import SPECULATIVE_MODEL_ROWS
 from sglang_rpc.contract.sglang.model import ModelConfig
 from sglang_rpc.contract.windows import ALLOCATOR
 from sglang_rpc.contract.windows import POOL as WINDOW_POOL
@@ -32,6 +33,8 @@ def refuse_model_runner(facts: ServingFacts, rpc_config: RPCConfig) -> None:
     refuse(MODEL_ROWS, facts, rpc_config)
     if rpc_config.reuse != "off":
         refuse(REUSE_MODEL_ROWS, facts, rpc_config)
+    if facts.speculates:
+        refuse(SPECULATIVE_MODEL_ROWS, facts, rpc_config)
 
 
 def _layers(count: Callable[[ServingFacts], int], what: str, why: str) -> Row[[ServingFacts, RPCConfig]]:

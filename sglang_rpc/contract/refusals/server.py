@@ -145,9 +145,9 @@ def _row(
 
 
 SERVER_ROWS = named(
-    speculative_decoding=_row(
-        {"--speculative-algorithm": (), "--decoupled-spec-role": ("null",)},
-        "draft tokens are allocated and rolled back by lengths that compression changes under them",
+    decoupled_drafts=_row(
+        {"--decoupled-spec-role": ("null",)},
+        "a server of its own drafts, and no compression reaches the KV that it drafts with",
     ),
     pd_role_switch=_row(
         "--enable-pd-role-switch",

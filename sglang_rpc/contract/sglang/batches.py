@@ -9,7 +9,7 @@ import torch
 
 from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.requests import Req
-from sglang_rpc.contract.targets import assumed
+from sglang_rpc.contract.targets import SPECULATIVE, assumed
 
 
 @assumed("sglang.srt.model_executor.forward_batch_info.ForwardMode", "what a step does with its rows")
@@ -18,7 +18,18 @@ class ForwardMode(Protocol):
         """a step of one token a row"""
 
     def is_extend(self) -> bool:
-        """a step that prefills, mixed with decode rows or not"""
+        """a step that prefills, mixed with decode rows or not, or that verifies drafts"""
+
+    def is_target_verify(self) -> bool:
+        """a step in which each row verifies drafts"""
+
+    def is_idle(self) -> bool:
+        """a step without rows, of a rank whose peers have some"""
+
+
+@assumed("sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo", "whether rows draw by seeds and lengths")
+class SamplingInfo(Protocol):
+    sampling_seed: torch.Tensor | None
 
 
 @assumed("sglang.srt.managers.schedule_batch.ScheduleBatch", "rows and lengths of a batch")
@@ -31,9 +42,11 @@ class ScheduleBatch(Protocol):
     mamba_track_mask_next_cpu: list[bool] | None  #: whose the next step would copy; None without overlap
     orig_seq_lens: torch.Tensor  #: int32 [rows], logical
     prefill_input_ids_cpu: torch.Tensor  #: int64: the ids that an extend step computes, all rows' together
+    req_pool_indices: torch.Tensor  #: int64 [rows]
     req_to_token_pool: ReqToTokenPool
     reqs: list[Req]
-    seq_lens: torch.Tensor  #: int64 [rows], physical
+    sampling_info: SamplingInfo
+    seq_lens: torch.Tensor  #: int64 [rows], physical; of a server that speculates without the newest token
     seq_lens_cpu: torch.Tensor  #: the same, on the host
     seq_lens_sum: int | None
     spec_algorithm: object
@@ -42,6 +55,20 @@ class ScheduleBatch(Protocol):
 
     def new_tokens_required_next_decode(self, selected_indices: Sequence[int] | None = None) -> int:
         """admission and retraction count from kv_committed_len, which compression shortens"""
+
+
+@assumed(
+    "sglang.srt.layers.attention.triton_backend.TritonMultiStepDraftBackend",
+    "the attention of a draft's steps, for all of which metadata is made together",
+    SPECULATIVE,
+)
+@assumed(
+    "sglang.srt.layers.attention.flashinfer_backend.FlashInferMultiStepDraftBackend",
+    "the attention of a draft's steps, for all of which metadata is made together",
+    SPECULATIVE,
+)
+class DraftSteps(Protocol):
+    req_to_token_pool: ReqToTokenPool
 
 
 @assumed(

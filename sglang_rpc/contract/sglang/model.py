@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool
+from sglang_rpc.contract.sglang.memory import Allocator, KVPool, ReqToTokenPool
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import LATENT, assumed
 
@@ -17,6 +17,7 @@ class ModelConfig(Protocol):
     hf_config: Any  #: Transformers', of this model's own class
     is_encoder_decoder: bool
     is_generation: bool
+    model_is_mrope: bool  #: whether positions have three axes
     num_attention_heads: int | None  #: of the model, not of this rank
     use_ngram_embedding: bool
 
@@ -67,6 +68,7 @@ class ModelRunner(Protocol):
     rpc: object  #: see `hooks.model.model_rpc`
     server_args: ServerArgs
     sliding_window_size: int | None
+    token_to_kv_pool: KVPool  #: of a draft model, its own; the allocator's is the other model's
     token_to_kv_pool_allocator: Allocator
     use_mla_backend: bool
 

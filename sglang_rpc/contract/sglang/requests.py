@@ -98,6 +98,8 @@ class Req(Protocol):
     rid: str
     rpc: RequestState | None
     sampling_params: SamplingParams
+    spec_num_correct_drafts: int  #: drafts that were accepted, of a server that speculates
+    spec_verify_ct: int  #: steps in which drafts were verified
     skip_radix_cache_insert: bool  #: whether what it holds is freed, not inserted in the tree
     session: Session | None
     swa_host_hit_length: int  #: tokens of window layers that the tree has in host memory

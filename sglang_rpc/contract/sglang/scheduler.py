@@ -35,6 +35,12 @@ class TpModelWorker(Protocol):
     model_runner: ModelRunner
 
 
+@assumed("sglang.srt.speculative.base_spec_worker.BaseSpecWorker", "the way from a scheduler to its draft model")
+class DraftWorker(Protocol):
+    def _draft_model_runners(self) -> Sequence[ModelRunner]:
+        """the runner of each draft model, whose KV pool is its own"""
+
+
 @assumed("sglang.srt.beam_search.coordinator.BeamCoordinator", "told of every request that ends while it waits")
 class BeamCoordinator(Protocol):
     def retire_group(self, req: Req) -> None:
@@ -81,6 +87,7 @@ class Scheduler(Protocol):
     device: str
     disagg_decode_prealloc_queue: object | None  #: of a decode server
     dp_attn_adapter: DPAttnAdapter
+    draft_worker: DraftWorker | None  #: of a server that speculates
     forward_ct: int  #: forward passes so far
     forward_stream: torch.cuda.Stream
     ipc_channels: IpcChannels

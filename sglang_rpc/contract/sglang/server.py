@@ -75,8 +75,21 @@ class DisaggregationArgs(Protocol):
     disaggregation_mode: str
 
 
+@assumed(f"{_FIELDS}.spec.Spec", "whether a server speculates, and how many rows a request verifies in a step")
+class SpeculativeArgs(Protocol):
+    speculative_algorithm: str | None
+
+
 class ServerArgs(
-    ModelArgs, ServingArgs, DeviceArgs, GraphArgs, ScheduleArgs, OverlapArgs, DisaggregationArgs, Protocol
+    ModelArgs,
+    ServingArgs,
+    DeviceArgs,
+    GraphArgs,
+    ScheduleArgs,
+    OverlapArgs,
+    DisaggregationArgs,
+    SpeculativeArgs,
+    Protocol,
 ):
     """The server's arguments, which SGLang puts together from namespaces of fields.
 

@@ -78,10 +78,7 @@ PLAIN = dict(
 MIXED = dict(enable_mixed_chunk=True, cuda_graph_config=graphs("breakable"))
 #: Row -> arguments that switch it on, each with what its sentence must name. Upper case is environment.
 SERVER_EXAMPLES: dict[str, list[tuple[dict, str]]] = {
-    "speculative_decoding": [
-        (dict(speculative_algorithm="EAGLE"), "--speculative-algorithm EAGLE"),
-        (dict(decoupled_spec_role="drafter"), "--decoupled-spec-role drafter"),
-    ],
+    "decoupled_drafts": [(dict(decoupled_spec_role="drafter"), "--decoupled-spec-role drafter")],
     "pd_role_switch": [(dict(enable_pd_role_switch=True), "--enable-pd-role-switch")],
     "pd_offload": [
         (

@@ -42,6 +42,9 @@ class Runtime:
     reports: int = 0
     every_step: bool = False
     decode_server: bool = False
+    speculative: Any = None
+    reserve: int = 0
+    stride: int = 1
     scheduler: Any = None
 
     def __post_init__(self) -> None:

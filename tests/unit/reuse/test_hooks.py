@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from sglang_rpc.config import RPCConfig
@@ -14,7 +16,7 @@ def test_a_scheduler_has_them_with_reuse_alone(monkeypatch, reuse, occasions):
     put_on = []
     monkeypatch.setattr(process, "install", put_on.extend)
     monkeypatch.setattr(process, "config_of", lambda server_args: RPCConfig(reuse=reuse))
-    process._prepare_scheduler(object())
+    process._prepare_scheduler(SimpleNamespace(speculative_algorithm=None))
     assert {hook.when for hook in put_on} == occasions
     own = {hook.function.__name__ for hook in put_on if hook.when == REUSE}
     every = {"count_prompt", "count_reuse", "forget_aliases", "real_ids_if_evicted"}

@@ -8,26 +8,19 @@ untouched: only the operators they call, `torch.ops.sgl_kernel.<name>`, are supp
 Names SGLang asks for with `hasattr` (`convert_weight_packed`, `fused_qk_norm_cpu`, `fused_qk_norm_rope_cpu`,
 `shm_group_initialize`) must stay absent: their absence is how SGLang knows to take its plain PyTorch path.
 
-Operators of recurrent layers are in `recurrent_ops`. Neither file imports anything of SGLang while it is imported:
-`sgl_kernel` is only half imported then.
+Operators of recurrent layers are in `recurrent_ops`, those of speculative decoding in `speculative_ops`. None of these
+files imports anything of SGLang while it is imported: `sgl_kernel` is only half imported then.
 """
 
 import torch
 
-from sglang_rpc.startup.cpu.recurrent_ops import OPERATORS
+from sglang_rpc.startup.cpu import recurrent_ops, speculative_ops
 
 #: Operators that are looked up where SGLang 0.5.23 is imported, but that a CPU's plain decoding does not call.
 NEEDED_AT_IMPORT = (
     # Those behind the functions that it imports from sgl_kernel at module level when it runs on a CPU.
     "build_draft_decode_metadata_cpu",
-    "assign_draft_cache_locs_contiguous_cpu",
-    "assign_extend_cache_locs_cpu",
-    "build_tree_kernel_efficient_cpu",
-    "copy_all_layer_kv_cache_cpu",
-    "fill_accept_out_cache_loc_cpu",
-    "fill_bonus_tokens_cpu",
     "rotate_input_ids_cpu",
-    "verify_tree_greedy_cpu",
     # Those that model and attention files bind to a module-level name.
     "fused_dual_residual_rmsnorm_cpu",
     "fused_moe_router_cpu",
@@ -71,7 +64,7 @@ def _unavailable(name: str):
 
 def supply(namespace) -> None:
     """Set every operator above on `namespace` (`torch.ops.sgl_kernel`) unless it has one of that name already."""
-    for operator in (assign_req_to_token_pool_cpu, *OPERATORS):
+    for operator in (assign_req_to_token_pool_cpu, *recurrent_ops.OPERATORS, *speculative_ops.OPERATORS):
         if not hasattr(namespace, operator.__name__):
             setattr(namespace, operator.__name__, operator)
     for name in NEEDED_AT_IMPORT:

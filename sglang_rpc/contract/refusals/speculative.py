@@ -1,0 +1,150 @@
+"""What speculative decoding cannot work with beside compression, of the server's arguments and of the model. Without
+drafts RPC works with these, and with `--disable-rpc` SGLang speculates with them."""
+
+from collections.abc import Callable
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.refusals.facts import ServingFacts
+from sglang_rpc.contract.refusals.row import Row, named
+from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, Arguments
+from sglang_rpc.policy import lightthinker
+from sglang_rpc.policy.resolve import accumulates
+
+#: As SGLang resolves them: NEXTN is EAGLE.
+ALGORITHMS = ("EAGLE", "EAGLE3", "STANDALONE")
+
+
+def _row(
+    name: str, why: str, way_out: str = "", off: tuple[object, ...] = (None, False, 0, 1)
+) -> Row[[Arguments, RPCConfig]]:
+    """Of one argument that is not at a value at which it is off; the way out is to leave it out, if there is none."""
+    flag = f"--{name.replace('_', '-')}"
+
+    def given(args: Arguments, _config: RPCConfig) -> str | None:
+        value = getattr(args, name)
+        if value is not True and value in off:
+            return None
+        return _with(args, flag if value is True else f"{flag} {value}")
+
+    return Row(given, why, way_out or f"remove {flag}", flag)
+
+
+def _with(args: Arguments, what: str) -> str:
+    return f"--speculative-algorithm {args.speculative_algorithm} with {what}"
+
+
+def _policy(evicts: Callable[[str], bool], why: str, which: str) -> Row[[Arguments, RPCConfig]]:
+    return Row(
+        lambda args, config: evicts(config.policy) and _with(args, f"--rpc-policy {config.policy}"),
+        why,
+        "use another --rpc-policy",
+        which,
+    )
+
+
+SPECULATIVE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
+    speculative_decoding=Row(
+        lambda args, _: (
+            args.speculative_algorithm not in ALGORITHMS and f"--speculative-algorithm {args.speculative_algorithm}"
+        ),
+        "RPC knows drafts that a model of its own proposes one after the other, and has not been checked with others",
+        f"use --speculative-algorithm {' or '.join(ALGORITHMS)}, remove --speculative-algorithm",
+        "--speculative-algorithm",
+    ),
+    speculative_overlap=Row(
+        lambda args, _: not args.disable_overlap_schedule and _with(args, "overlap scheduling"),
+        "how many drafts were accepted is known to the device alone while the next step is planned, and a compression "
+        "is due at a number of entries",
+        "add --disable-overlap-schedule",
+        "without --disable-overlap-schedule",
+    ),
+    speculative_trees=_row(
+        "speculative_eagle_topk",
+        "drafts that branch share a position, and of each position one query is recorded",
+        "use --speculative-eagle-topk 1",
+    ),
+    speculative_layers=_row("enable_multi_layer_eagle", "each layer drafts with a model and a KV pool of its own"),
+    speculative_adaptive=_row("speculative_adaptive", "queries are recorded of as many rows as a step verifies"),
+    speculative_rejection=_row(
+        "speculative_use_rejection_sampling", "drafts are drawn by the KV length, which compression shortens"
+    ),
+    speculative_window=_row(
+        "speculative_draft_window_size", "a draft would see other entries than those that a compression moves for it"
+    ),
+    speculative_mixed_chunk=_row(
+        "enable_mixed_chunk", "a mixed step decodes rows without drafts, at positions counted in KV entries"
+    ),
+    speculative_backend=_row(
+        "speculative_draft_attention_backend",
+        f"RPC is built for {', '.join(ATTENTION_BACKENDS)}, and knows where these take positions for row lengths",
+        f"use one of them, say --speculative-draft-attention-backend {ATTENTION_BACKENDS[-1]}",
+        off=(None, *ATTENTION_BACKENDS),
+    ),
+    speculative_in_pipelines=_row("pp_size", "stages relay drafts to each other, which has not been checked"),
+    speculative_with_dp_attention=_row(
+        "attn_dp_size", "ranks that serve other requests draft in step, which has not been checked"
+    ),
+    speculative_in_halves=_row("enable_two_batch_overlap", "a step that runs as two halves has not been checked"),
+    speculative_in_disaggregation=_row(
+        "disaggregation_mode",
+        "the KV of a draft comes from the prefill server too, and has not been checked",
+        "use --disaggregation-mode null",
+        off=("null",),
+    ),
+    speculative_with_host_tier=_row(
+        "enable_hierarchical_cache", "a draft's copies in host memory have not been checked with restored requests"
+    ),
+    speculative_reuse=Row(
+        lambda args, config: config.reuse != "off" and _with(args, f"--rpc-reuse {config.reuse}"),
+        "what a request takes over has not been checked with a draft's KV",
+        "use --rpc-reuse off",
+        "--rpc-reuse",
+    ),
+    speculative_gists=_policy(
+        lambda policy: policy == lightthinker.NAME,
+        "a thought is evicted where its gist tokens are, which no step knows before it ends",
+        f"--rpc-policy {lightthinker.NAME}",
+    ),
+    speculative_accumulation=_policy(
+        accumulates,
+        "it adds up the attention of every decode step, and drafts that are rejected have some",
+        "--rpc-policy h2o",
+    ),
+)
+
+
+def _model(facts: Callable[[ServingFacts], object], what: str, why: str, which: str) -> Row[[ServingFacts, RPCConfig]]:
+    return Row(
+        lambda f, _: facts(f) and f"--speculative-algorithm with {f.model}, which has {what},",
+        why,
+        "remove --speculative-algorithm",
+        which,
+    )
+
+
+SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
+    speculative_latents=_model(
+        lambda f: f.latent_attention,
+        "latent attention (MLA)",
+        "where drafts are verified, queries do not always come as they are scored",
+        "models with latent attention (MLA)",
+    ),
+    speculative_states=_model(
+        lambda f: f.recurrent,
+        "recurrent layers",
+        "states of rejected drafts are taken back, which has not been checked with restored requests",
+        "models with recurrent layers beside attention",
+    ),
+    speculative_windows=_model(
+        lambda f: f.window_layers,
+        "sliding-window layers",
+        "windows of rows that verify drafts have not been checked",
+        "models with sliding-window layers",
+    ),
+    speculative_mrope=_model(
+        lambda f: f.mrope,
+        "positions of three axes (M-RoPE)",
+        "positions of drafts are counted from KV entries there",
+        "models with M-RoPE",
+    ),
+)

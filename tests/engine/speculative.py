@@ -1,0 +1,111 @@
+"""What an engine that speculates is started with, drafts for it, and schedulers that lack a part of RPC's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.engine import spy
+
+
+def drafting(model: Path, tokens: int, **more: Any) -> dict[str, Any]:
+    """Arguments of an engine whose drafts come from `model`, with `tokens` rows that a request verifies in a step."""
+    return {
+        "speculative_algorithm": "STANDALONE",
+        "speculative_draft_model_path": str(model),
+        "speculative_num_steps": tokens - 1,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": tokens,
+        "disable_overlap_schedule": True,
+        **more,
+    }
+
+
+def one_layer(like: Path, folder: Path) -> Path:
+    """A model of random weights with a single layer, else of the shape of `like`: what its only layer keeps, a draft
+    with the same weights keeps too."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(like)
+    config.num_hidden_layers, config.layer_types = 1, ["full_attention"]
+    torch.manual_seed(3)
+    model = transformers.Qwen2ForCausalLM(config).float()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() > 1:
+                weights.normal_(0, 0.15)
+        # So long that the norm before the layer, which drafts of EAGLE lack, changes nothing.
+        table = model.model.embed_tokens.weight
+        table *= table.shape[1] ** 0.5 / table.norm(dim=1, keepdim=True)
+    model.save_pretrained(folder)
+    return folder
+
+
+def eagle_of(model: Path, folder: Path) -> Path:
+    """A draft for EAGLE of a model that `one_layer` made: it heeds no hidden states, and has the model's own layer."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights, config = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_text())
+    size = config["hidden_size"]
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if ".layers." in name}
+    del own["layers.0.input_layernorm.weight"]
+    own["fc.weight"] = torch.cat([torch.eye(size), torch.zeros(size, size)], 1)
+    own["fc.bias"] = torch.zeros(size)
+    folder.mkdir()
+    save_file(own, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2ForCausalLMEagle"]}))
+    return folder
+
+
+def eagle3_of(model: Path, folder: Path) -> Path:
+    """A draft for EAGLE3 of random weights, which reads the hidden states before and after the model's layers."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((model / "config.json").read_text())
+    hidden, wide, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    made, layer = torch.Generator().manual_seed(1), "midlayer"
+    shapes = {
+        "fc": (hidden, 3 * hidden),
+        "lm_head": (words, hidden),
+        f"{layer}.self_attn.q_proj": (hidden, 2 * hidden),
+        f"{layer}.self_attn.k_proj": (kv, 2 * hidden),
+        f"{layer}.self_attn.v_proj": (kv, 2 * hidden),
+        f"{layer}.self_attn.o_proj": (hidden, hidden),
+        f"{layer}.mlp.gate_proj": (wide, hidden),
+        f"{layer}.mlp.up_proj": (wide, hidden),
+        f"{layer}.mlp.down_proj": (hidden, wide),
+    }
+    weights = {f"{name}.weight": 0.1 * torch.randn(shape, generator=made) for name, shape in shapes.items()}
+    norms = ("norm", *(f"{layer}.{name}" for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")))
+    weights |= {f"{name}.weight": torch.ones(hidden) for name in norms}
+    weights["d2t"] = torch.zeros(words, dtype=torch.int64)
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    known = {name: config[name] for name in ("hidden_size", "intermediate_size", "vocab_size", "rms_norm_eps")}
+    known |= {name: config[name] for name in ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
+    own = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_act": "silu"}
+    own |= {"num_hidden_layers": 1, "draft_vocab_size": words, "tie_word_embeddings": False, "torch_dtype": "float32"}
+    own["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [-1, 0, 1]}
+    (folder / "config.json").write_text(json.dumps({**known, **own}))
+    return folder
+
+
+def without_the_cut(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler whose steps run past due dates."""
+    from sglang_rpc.memory.speculative_rows import SpeculativeRows
+
+    SpeculativeRows.cut = lambda self, rows, lengths, accept_lens, accept_index: (accept_lens, accept_index)
+    return spy.run_scheduler_process(*args, **kwargs)
+
+
+def without_the_drafts_move(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler whose compressions leave the draft's KV where it is."""
+    from sglang_rpc.hooks import runtime
+
+    runtime.draft_layers = lambda scheduler: []
+    return spy.run_scheduler_process(*args, **kwargs)

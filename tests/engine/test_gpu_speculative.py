@@ -1,0 +1,56 @@
+"""Speculative decoding on a CUDA device: graphs, and attention backends that take positions of draft steps for row
+lengths. There, logical positions would leave outputs as they are, and spoil every draft of a compressed row."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from sglang_rpc import RPCConfig
+from tests.engine import dense, on_cuda
+from tests.engine.engines import assert_balanced, engine, look_inside, with_and_without
+from tests.engine.oracle import Oracle, Rule
+from tests.engine.speculative import drafting, eagle_of, one_layer
+from tests.engine.test_gpu import mean_gap
+
+pytestmark = pytest.mark.gpu
+
+BACKENDS = on_cuda.attention_backends(os.environ.get("SGLANG_RPC_GPU_BACKENDS"))
+RULE = Rule(interval=96, window=16, ratio=4)
+TOKENS = 400
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Of one layer: a draft of the same weights then keeps what the model keeps."""
+    folder = tmp_path_factory.mktemp("one-layer")
+    return one_layer(dense.write_model(folder / "like"), folder / "model")
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+@pytest.mark.parametrize("page", [1, 16])
+@pytest.mark.parametrize("algorithm", ["STANDALONE", "EAGLE"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algorithm, page, graphs):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
+        pytest.skip(reason)
+    draft = model if algorithm == "STANDALONE" else eagle_of(model, tmp_path / "draft")
+    rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
+    args = drafting(draft, 4, speculative_algorithm=algorithm, page_size=page, attention_backend=backend)
+    if not graphs:
+        args["cuda_graph_backend_decode"] = "disabled"
+    with engine(model, rpc, device="cuda", dtype="bfloat16", **args) as running:
+        prompts, results = with_and_without(running, TOKENS)
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    oracle = Oracle(model)
+    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
+    otherwise = mean_gap(oracle, prompts, results[:8], None)
+    assert compressed <= alone + 0.05 * otherwise
+    for result in results[:8]:
+        receipt = result["meta_info"]["rpc"]
+        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+        assert receipt["tokens_per_step"] > 2  # or this test says nothing
+        assert receipt["tokens_per_step_compressed"] > 0.7 * receipt["tokens_per_step"]

@@ -1,0 +1,103 @@
+"""Speculative decoding with compression where memory is short, and what it would be without its parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine import engines, speculative
+from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_inside
+from tests.engine.speculative import drafting
+
+NAME = "gqa_all_p64"
+
+
+@pytest.fixture(scope="module")
+def golden(goldens) -> Golden:
+    return Golden.load(goldens / NAME)
+
+
+def test_retracted_over_and_over(goldens, golden, tmp_path):
+    """SGLANG_TEST_RETRACT retracts a request every third step; each comes back with its KV, and with its draft's."""
+    n = len(golden.output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SGLANG_TEST_RETRACT", "1")
+        with engine(golden.path, golden.config, **drafting(goldens / NAME, 4, page_size=16)) as running:
+            results = running.generate(input_ids=[golden.prompt] * 2, sampling_params=[greedy(n)] * 2)
+            seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    assert seen["host_backup_bytes"] == 0
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert [result["output_ids"] for result in results] == [golden.output] * 2, receipts
+    assert sum(receipt["restored"] for receipt in receipts) > 50
+    assert {(r["compressions"], r["late"]) for r in receipts} == {(golden.compressions, 0)}
+
+
+def test_a_tight_pool_holds_what_was_promised(goldens, golden, tmp_path):
+    """Requests of known length that the pool cannot hold at once: none is retracted, for drafts have slots too."""
+    args = drafting(goldens / NAME, 4, page_size=16, max_total_tokens=800)
+    prompts = [golden.prompt[i:] + golden.prompt[:i] for i in range(8)]
+    with engine(golden.path, golden.config, **args) as running:
+        results = running.generate(input_ids=prompts, sampling_params=[greedy(300)] * 8)
+        seen = look_inside(running, tmp_path, [1])
+        alone = [running.generate(input_ids=p, sampling_params=greedy(300))["output_ids"] for p in prompts[:2]]
+    assert_balanced(seen)
+    assert seen["most_running"] > 1
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert [receipt["retractions"] for receipt in receipts] == [0] * 8
+    assert [result["output_ids"] for result in results[:2]] == alone
+
+
+class TestControls:
+    def test_without_the_cut_it_differs(self, goldens, golden, monkeypatch):
+        kind = engines._spied()
+        monkeypatch.setattr(kind, "run_scheduler_process_func", staticmethod(speculative.without_the_cut))
+        with engine(golden.path, golden.config, **drafting(goldens / NAME, 4)) as running:
+            result = running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
+        date = golden.config.interval + golden.config.window
+        assert result["output_ids"][: date + 1] == golden.output[: date + 1]
+        assert result["output_ids"] != golden.output
+
+    def test_without_the_drafts_move_only_acceptance_falls(self, golden, tmp_path, monkeypatch):
+        """Of one layer, so that the draft, which has the model's own weights, keeps what the model keeps."""
+        model, kind, seen = speculative.one_layer(golden.path, tmp_path / "model"), engines._spied(), []
+        for function in (kind.run_scheduler_process_func, speculative.without_the_drafts_move):
+            monkeypatch.setattr(kind, "run_scheduler_process_func", staticmethod(function))
+            with engine(model, golden.config, **drafting(model, 4)) as running:
+                result = running.generate(input_ids=golden.prompt, sampling_params=greedy(500))
+            seen.append((result["output_ids"], result["meta_info"]["rpc"]))
+        (moved, moving), (left, leaving) = seen
+        print(moving, leaving)
+        assert moved == left
+        assert moving["tokens_per_step"] == leaving["tokens_per_step"]
+        assert moving["tokens_per_step_compressed"] > 1.5 * leaving["tokens_per_step_compressed"]
+
+
+def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path):
+    """A draft that has the model's own layer keeps what the model keeps, but for one token of each row."""
+    model = speculative.one_layer(golden.path, tmp_path / "model")
+    draft = speculative.eagle_of(model, tmp_path / "draft")
+    prompts = [golden.prompt, golden.prompt[5:], [*golden.prompt[9:], 7, 8]]
+    params = [greedy(500)] * 3 + [greedy(300, {"interval": 9, "window": 4, "ratio": 3})] * 3
+    outputs = []
+    for args in (
+        {"disable_overlap_schedule": True},
+        drafting(draft, 4, speculative_algorithm="EAGLE", page_size=16),
+    ):
+        with engine(model, golden.config, **args) as running:
+            results = running.generate(input_ids=prompts * 2, sampling_params=params)
+        outputs.append([result["output_ids"] for result in results])
+    assert outputs[1] == outputs[0]
+    for result in results[:3]:
+        receipt = result["meta_info"]["rpc"]
+        assert receipt["compressions"] == 7
+        assert receipt["tokens_per_step_compressed"] > 0.8 * receipt["tokens_per_step"] > 2
+        assert receipt["cuts"] > 0
+
+
+@pytest.mark.long
+def test_eagle3_with_a_draft_of_random_weights(golden, tmp_path):
+    draft = speculative.eagle3_of(golden.path, tmp_path / "draft")
+    with engine(golden.path, golden.config, **drafting(draft, 4, speculative_algorithm="EAGLE3")) as running:
+        result = running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
+    assert result["output_ids"] == golden.output
+    assert result["meta_info"]["rpc"]["compressions"] == golden.compressions

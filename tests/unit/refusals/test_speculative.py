@@ -1,0 +1,132 @@
+"""What speculative decoding cannot work with beside compression; the same server without drafts can."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.refusals.facts import ServingFacts
+from sglang_rpc.contract.refusals.model import refuse_model_runner
+from sglang_rpc.contract.refusals.row import refuse
+from sglang_rpc.contract.refusals.server import Arguments
+from sglang_rpc.contract.refusals.server import resolved as resolve
+from sglang_rpc.contract.refusals.speculative import ALGORITHMS, SPECULATIVE_MODEL_ROWS, SPECULATIVE_ROWS
+from sglang_rpc.contract.settings import attach, attach_and_refuse
+from sglang_rpc.errors import UnsupportedError
+from tests.unit.refusals.examples import ROOT, assert_refused
+
+USUAL = RPCConfig()
+PLAIN = dict(
+    speculative_algorithm="STANDALONE",
+    disable_overlap_schedule=True,
+    speculative_eagle_topk=1,
+    enable_multi_layer_eagle=False,
+    speculative_adaptive=False,
+    speculative_use_rejection_sampling=False,
+    speculative_draft_window_size=None,
+    enable_mixed_chunk=False,
+    speculative_draft_attention_backend=None,
+    pp_size=1,
+    attn_dp_size=1,
+    enable_two_batch_overlap=False,
+    disaggregation_mode="null",
+    enable_hierarchical_cache=False,
+)
+SERVER = {
+    "speculative_decoding": ({"speculative_algorithm": "NGRAM"}, USUAL, "--speculative-algorithm NGRAM"),
+    "speculative_overlap": ({"disable_overlap_schedule": False}, USUAL, "with overlap scheduling"),
+    "speculative_trees": ({"speculative_eagle_topk": 4}, USUAL, "--speculative-eagle-topk 4"),
+    "speculative_layers": ({"enable_multi_layer_eagle": True}, USUAL, "--enable-multi-layer-eagle"),
+    "speculative_adaptive": ({"speculative_adaptive": True}, USUAL, "--speculative-adaptive"),
+    "speculative_rejection": (
+        {"speculative_use_rejection_sampling": True},
+        USUAL,
+        "--speculative-use-rejection-sampling",
+    ),
+    "speculative_window": ({"speculative_draft_window_size": 512}, USUAL, "--speculative-draft-window-size 512"),
+    "speculative_mixed_chunk": ({"enable_mixed_chunk": True}, USUAL, "--enable-mixed-chunk"),
+    "speculative_backend": (
+        {"speculative_draft_attention_backend": "trtllm_mha"},
+        USUAL,
+        "--speculative-draft-attention-backend trtllm_mha",
+    ),
+    "speculative_in_pipelines": ({"pp_size": 2}, USUAL, "--pp-size 2"),
+    "speculative_with_dp_attention": ({"attn_dp_size": 2}, USUAL, "--attn-dp-size 2"),
+    "speculative_in_halves": ({"enable_two_batch_overlap": True}, USUAL, "--enable-two-batch-overlap"),
+    "speculative_in_disaggregation": ({"disaggregation_mode": "decode"}, USUAL, "--disaggregation-mode decode"),
+    "speculative_with_host_tier": ({"enable_hierarchical_cache": True}, USUAL, "--enable-hierarchical-cache"),
+    "speculative_reuse": ({}, RPCConfig(reuse="share"), "--rpc-reuse share"),
+    "speculative_gists": ({}, RPCConfig(policy="lightthinker", gist_tokens=(5,)), "--rpc-policy lightthinker"),
+    "speculative_accumulation": ({}, RPCConfig(policy="h2o"), "--rpc-policy h2o"),
+}
+MODEL = {
+    "speculative_latents": (dict(latent_attention=True, kv_pool="MLATokenToKVPool"), "latent attention"),
+    "speculative_states": (dict(row_pool="HybridReqToTokenPool"), "recurrent layers"),
+    "speculative_windows": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "sliding-window"),
+    "speculative_mrope": (dict(mrope=True), "three axes"),
+}
+
+
+def arguments(given: dict) -> Arguments:
+    return Arguments(SimpleNamespace(**{**PLAIN, **given}), {})
+
+
+def test_every_row_has_an_example():
+    assert [row.name for row in SPECULATIVE_ROWS] == list(SERVER)
+    assert [row.name for row in SPECULATIVE_MODEL_ROWS] == list(MODEL)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("backend", [None, "fa3", "triton", "flashinfer"])
+def test_a_plain_server_and_model_pass(algorithm, backend):
+    given = {"speculative_algorithm": algorithm, "speculative_draft_attention_backend": backend}
+    refuse(SPECULATIVE_ROWS, arguments(given), USUAL)
+    refuse_model_runner(ServingFacts(speculates=True), USUAL)
+
+
+@pytest.mark.parametrize("row", SPECULATIVE_ROWS, ids=lambda row: row.name)
+def test_a_server_is_refused(row):
+    given, config, named = SERVER[row.name]
+    with pytest.raises(UnsupportedError) as caught:
+        refuse(SPECULATIVE_ROWS, arguments(given), config)
+    assert_refused(caught.value, row, named)
+    assert "--speculative-algorithm" in str(caught.value)
+
+
+@pytest.mark.parametrize("row", SPECULATIVE_MODEL_ROWS, ids=lambda row: row.name)
+def test_a_model_is_refused_for_its_drafts_alone(row):
+    facts, named = MODEL[row.name]
+    refuse_model_runner(ServingFacts(**facts), USUAL)
+    with pytest.raises(UnsupportedError) as caught:
+        refuse_model_runner(ServingFacts(**facts, speculates=True), USUAL)
+    assert_refused(caught.value, row, named)
+
+
+@pytest.mark.parametrize("row", SPECULATIVE_ROWS, ids=lambda row: row.name)
+def test_real_arguments_are_refused(row, sglang_arguments):
+    """Every name that a row reads is one of SGLang's, and each row stands before those that would hide it."""
+    given, config, named = SERVER[row.name]
+    server_args = sglang_arguments(model_path="dummy", **{**PLAIN, **given})
+    with pytest.raises(UnsupportedError, match=named):
+        refuse(SPECULATIVE_ROWS, resolve(server_args), config)
+
+
+def test_before_a_process_starts(resolved):
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    attach(resolved, USUAL)
+    declare_resolution(resolved, "test", **PLAIN)
+    attach_and_refuse(None, resolved)
+    declare_resolution(resolved, "test", disable_overlap_schedule=False)
+    with pytest.raises(UnsupportedError, match="add --disable-overlap-schedule"):
+        attach_and_refuse(None, resolved)
+    attach(resolved, None)
+    attach_and_refuse(None, resolved)
+
+
+def test_the_page_has_every_row():
+    page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    for row in (*SPECULATIVE_ROWS, *SPECULATIVE_MODEL_ROWS):
+        assert f"| `unsupported.{row.name}` | {row.switches} | {row.why} | {row.way_out} |" in page

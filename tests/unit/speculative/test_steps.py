@@ -1,0 +1,134 @@
+"""Positions, and where a step ends, through the hooks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglang_rpc.hooks import draft_metadata, positions
+from sglang_rpc.hooks.model import ModelRPC
+from sglang_rpc.hooks.query_slots import QuerySlots
+from sglang_rpc.hooks.speculative import cut_at_due_date
+from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.speculative_rows import SpeculativeRows
+from tests.fakes.batches import ForwardBatch, ForwardMode, SamplingInfo, ScheduleBatch
+from tests.fakes.memory import ReqToTokenPool
+from tests.fakes.models import ModelRunner
+from tests.fakes.requests import Req
+from tests.fakes.runtime import Runtime
+from tests.fakes.scheduler import Scheduler
+from tests.unit.test_positions import request
+
+ROWS = torch.tensor([2, 5])
+
+
+@pytest.fixture
+def table() -> SpeculativeRows:
+    made = SpeculativeRows(8, drafts=3, device="cpu")
+    made.evict(5, 29)
+    return made
+
+
+@pytest.fixture
+def pool(table) -> ReqToTokenPool:
+    return ReqToTokenPool(rpc=Runtime(Scheduler(), speculative=table))
+
+
+def forward(mode: ForwardMode, runner: ModelRunner, counted: torch.Tensor, lens=(1, 1), evicted=29) -> torch.Tensor:
+    """Positions after the hook, of rows of which the second has lost entries; SGLang `counted` them physically."""
+    reqs = [request(10, 20, 30), request(10, 50, 31, evicted)]
+    batch = ScheduleBatch(reqs, mode, extend_lens=list(lens), req_pool_indices=ROWS)
+
+    def init_new(cls, batch, model_runner):
+        return cls(
+            mode, ROWS, counted, seq_lens=torch.tensor([30, 31]), orig_seq_lens=torch.tensor([10, 10]),
+            extend_seq_lens=torch.tensor(lens),
+        )  # fmt: skip
+
+    return positions.make_logical(init_new, ForwardBatch, batch, runner).positions
+
+
+def test_rows_that_verify_count_their_text(table, pool):
+    ring = QueryRing(
+        layers=1, slots=1, rows=8, window=4, heads=1, head_dim=1, dtype=torch.float32, device="cpu", drafts=3
+    )
+    model = ModelRPC(ring, [], False, QuerySlots(1, 1, 0), speculative=table)
+    counted = torch.tensor([30, 31, 32, 31, 32, 33])
+    found = forward(ForwardMode.TARGET_VERIFY, ModelRunner(rpc=model, req_to_token_pool=pool), counted)
+    assert found.tolist() == [30, 31, 32, 60, 61, 62]
+    assert counted.tolist() == [30, 31, 32, 31, 32, 33]  # SGLang's own tensor is another's, too
+
+
+@pytest.mark.parametrize(
+    ("mode", "lens", "counted", "logical"),
+    [
+        (ForwardMode.DECODE, (1, 1), [30, 31], [30, 60]),
+        (ForwardMode.EXTEND, (3, 1), [27, 28, 29, 30], [27, 28, 29, 59]),
+    ],
+)
+def test_so_does_the_draft(pool, mode, lens, counted, logical):
+    draft = ModelRunner(is_draft_worker=True, req_to_token_pool=pool)
+    assert forward(mode, draft, torch.tensor(counted), lens).tolist() == logical
+
+
+def test_nothing_is_added_where_nobody_is_compressed(pool):
+    counted = torch.tensor([30, 31])
+    draft = ModelRunner(is_draft_worker=True, req_to_token_pool=pool)
+    assert forward(ForwardMode.DECODE, draft, counted, evicted=0) is counted
+
+
+def test_a_model_runner_without_rpc_is_left_alone():
+    counted = torch.tensor([30, 31])
+    assert forward(ForwardMode.DECODE, ModelRunner(), counted) is counted
+
+
+class Sampled:
+    """SGLang's `eagle_sample`: accepts all, and notes the lengths that it draws by."""
+
+    def __call__(self, verify_input, batch, logits, mask=None, *, watermark_state=None):
+        self.lengths = batch.seq_lens.tolist()
+        index = torch.arange(6, dtype=torch.int32).view(2, 3)
+        return torch.arange(6), torch.tensor([3, 3], dtype=torch.int32), index
+
+
+@pytest.mark.parametrize(("seed", "drawn_by"), [(None, [30, 31]), (torch.tensor([1, 2]), [30, 60])])
+def test_a_step_is_cut_and_draws_by_the_text(table, pool, seed, drawn_by):
+    table.stop_at(5, 33)
+    batch = ScheduleBatch(
+        [Req(), Req()], ForwardMode.TARGET_VERIFY, seq_lens=torch.tensor([30, 31]), req_pool_indices=ROWS,
+        req_to_token_pool=pool, sampling_info=SamplingInfo(seed),
+    )  # fmt: skip
+    sampled = Sampled()
+    predict, lens, index = cut_at_due_date(sampled, None, batch, None, None, watermark_state=None)
+    assert sampled.lengths == drawn_by
+    assert batch.seq_lens.tolist() == [30, 31]
+    assert (predict.tolist(), lens.tolist(), index.tolist()) == (list(range(6)), [3, 2], [[0, 1, 2], [3, 4, -1]])
+
+
+def test_a_batch_without_rpc_is_not_cut():
+    batch = ScheduleBatch(seq_lens=torch.tensor([30, 31]), req_pool_indices=ROWS)
+    assert cut_at_due_date(Sampled(), None, batch, None)[1].tolist() == [3, 3]
+
+
+def test_metadata_of_draft_steps_counts_entries(pool):
+    logical = torch.tensor([30, 60, 0])
+    batch = ForwardBatch(ForwardMode.DECODE, torch.tensor([2, 5, 0]), logical)
+    seen = []
+
+    def common_template(steps, forward_batch, buffer, call):
+        seen.append((forward_batch.positions.tolist(), buffer))
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        draft_metadata.count_entries(common_template, SimpleNamespace(req_to_token_pool=pool), batch, "buffer", None)
+    assert seen == [([30, 31, 0], "buffer")]
+    assert batch.positions is logical
+
+
+def test_metadata_without_rpc_is_left_alone():
+    batch, seen = ForwardBatch(ForwardMode.DECODE, ROWS, torch.tensor([30, 60])), []
+    steps = SimpleNamespace(req_to_token_pool=ReqToTokenPool())
+    draft_metadata.count_entries(lambda steps, batch: seen.append(batch.positions.tolist()), steps, batch)
+    assert seen == [[30, 60]]
