@@ -5,6 +5,7 @@ A model with random weights writes what no tokenizer would make of its text.
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.request
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sglang_rpc.contract import versions
+from sglang_rpc.contract.refusals.server import APP_VARIABLE
 from tests import small_tokenizers
 from tests.engine.dense import Dims, write_model
 from tests.engine.servers import server
@@ -208,3 +211,28 @@ def test_without_it_text_is_the_tokenizers(model, running, tmp_path):
     assert receipt(second)["reused"] == 0
     assert "reused_text" not in receipt(second)
     assert second["meta_info"]["prompt_tokens"] == len(ids_of(prompt + first["text"] + " Go on."))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(APP_VARIABLE in versions.current().absent_variables, reason="workers import an app without a name")
+def test_each_of_several_workers_knows_what_it_has_served(model, tmp_path):
+    """Requests of one connection are one worker's."""
+    with started(model, tmp_path, "--rpc-reuse-text", "16", "--tokenizer-worker-num", "2") as several:
+        connection = http.client.HTTPConnection(several.url.removeprefix("http://"))
+
+        def generate(text):
+            sampling = {
+                "temperature": 0,
+                "max_new_tokens": 150,
+                "ignore_eos": True,
+                "custom_params": {"rpc": {}},
+                **PLAIN,
+            }
+            body = json.dumps({"text": text, "sampling_params": sampling})
+            connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
+
+        text = PROMPT + generate(PROMPT)["text"]
+        again = generate(text + " Go on.")
+        assert receipt(again)["reused_text"] == len(ids_of(PROMPT)) + 150
+        assert receipt(again)["continued"] == 150

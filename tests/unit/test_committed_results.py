@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.accuracy.errors import EvalError
-from eval.bench import summary, table
+from eval.bench import reuse_accuracy, summary, table
 from eval.compare import ladder, registration, verdict, written
 from eval.compare.arms import Arm
 from eval.fidelity import summary as fidelity
@@ -88,6 +88,12 @@ def test_a_committed_count_of_other_tokens_is_what_its_texts_give(folder, tmp_pa
     retokenized.write(lines, tmp_path / "summary.csv")
     assert (tmp_path / "summary.csv").read_text() == (folder / "summary.csv").read_text()
     assert (folder / "summary.md").read_text() == retokenized.markdown(lines)
+
+
+def test_the_committed_summary_of_interrupted_thoughts_is_what_its_problems_give():
+    folder = RESULTS / "cpu-reasoner-reuse"
+    rows = reuse_accuracy.read(folder / "cuts.csv")
+    assert (folder / "summary.md").read_text() == reuse_accuracy.summary(rows)
 
 
 @pytest.mark.parametrize("folder", FIDELITY, ids=lambda folder: folder.name)
