@@ -173,6 +173,12 @@ REST = (
         box=300,
         goldens=True,
     ),
+    engines(
+        "drafts",
+        "do drafts help as much after a compression as before it, on each attention backend",
+        "tests/engine/test_gpu_speculative.py",
+        box=420,
+    ),
     engines("lora", "an adapter and its base model in one batch", "tests/engine/test_lora.py", box=170, goldens=True),
     engines(
         "storm-mixed",

@@ -29,9 +29,11 @@ def model(tmp_path_factory):
     return one_layer(dense.write_model(folder / "like"), folder / "model")
 
 
-@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
-@pytest.mark.parametrize("page", [1, 16])
-@pytest.mark.parametrize("algorithm", ["STANDALONE", "EAGLE"])
+@pytest.mark.parametrize(
+    ("algorithm", "page", "graphs"),
+    [("STANDALONE", 1, True), ("STANDALONE", 16, False), ("EAGLE", 16, True)],
+    ids=["standalone-graphs", "standalone-eager", "eagle-graphs"],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algorithm, page, graphs):
     if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
