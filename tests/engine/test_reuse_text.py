@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import sglang as sgl
 from safetensors.torch import load_file, save_file
 
 from sglang_rpc.contract import versions
@@ -31,14 +32,13 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
-#: No special token, whose text would be hidden.
-PLAIN = {"logit_bias": {"0": -100, "1": -100}}
 
 
 def write_llama(path: Path) -> Path:
     """A Llama of random weights with a tokenizer of its own, which text can be sent to."""
     write_model(path, dims=Dims(hidden=128, wide=128, vocabulary=512))
     weights = load_file(path / "model.safetensors")
+    weights["lm_head.weight"][:2] = 0  # the special tokens, whose text would be hidden, are never the likeliest
     kept = {name: weight for name, weight in weights.items() if not name.endswith(".bias")}
     save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((path / "config.json").read_text())
@@ -69,7 +69,7 @@ def ask(running, prompt, tokens, rpc=None, **more):
     """One greedy request for text, or for a list of texts, or for ids."""
     kind = "text" if isinstance(prompt, str) or isinstance(prompt[0], str) else "input_ids"
     own = {name: more.pop(name) for name in ("stop", "n") if name in more}
-    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True, **PLAIN, **own}
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True, **own}
     sampling["custom_params"] = {"rpc": rpc or {}}
     status, result = running.call("/generate", {kind: prompt, "sampling_params": sampling, **more})
     assert status == 200, result
@@ -79,6 +79,10 @@ def ask(running, prompt, tokens, rpc=None, **more):
 def flush(running):
     while running.call("/flush_cache", method="POST")[0] != 200:
         time.sleep(0.1)
+
+
+def state(running):
+    return running.call("/server_info")[1]["internal_states"][0]["rpc"]
 
 
 def receipt(result):
@@ -114,7 +118,7 @@ def test_samples_streams_and_batches_of_text_take_over_too(running):
         assert samples[0]["output_ids"] == one["output_ids"]
         assert {receipt(each)["reused_text"] for each in samples} <= {known, known + 1}, "and what was asked of it"
         assert all(receipt(each)["continued"] == 150 for each in samples)
-    body = {"text": text + "#", "stream": True, "sampling_params": {"temperature": 0, "max_new_tokens": 90, **PLAIN}}
+    body = {"text": text + "#", "stream": True, "sampling_params": {"temperature": 0, "max_new_tokens": 90}}
     body["sampling_params"] |= {"custom_params": {"rpc": {}}, "ignore_eos": True}
     request = urllib.request.Request(
         running.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -152,7 +156,7 @@ def test_a_chat_that_is_rendered_again_goes_on_from_its_answers(running):
 
     def chat(tokens, **more):
         body = {"model": "m", "messages": messages, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        body |= {"custom_params": {"rpc": {}}, "return_meta_info": True, "logit_bias": PLAIN["logit_bias"], **more}
+        body |= {"custom_params": {"rpc": {}}, "return_meta_info": True, **more}
         status, result = running.call("/v1/chat/completions", body)
         assert status == 200, result
         return result["choices"]
@@ -168,6 +172,27 @@ def test_a_chat_that_is_rendered_again_goes_on_from_its_answers(running):
     messages = cut
     (goes_on,) = chat(20, continue_final_message=True)
     assert goes_on["meta_info"]["rpc"]["continued"] > 136
+
+
+def test_a_frontend_program_forks_its_thought(running):
+    """It sends all as text, and no options."""
+
+    @sgl.function
+    def think(s):
+        s += PROMPT + "In three ways?"
+        s += sgl.gen("thought", max_tokens=150, temperature=0, ignore_eos=True)
+        forks = s.fork(3)
+        for number, fork in enumerate(forks):
+            fork += f" The {number}th:"
+            fork += sgl.gen("way", max_tokens=8, temperature=0, ignore_eos=True)
+        s["ways"] = [fork["way"] for fork in forks]
+
+    before = state(running)
+    done = think.run(backend=sgl.RuntimeEndpoint(running.url))
+    after = state(running)
+    assert len(done["ways"]) == 3
+    assert after["reused_requests"] - before["reused_requests"] >= 3
+    assert after["reused_tokens"] - before["reused_tokens"] >= 3 * 136
 
 
 def test_texts_are_known_to_those_who_share_a_cache(running):
@@ -187,13 +212,10 @@ def test_texts_are_known_to_those_who_share_a_cache(running):
 
 
 def test_the_server_says_what_it_knows(running):
-    def state():
-        return running.call("/server_info")[1]["internal_states"][0]["rpc"]
-
-    before, prompt = state(), PROMPT + "How many?"
+    before, prompt = state(running), PROMPT + "How many?"
     text = prompt + ask(running, prompt, 20)["text"]
     ask(running, text, 4)
-    after = state()
+    after = state(running)
     assert after["known_texts"] - before["known_texts"] == 1, "the longer one alone"
     assert after["reused_texts"] - before["reused_texts"] == 1
     assert after["reused_text_tokens"] - before["reused_text_tokens"] == len(ids_of(prompt)) + 20
@@ -206,7 +228,7 @@ def test_without_it_text_is_the_tokenizers(model, running, tmp_path):
     with started(model, tmp_path) as off:
         first = ask(off, prompt, 150)
         second = ask(off, prompt + first["text"] + " Go on.", 4)
-        assert "known_texts" not in off.call("/server_info")[1]["internal_states"][0]["rpc"]
+        assert "known_texts" not in state(off)
     assert first["output_ids"] == ask(running, prompt, 150)["output_ids"]
     assert receipt(second)["reused"] == 0
     assert "reused_text" not in receipt(second)
@@ -226,7 +248,6 @@ def test_each_of_several_workers_knows_what_it_has_served(model, tmp_path):
                 "max_new_tokens": 150,
                 "ignore_eos": True,
                 "custom_params": {"rpc": {}},
-                **PLAIN,
             }
             body = json.dumps({"text": text, "sampling_params": sampling})
             connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
