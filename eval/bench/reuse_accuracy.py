@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m eval.bench.reuse_accuracy", description=__doc__.partition("\n")[0])
     made.add_argument("--out", type=Path, required=True, help="folder of cuts.csv and summary.md")
     made.add_argument("--policies", type=several(str), default="rpc,peak")
-    made.add_argument("--ratios", type=several(float), default="4,8,12")
+    made.add_argument("--ratios", type=several(float), default="8,12")
     made.add_argument("--cuts", type=several(float), default="0.25,0.5,0.75", help="shares of the thought")
     made.add_argument("--level", choices=sorted(ledger.LADDER), default="near")
     made.add_argument("--interval", type=int, default=64)
