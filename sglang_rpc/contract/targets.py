@@ -15,9 +15,12 @@ BEFORE, AFTER, AROUND = "before", "after", "around"
 #: When hooks are put on, and assumptions compared: SERVING in every process of a server with RPC; LATENT when a model
 #: with latent attention (MLA) is met, whose code other models' processes do not import; REUSE in the schedulers of a
 #: server with --rpc-reuse, and SPECULATIVE in those of a server that speculates, for others must not pay for it in each
-#: step; COMMAND_LINE before SGLang parses its arguments, RPC on or off, so that it must work in any SGLang.
-SERVING, LATENT, REUSE, SPECULATIVE = "serving", "latent", "reuse", "speculative"
+#: step; TEXTS in the processes that tokenize for a server with --rpc-reuse-text; COMMAND_LINE before SGLang parses its
+#: arguments, RPC on or off, so that it must work in any SGLang.
+SERVING, LATENT, REUSE, SPECULATIVE, TEXTS = "serving", "latent", "reuse", "speculative", "texts"
 COMMAND_LINE = "command line"
+#: Those that are put on later than a server with RPC starts, where they are needed.
+LATER = (LATENT, REUSE, SPECULATIVE, TEXTS)
 
 #: How the names begin that RPC itself puts on SGLang's objects: `rpc`, `rpc_ring`, ...
 OURS = "rpc"

@@ -32,6 +32,7 @@
 | `capture` | how do queries get into the query ring? |
 | `accumulate` | how is the attention of every step added up, for policies that ask? |
 | `reuse` | how does a request take over what an earlier one thought? |
+| `texts` | how does a prompt that is text get the ids that were generated? |
 | `publish` | what does a compressed request leave for later ones? |
 | `own_copy` | what happens to a shared region before its request compresses it? |
 | `recording` | which queries has a request that goes on close to a due date? |

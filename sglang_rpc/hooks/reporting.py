@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         OutputStreamer,
         Scheduler,
     )
-    from sglang_rpc.contract.sglang.server import TokenizerManager
+    from sglang_rpc.contract.sglang.server import ReqState, TokenizerManager
+    from sglang_rpc.runtime.known_texts import Prompt
 
 #: A JSON object of a response.
 Json: TypeAlias = dict[str, Any]
@@ -116,7 +117,7 @@ def add_receipt(
     original: Callable[..., None],
     manager: TokenizerManager,
     meta_info: Json,
-    state: object,
+    state: ReqState,
     customized_info: dict[str, list[Any]],
     index: int,
     reason: Json | None,
@@ -127,7 +128,14 @@ def add_receipt(
     original(manager, meta_info, state, others, index, reason)
     receipts = customized_info.get(KEY)
     if receipts and receipts[index]:
-        meta_info[KEY] = receipts[index][0]
+        prompt = prompt_of(state)
+        meta_info[KEY] = receipts[index][0] | ({} if prompt is None else {"reused_text": prompt.reused})
+
+
+def prompt_of(state: ReqState) -> Prompt | None:
+    """What a request was asked with, where it is tokenized; None without --rpc-reuse-text, or if that was no text."""
+    prompt: Prompt | None = vars(state.obj).get("rpc_prompt")
+    return prompt
 
 
 @hook(

@@ -34,6 +34,10 @@ RECEIPT_FIELDS = {
     "continue",
     "not_reused": "why none were taken over; only where `reused` and `continued` are 0",
 }
+#: Fields that are added where prompts are tokenized.
+TEXT_FIELDS = {
+    "reused_text": "tokens of the prompt, which was text, whose ids a known text gave; only with --rpc-reuse-text",
+}
 #: Fields that a request has of a server that speculates.
 _OF_SPECULATION = ("cuts", "tokens_per_step", "tokens_per_step_compressed")
 #: Fields that a request has whose reuse is not off.

@@ -13,8 +13,8 @@ from sglang_rpc.contract import settings
 from sglang_rpc.contract.refusals.server import APP_VARIABLE, HTTP_APP
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of, options_of
-from sglang_rpc.contract.sglang.server import ServerArgs
-from sglang_rpc.contract.targets import AROUND, REUSE, SERVING, SPECULATIVE, Hook, hook, hooks_in
+from sglang_rpc.contract.sglang.server import ServerArgs, TokenizerManager
+from sglang_rpc.contract.targets import AROUND, BEFORE, REUSE, SERVING, SPECULATIVE, TEXTS, Hook, hook, hooks_in
 from sglang_rpc.errors import IncompatibleSGLangError
 from sglang_rpc.hooks.install import install
 from sglang_rpc.startup import cpu
@@ -67,6 +67,18 @@ def run_prefill_on_cpu(run_scheduler_process_func: Callable[..., Any], *args: An
     """Runs in the child of a prefill server, which has no other hook."""
     install(hooks_in(transfers))
     return run_scheduler_process_func(*args, **kwargs)
+
+
+@hook(
+    BEFORE,
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.init_tokenizer_and_processor",
+    "every process that tokenizes passes here once, HTTP workers too, before it serves",
+)
+def know_texts(manager: TokenizerManager) -> None:
+    """BEFORE TokenizerManager.init_tokenizer_and_processor: puts the hooks of --rpc-reuse-text on, if asked for."""
+    config = config_of(manager.server_args)
+    if config is not None and config.reuse_text:
+        install(found for found in declared_hooks() if found.when == TEXTS)
 
 
 @ends_if_refused

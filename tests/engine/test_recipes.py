@@ -15,6 +15,7 @@ import pytest
 
 from eval.bench.server import free_port
 from tests.engine.dense import Dims, write_qwen3
+from tests.engine.disaggregated import needs_mooncake
 from tests.engine.engines import Golden
 from tests.engine.servers import Server, stop, wait_for
 
@@ -103,6 +104,32 @@ def smg(tmp_path) -> Path:
 
 
 @pytest.mark.long
+@needs_mooncake
+def test_prefill_and_decode_behind_a_gateway(golden, tmp_path, smg):
+    port = consecutive_ports(3)
+    env = {"PORT": str(port), "BOOTSTRAP": str(free_port()), "SMG": str(smg)}
+    with recipe("prefill_decode", port, tmp_path, golden.path, **env) as gateway:
+        prefill, decode = (
+            Server(f"http://127.0.0.1:{port + n}", gateway.process, tmp_path / f"{mode}.log")
+            for n, mode in ((1, "prefill"), (2, "decode"))
+        )
+        for server in (prefill, decode, gateway):
+            wait_for(server)
+        wait_for_workers(gateway, 2)
+        asked = [(golden.prompt, len(golden.output)), *((golden.prompt, 80 + 20 * n) for n in range(5))]
+        results = at_once(gateway, asked)
+        assert [result["output_ids"] for result in results] == [golden.output[:tokens] for _, tokens in asked]
+        assert results[0]["meta_info"]["rpc"]["compressions"] == golden.compressions
+        expected = golden.compressions + sum(result["meta_info"]["rpc"]["compressions"] for result in results[1:])
+        assert compressions(decode) == [expected]
+        # The decode server ends: so does the recipe, and with it the other.
+        (pid,) = listening(port + 2)
+        os.kill(pid, 9)
+        gateway.process.wait(60)
+        assert not listening(port + 1)
+
+
+@pytest.mark.long
 def test_replicas_behind_a_router(golden, tmp_path, smg):
     port = consecutive_ports(3)
     with recipe("replicas", port, tmp_path, golden.path, REPLICAS="2", PORT=str(port), SMG=str(smg)) as router:
@@ -161,6 +188,7 @@ def listening(port: int) -> set[int]:
         ("two_nodes", {"HEAD": "10.0.0.1:5000", "RANK": "2"}, "set HEAD=ADDRESS:PORT and RANK=0 or RANK=1"),
         ("replicas", {"SMG": "no-such-router"}, "there is no no-such-router: pip install"),
         ("replicas", {"SMG": "true", "REPLICAS": "0"}, "no GPU was found; set REPLICAS=N"),
+        ("prefill_decode", {"SMG": "no-such-router"}, "prefill_decode: there is no no-such-router: pip install"),
     ],
 )
 def test_what_is_missing_is_said(name, env, why):
@@ -171,7 +199,34 @@ def test_what_is_missing_is_said(name, env, why):
     assert why in done.stderr
 
 
-@pytest.mark.parametrize("script", sorted(RECIPES.glob("*.sh")), ids=lambda path: path.stem)
+def test_one_gpu_is_too_few_for_prefill_and_decode(tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: one'\n")
+    smi.chmod(0o755)
+    env = os.environ | {"SMG": "true", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(RECIPES / "prefill_decode.sh"), "--model-path", "x"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "prefill_decode: it takes two GPUs or more, and one was found\n")
+
+
+@pytest.mark.long
+def test_a_server_that_does_not_end_is_killed(tmp_path):
+    """As one of SGLang's does that is told to end while it warms up."""
+    for name, text in (
+        ("deaf", "#!/bin/bash\necho $$ >> pids\ntrap '' TERM\nwhile true; do sleep 1; done\n"),
+        ("router", "#!/bin/bash\nsleep 2\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"SMG": str(tmp_path / "router"), "PYTHON": str(tmp_path / "deaf"), "REPLICAS": "2"}
+    command = ["bash", str(RECIPES / "replicas.sh"), "--model-path", "x"]
+    subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    started = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert len(started) == 2
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("script", sorted(RECIPES.glob("[!_]*.sh")), ids=lambda path: path.stem)
 def test_each_says_how_it_is_used(script):
     for arguments in ([], ["--help"]):
         done = subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, timeout=60)

@@ -95,7 +95,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch  # noqa: E
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
 
-from sglang_rpc.contract.targets import COMMAND_LINE, SERVING, hooks_in  # noqa: E402
+from sglang_rpc.contract.targets import LATER, hooks_in  # noqa: E402
 from sglang_rpc.hooks.install import install, installed  # noqa: E402
 from sglang_rpc.startup import flags  # noqa: E402
 from sglang_rpc.startup.process import switch_on  # noqa: E402
@@ -119,7 +119,7 @@ while function is not None:
 said["install"] = [
     0,
     {
-        "installed": installed() == {hook for hook in doctor.every_hook() if hook.when in (COMMAND_LINE, SERVING)},
+        "installed": installed() == {hook for hook in doctor.every_hook() if hook.when not in LATER},
         "once": ServerArgs.check_server_args is hook,
         "bindings": [
             type(ForwardBatch.__dict__["init_new"]).__name__,

@@ -28,7 +28,7 @@ from mypy import api
 from sglang_rpc import doctor, hooks
 from sglang_rpc.contract import pins, sglang
 from sglang_rpc.contract.assumptions import assumptions
-from sglang_rpc.contract.targets import LATENT, REUSE, SERVING, Assumption, assumed, assumptions_in
+from sglang_rpc.contract.targets import LATENT, LATER, SERVING, Assumption, assumed, assumptions_in
 from sglang_rpc.contract.versions import VERSIONS
 from tests.unit import reads_plugin
 
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sglang_rpc"
 DECLARATIONS = PACKAGE / "contract" / "sglang"
 MODULES = [importlib.import_module(f"{sglang.__name__}.{m.name}") for m in pkgutil.iter_modules(sglang.__path__)]
-ALL = (*assumptions(SERVING), *assumptions(LATENT), *assumptions(REUSE))
+ALL = tuple(assumption for when in (SERVING, *LATER) for assumption in assumptions(when))
 #: The code that meets SGLang's objects, without the declarations, what reads SGLang's source, and the machine's facts.
 MEETS_SGLANG = [
     path
@@ -51,7 +51,7 @@ MEETS_SGLANG = [
 ]
 
 #: Attributes of a tokenizer and of a model's configuration, which are Transformers' own.
-TRANSFORMERS = {"encode", "architectures"}
+TRANSFORMERS = {"encode", "architectures", "all_special_ids", "is_fast"}
 PYTHON = (
     *(str, bytes, int, float, dict, list, set, frozenset, tuple, array.array, object, Exception, ImportError, Path),
     *(type, property, classmethod, types.FunctionType, types.CodeType, types.ModuleType),
@@ -81,9 +81,9 @@ READ_UNSEEN = {
     "model.LatentAttention.attn_mqa": "by hasattr, to find these modules",
     **dict.fromkeys(
         (
-            *(f"requests.GenerateReqInput.{name}" for name in ("input_embeds", "return_indexer_topk")),
-            *("requests.GenerateReqInput.return_routed_experts", "requests.Req.return_indexer_topk"),
-            *("requests.Req.return_routed_experts", "requests.SamplingParams.beam_width"),
+            *(f"requests.GenerateReqInput.{name}" for name in ("return_indexer_topk", "return_routed_experts")),
+            *(f"requests.Req.{name}" for name in ("return_indexer_topk", "return_routed_experts")),
+            "requests.SamplingParams.beam_width",
             *("requests.Req.session", "requests.Session.streaming"),
         ),
         "by name, of requests of every kind (contract/refusals/request.py)",

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from eval.accuracy.errors import EvalError
-from eval.bench import summary, table
+from eval.bench import reuse_accuracy, summary, table
 from eval.compare import ladder, registration, verdict, written
 from eval.compare.arms import Arm
 from eval.fidelity import summary as fidelity
 from eval.fidelity.rows import Row
+from eval.retokenized import summary as retokenized
 from eval.trace_view import reader
 
 RESULTS = Path(__file__).resolve().parents[2] / "eval" / "results"
@@ -79,6 +80,20 @@ def test_the_server_and_the_plain_loop_gave_equal_texts(name, problems):
 def test_the_committed_trace_can_be_shown():
     trace = reader.read(RESULTS / "trace-reasoner" / "trace.jsonl")
     assert len(trace.compressions) == 8
+
+
+@pytest.mark.parametrize("folder", sorted(RESULTS.glob("*-retokenized")), ids=lambda folder: folder.name)
+def test_a_committed_count_of_other_tokens_is_what_its_texts_give(folder, tmp_path):
+    lines = retokenized.summary(retokenized.read_rows(folder / "texts.csv"))
+    retokenized.write(lines, tmp_path / "summary.csv")
+    assert (tmp_path / "summary.csv").read_text() == (folder / "summary.csv").read_text()
+    assert (folder / "summary.md").read_text() == retokenized.markdown(lines)
+
+
+def test_the_committed_summary_of_interrupted_thoughts_is_what_its_problems_give():
+    folder = RESULTS / "cpu-reasoner-reuse"
+    rows = reuse_accuracy.read(folder / "cuts.csv")
+    assert (folder / "summary.md").read_text() == reuse_accuracy.summary(rows)
 
 
 @pytest.mark.parametrize("folder", FIDELITY, ids=lambda folder: folder.name)

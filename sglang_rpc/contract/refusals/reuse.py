@@ -8,6 +8,7 @@ from sglang_rpc.contract.windows import POOL
 from sglang_rpc.policy import lightthinker
 
 _WAY_OUT = "remove {}, use --rpc-reuse off"
+_TEXT = "--rpc-reuse-text"
 
 
 def _row(name: str, why: str) -> Row[[Arguments, RPCConfig]]:
@@ -54,6 +55,26 @@ REUSE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
         "thoughts that gists stand for have not been checked in a prompt taken over",
         "use another --rpc-policy, use --rpc-reuse off",
         f"--rpc-policy {lightthinker.NAME}",
+    ),
+    reuse_of_text_without_tokenizer=Row(
+        lambda args, config: (
+            config.reuse_text
+            and args.skip_tokenizer_init
+            and f"--rpc-reuse {config.reuse} with {_TEXT} and --skip-tokenizer-init"
+        ),
+        "such a server sees no text, and ids are known as they are",
+        f"remove {_TEXT}",
+        f"--skip-tokenizer-init, with {_TEXT}",
+    ),
+    reuse_of_text_in_batches=Row(
+        lambda args, config: (
+            config.reuse_text
+            and args.enable_tokenizer_batch_encode
+            and f"--rpc-reuse {config.reuse} with {_TEXT} and --enable-tokenizer-batch-encode"
+        ),
+        "it tokenizes the prompts of a batch together, past the texts that are known",
+        f"remove --enable-tokenizer-batch-encode, remove {_TEXT}",
+        f"--enable-tokenizer-batch-encode, with {_TEXT}",
     ),
 )
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from sglang_rpc.contract.targets import assumed
+from sglang_rpc.contract.targets import TEXTS, assumed
 
 if TYPE_CHECKING:
+    from sglang_rpc.runtime.known_texts import Prompt
     from sglang_rpc.runtime.request_state import RequestState
 
 _BATCH = "sglang.srt.managers.schedule_batch"
@@ -117,10 +118,27 @@ class Req(Protocol):
 
 @assumed("sglang.srt.managers.io_struct.GenerateReqInput", "a request as it came in")
 class GenerateReqInput(Protocol):
+    cache_salt: str | None
+    custom_logit_processor: str | None
+    extra_key: str | None
     input_embeds: object | None
+    input_ids: list[int] | None
+    lora_path: str | None
     return_indexer_topk: bool
     return_routed_experts: bool
+    rpc_prompt: Prompt
+    rpc_text: str | None  #: what `input_ids` are of, where a chat was rendered
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None
+    session_params: object | None
+    text: str | list[str] | None
+
+    def contains_mm_input(self) -> bool:
+        """whether there is more than text"""
+
+
+@assumed("sglang.srt.managers.io_struct.TokenizedGenerateReqInput", "a prompt's ids", TEXTS)
+class TokenizedGenerateReqInput(Protocol):
+    input_ids: array[int]
 
 
 @assumed("sglang.srt.managers.io_struct.PauseGenerationReqInput", "whether a pause drops the KV: mode `retract`")

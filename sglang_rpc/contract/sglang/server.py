@@ -1,12 +1,16 @@
 """The server's arguments, the processes around the scheduler, and groups of ranks."""
 
-from collections.abc import Callable
-from typing import Protocol
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from sglang_rpc.contract.targets import assumed
+from sglang_rpc.contract.sglang.requests import GenerateReqInput
+from sglang_rpc.contract.targets import TEXTS, assumed
 
+_TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager"
 _FIELDS = "sglang.srt.arg_groups.fields"
 
 
@@ -93,9 +97,44 @@ class ServerArgs(
     """
 
 
-@assumed("sglang.srt.managers.tokenizer_manager.TokenizerManager", "the arguments that carry the configuration")
+class Tokenizer(Protocol):
+    """Transformers' own."""
+
+    all_special_ids: list[int]
+    is_fast: bool
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(
+        self, ids: Sequence[int], *, skip_special_tokens: bool = False, spaces_between_special_tokens: bool = True
+    ) -> str: ...
+
+
+@assumed(f"{_TOKENIZER_MANAGER}.ReqState", "a request's output so far, and the request as it came in", TEXTS)
+class ReqState(Protocol):
+    obj: GenerateReqInput
+    output_ids: list[int]
+
+    def get_text(self) -> str:
+        """the output's text, as the client is shown it"""
+
+
+@assumed("sglang.srt.managers.io_struct.BatchStrOutput", "which outputs have ended, and why", TEXTS)
+class BatchOutput(Protocol):
+    finished_reasons: list[dict[str, Any] | None]
+    rids: list[str]
+
+
+@assumed(f"{_TOKENIZER_MANAGER}.TokenizerManager", "the arguments that carry the configuration, and its tokenizer")
 class TokenizerManager(Protocol):
+    context_len: int  #: tokens that a prompt is cut to, where the server may
+    rid_to_state: dict[str, ReqState]
+    rpc_texts: Any  #: what `hooks.texts` knows
     server_args: ServerArgs
+    tokenizer: Tokenizer | None
+
+    async def _tokenize_texts(self, texts: str, is_cross_encoder: bool = False) -> tuple[list[int], list[int] | None]:
+        """the ids of a prompt that is text"""
 
 
 @assumed(

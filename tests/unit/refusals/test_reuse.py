@@ -18,8 +18,11 @@ from sglang_rpc.errors import UnsupportedError
 from tests.unit.refusals.examples import ROOT, assert_refused
 
 SHARE, OFF = RPCConfig(reuse="share"), RPCConfig()
+TEXT = RPCConfig(reuse="share", reuse_text=8)
 PLAIN = dict(
     disaggregation_mode="null",
+    skip_tokenizer_init=False,
+    enable_tokenizer_batch_encode=False,
     disable_radix_cache=False,
     strip_thinking_cache=False,
     enable_hierarchical_cache=False,
@@ -46,6 +49,8 @@ SERVER = {
         RPCConfig(reuse="share", policy="lightthinker", gist_tokens=(5,)),
         "--rpc-policy lightthinker",
     ),
+    "reuse_of_text_without_tokenizer": ({"skip_tokenizer_init": True}, TEXT, "--skip-tokenizer-init"),
+    "reuse_of_text_in_batches": ({"enable_tokenizer_batch_encode": True}, TEXT, "--enable-tokenizer-batch-encode"),
 }
 MODEL = {
     "reuse_of_window_pools": (
