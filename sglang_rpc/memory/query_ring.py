@@ -41,8 +41,9 @@ class QueryRing:
     ):
         self.window = window
         self.drafts = drafts
+        self.entries = window + drafts  #: positions whose queries a slot holds
         self.slots = slots
-        shape = (layers, slots + 1, window + drafts, heads, head_dim)
+        shape = (layers, slots + 1, self.entries, heads, head_dim)
         self.buffer = torch.zeros(shape, dtype=dtype, device=device)
         self._kernel = _store_kernel() if self.buffer.is_cuda else None
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -70,11 +71,6 @@ class QueryRing:
     def nbytes(self) -> int:
         """Bytes of device memory."""
         return self.buffer.nbytes
-
-    @property
-    def entries(self) -> int:
-        """Positions whose queries a slot holds."""
-        return self.window + self.drafts
 
     def row_of(self, slot: int) -> int:
         """The row whose queries go into a slot that is taken."""

@@ -47,6 +47,25 @@ def test_a_tight_pool_holds_what_was_promised(goldens, golden, tmp_path):
     assert [result["output_ids"] for result in results[:2]] == alone
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("page", [1, 16])
+def test_compressed_early_where_lengths_are_not_known(goldens, golden, tmp_path, page):
+    """SGLang admits more than the pool holds to the end: windows are recorded ahead of time, and compressed."""
+    args = drafting(goldens / NAME, 4, page_size=page, max_total_tokens=640, schedule_conservativeness=0.1)
+    prompts = [golden.prompt[i:] + golden.prompt[:i] for i in range(10)]
+    with engine(golden.path, golden.config, **args) as running:
+        params = [greedy(300, ignore_eos=False)] * 10
+        results = running.generate(input_ids=prompts, sampling_params=params)
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert [len(result["output_ids"]) for result in results] == [300] * 10
+    assert sum(receipt["early"] for receipt in receipts) > 0, receipts
+    on_time = [r for r, receipt in zip(results, receipts, strict=True) if not receipt["early"] + receipt["late"]]
+    for result in on_time:
+        assert result["meta_info"]["rpc"]["compressions"] == (299 - 8) // 64
+
+
 class TestControls:
     def test_without_the_cut_it_differs(self, goldens, golden, monkeypatch):
         kind = engines._spied()

@@ -51,6 +51,8 @@ def test_as_without_drafts(model, tmp_path_factory, drafts):  # noqa: F811
         *("--speculative-num-steps", str(drafts - 1), "--speculative-eagle-topk", "1"),
         *("--speculative-num-draft-tokens", str(drafts)),
     )
+    for name in ("plain", "drafting"):
+        (folder / name).mkdir()
     with server(folder / "plain", "--model-path", str(model), *FLAGS) as running:
         expected = answers(running)
     with server(folder / "drafting", "--model-path", str(model), *FLAGS, *speculation) as running:
