@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -128,8 +128,10 @@ def add_receipt(
     original(manager, meta_info, state, others, index, reason)
     receipts = customized_info.get(KEY)
     if receipts and receipts[index]:
-        prompt = prompt_of(state)
-        meta_info[KEY] = receipts[index][0] | ({} if prompt is None else {"reused_text": prompt.reused})
+        prompt, receipt = prompt_of(state), receipts[index][0]
+        meta_info[KEY] = receipt | ({} if prompt is None else {"reused_text": prompt.reused})
+        if prompt is not None and any(receipt.get(field) for field in ("compressions", "reused", "continued")):
+            state.obj.rpc_prompt = replace(prompt, compressed=True)
 
 
 def prompt_of(state: ReqState) -> Prompt | None:

@@ -8,6 +8,7 @@ SGLang makes of a text stays where nothing is known, and where the ids would not
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -42,6 +43,10 @@ class Texts:
         self.reused, self.reused_tokens = 0, 0
         self.specials = frozenset(tokenizer.all_special_ids)
         self._put_first = tokenizer.encode("")
+        self._added = tokenizer.get_added_vocab()
+        self._added_ids = frozenset(self._added.values())
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without the special tokens that the tokenizer puts around it."""
@@ -56,7 +61,17 @@ class Texts:
 
     def say(self, ids: Sequence[int], text: str) -> bool:
         """Whether ids are those of a text, and of special tokens that the tokenizer puts in front."""
-        return self.decode(ids) in (text, self.decode(self._put_first) + text)
+        first, rest = self._put_first, ids
+        if first and list(ids[: len(first)]) == first and not text.startswith(self.decode(first)):
+            rest = ids[len(first) :]
+        return self.decode(rest) == text and self.delimits_as(rest, text)
+
+    def delimits_as(self, ids: Sequence[int], text: str) -> bool:
+        """Whether special tokens are where the tokenizer puts them. A model may write the name of one in other tokens,
+        and whoever may have it do so must not take the delimiters out of another's prompt."""
+        return [each for each in ids if each in self._added_ids] == [
+            self._added[found] for found in self._written.findall(text)
+        ]
 
 
 def texts_of(manager: TokenizerManager) -> Texts | None:
@@ -64,7 +79,7 @@ def texts_of(manager: TokenizerManager) -> Texts | None:
     if not hasattr(manager, "rpc_texts"):
         config, manager.rpc_texts = config_of(manager.server_args), None
         if config is not None and config.reuse_text and manager.tokenizer is not None:
-            if manager.tokenizer.is_fast:
+            if getattr(manager.tokenizer, "is_fast", False):  # SGLang's own tokenizers don't say
                 manager.rpc_texts = Texts(manager.tokenizer, config.reuse_text * 1e6)
             else:
                 logger.warning("RPC: --rpc-reuse-text does nothing: it needs a fast tokenizer, and this model has none")
@@ -153,7 +168,8 @@ async def take_known_ids(
     texts, text, own = texts_of(manager), _text_of(obj), obj.input_ids
     if texts is None or text is None:
         return await original(manager, obj)
-    namespace = (obj.extra_key, obj.cache_salt, obj.lora_path)
+    # What a chat is rendered to has all special tokens in it; the tokenizer puts some around other text.
+    namespace = (obj.extra_key, obj.cache_salt, obj.lora_path, obj.text is None)
     found = await _known_ids(manager, texts, namespace, obj, text)
     if found is not None:
         obj.input_ids = found[0]
@@ -169,13 +185,16 @@ async def take_known_ids(
         marks = (*marks, Mark(len(text), len(ids)))
     texts.reused += reused > 0
     texts.reused_tokens += reused
-    obj.rpc_prompt = Prompt(namespace, text, ids, marks, reused)
+    obj.rpc_prompt = Prompt(namespace, text, ids, marks, reused, found is not None and found[2])
     return tokenized
 
 
 def _text_of(obj: GenerateReqInput) -> str | None:
     """The text of a prompt that may take and leave known ids."""
     if not _generates(obj) or obj.contains_mm_input() or obj.input_embeds is not None or obj.session_params:
+        return None
+    # Places in the prompt are counted in ids, by who asks.
+    if obj.positional_embed_overrides is not None or (obj.return_logprob and obj.logprob_start_len not in (None, -1)):
         return None
     custom = obj.sampling_params.get("custom_params") if isinstance(obj.sampling_params, dict) else None
     rpc = custom.get(KEY) if isinstance(custom, dict) else None
@@ -200,8 +219,9 @@ def _rendered_of(obj: GenerateReqInput) -> str | None:
 
 async def _known_ids(
     manager: TokenizerManager, texts: Texts, namespace: Hashable, obj: GenerateReqInput, text: str
-) -> tuple[list[int], tuple[Mark, ...]] | None:
-    """Ids that say `text`, and where tokens of the known text end in it; None if SGLang's own are to stay."""
+) -> tuple[list[int], tuple[Mark, ...], bool] | None:
+    """Ids that say `text`, where tokens of the known text end in it, and whether that was compressed; None if SGLang's
+    own are to stay."""
     # A custom logit processor reads the prompt's ids: it gets those that it was written for.
     near = None if obj.custom_logit_processor else texts.known.find(namespace, text)
     found = None if near is None else ids_of(text, *near, texts)
@@ -211,9 +231,10 @@ async def _known_ids(
     if not texts.say(ids, text):
         # Some tokenizers don't give a text back as it was. Then SGLang's own ids must say the same.
         own = obj.input_ids or (await manager._tokenize_texts(text))[0]
-        if texts.decode(ids) != texts.decode(own):
+        if texts.decode(ids) != texts.decode(own) or not texts.delimits_as(ids, texts.decode(own)):
             return None
-    return list(ids), marks
+    assert near is not None
+    return list(ids), marks, near[0].compressed
 
 
 @hook(
@@ -237,7 +258,10 @@ async def learn_outputs(
     for state, reason in ended:
         prompt = prompt_of(state)
         assert texts is not None and prompt is not None
-        _learn(texts, prompt, state, reason)
+        try:
+            _learn(texts, prompt, state, reason)
+        except Exception:  # what a tokenizer cannot do must not end the loop that all responses come through
+            logger.exception("RPC: a text is not remembered")
 
 
 def _learn(texts: Texts, prompt: Prompt, state: ReqState, reason: Json) -> None:
@@ -250,7 +274,7 @@ def _learn(texts: Texts, prompt: Prompt, state: ReqState, reason: Json) -> None:
     # Only then the ids end where the text does: nothing was trimmed or hidden, and no character is left in the middle.
     exact = reason.get("type") in ("stop", "length") and not isinstance(matched, str) and len(shown) == len(ids)
     exact = exact and not sampling.get("no_stop_trim") and not text.endswith(NO_CHARACTER)
-    known = with_output(prompt.text, prompt.ids, prompt.marks, text, shown, exact, texts)
+    known = with_output(prompt.text, prompt.ids, prompt.marks, text, shown, exact, texts, prompt.compressed)
     if known is not None:
         texts.known.learn(prompt.namespace, known)
 

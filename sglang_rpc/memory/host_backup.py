@@ -34,7 +34,7 @@ class Backup:
     prompt: HostKV
     prompt_key: Hashable
     generated: HostKV
-    queries: HostBytes | None  #: its query slot [layers, R, heads, head_dim], if it was recording
+    queries: HostBytes | None  #: its query slot [layers, R (with drafts R + n), heads, head_dim], if it was recording
     state: HostBytes  #: of recurrent layers, layer by layer; nothing without them
 
     @property

@@ -4,9 +4,9 @@
     asked     prompt | a part of it | other text
               known ids, up to a token's end | the tokenizer's
 
-The cut lies where a token of the known text ends. Where the whole known text comes back, that is its end. Where other
-text begins before, it is a place where the tokenizer would part the text, too: what a user writes by chance as a model
-did is not torn apart. Characters that a cut leaves over are tokenized with the rest.
+The cut lies where a token of the known text ends, at a place where the tokenizer would part the text, too: what a user
+writes by chance as a model did is not torn apart. Only where a compressed text comes back whole, its end is the cut
+whatever follows, for its KV is worth it. Characters that a cut leaves over are tokenized with the rest.
 """
 
 from __future__ import annotations
@@ -48,11 +48,16 @@ def ids_of(text: str, known: Known, shared: int, codec: Codec) -> tuple[array[in
     marks = [mark for mark in known.marks if mark.chars <= shared]
     if not marks:
         return None
-    if marks[-1].chars < shared:
-        until = known.marks[len(marks)]
-        mark = _parted(text, known, last_within(known, marks[-1], until, shared, codec), marks[-1], codec)
-        if mark is not None:
-            marks.append(mark)
+    whole = marks[-1].chars == shared
+    if len(marks) > 1 and whole and not known.compressed:
+        last = marks.pop()
+    elif not whole:
+        last = last_within(known, marks[-1], known.marks[len(marks)], shared, codec)
+    else:
+        last = marks[-1]
+    mark = _parted(text, known, last, marks[-1], codec)
+    if mark is not None:
+        marks.append(mark)
     if len(marks) == 1:
         return None
     cut = marks[-1]
@@ -118,6 +123,7 @@ def with_output(
     output_ids: Sequence[int],
     exact: bool,
     codec: Codec,
+    compressed: bool = False,
 ) -> Known | None:
     """What is known of a request that has ended; None if it generated nothing that shows.
 
@@ -126,13 +132,13 @@ def with_output(
         output: its text, as it was shown.
         output_ids: ids of which no special token is hidden.
         exact: whether these say all of the text and nothing else; if not, their last ones may say more or less.
+        compressed: whether compressed KV hangs on the ids.
     """
-    known = Known(
-        text + output, ids + array("q", output_ids), (*marks, Mark(len(text + output), len(ids) + len(output_ids)))
-    )
+    end = Mark(len(text + output), len(ids) + len(output_ids))
+    known = Known(text + output, ids + array("q", output_ids), (*marks, end), compressed)
     if not exact:
         end = last_within(known, marks[-1], known.marks[-1], len(known.text), codec)
-        known = Known(known.text[: end.chars], known.ids[: end.ids], (*marks, end))
+        known = Known(known.text[: end.chars], known.ids[: end.ids], (*marks, end), compressed)
     return known if known.marks[-1].ids > len(ids) else None
 
 

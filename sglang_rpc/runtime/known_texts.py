@@ -20,6 +20,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+#: Bytes of a known text's own objects and its places in the tables, measured; and of each of its marks.
+_EACH, _MARK = 700, 120
+
 
 class Mark(NamedTuple):
     """A place in a known text where a token ends: `chars` of its characters are what `ids` of its ids say."""
@@ -35,11 +38,12 @@ class Known:
     text: str
     ids: array[int]
     marks: tuple[Mark, ...]  #: ascending; the first is where the first generated token begins, the last the end of both
+    compressed: bool = False  #: whether compressed KV hangs on these very ids
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return sys.getsizeof(self.text) + self.ids.itemsize * len(self.ids)
+        """Bytes that it takes, and what it is kept in."""
+        return sys.getsizeof(self.text) + sys.getsizeof(self.ids) + _EACH + _MARK * len(self.marks)
 
     def begins(self, other: Known) -> bool:
         """Whether `other` goes on from the whole of this one, and knows where it ended."""
@@ -56,6 +60,7 @@ class Prompt:
     ids: array[int]
     marks: tuple[Mark, ...]  #: as a known text's; the last is the end of both
     reused: int  #: of the ids, those that a known text gave
+    compressed: bool = False  #: whether compressed KV hangs on these ids, or on those of its output
 
 
 class KnownTexts:
@@ -73,7 +78,7 @@ class KnownTexts:
 
     def learn(self, namespace: Hashable, known: Known) -> None:
         """Remember a text for requests of `namespace`. Replaces an older one that is equal, or that it goes on from."""
-        if known.nbytes > self._limit:
+        if _size(namespace, known) > self._limit:
             return
         texts = self._sorted.setdefault(namespace, [])
         at = bisect_left(texts, known.text)
@@ -84,7 +89,7 @@ class KnownTexts:
         texts = self._sorted.setdefault(namespace, [])
         insort(texts, known.text)
         self._known[namespace, known.text] = known
-        self.nbytes += known.nbytes
+        self.nbytes += _size(namespace, known)
         while self.nbytes > self._limit:
             self._forget(*next(iter(self._known)))
 
@@ -100,11 +105,17 @@ class KnownTexts:
         return self._known[namespace, near], chars
 
     def _forget(self, namespace: Hashable, text: str) -> None:
-        self.nbytes -= self._known.pop((namespace, text)).nbytes
+        self.nbytes -= _size(namespace, self._known.pop((namespace, text)))
         texts = self._sorted[namespace]
         del texts[bisect_left(texts, text)]
         if not texts:
             del self._sorted[namespace]
+
+
+def _size(namespace: Hashable, known: Known) -> int:
+    """Bytes of a text and of the names that keep it apart, which each request brings anew."""
+    names = namespace if isinstance(namespace, tuple) else (namespace,)
+    return known.nbytes + sum(map(sys.getsizeof, names))
 
 
 def common(one: str, other: str) -> int:

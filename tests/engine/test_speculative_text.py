@@ -23,6 +23,7 @@ SCHEMA = {
 FLAGS = (
     *["--dtype", "float32", "--context-length", "2048", "--max-total-tokens", "8192", "--disable-overlap-schedule"],
     *["--rpc-interval", "32", "--rpc-window", "8", "--rpc-scope", "all", "--enable-metrics"],
+    "--constrained-json-disable-any-whitespace",
 )
 
 

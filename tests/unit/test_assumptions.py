@@ -51,7 +51,7 @@ MEETS_SGLANG = [
 ]
 
 #: Attributes of a tokenizer and of a model's configuration, which are Transformers' own.
-TRANSFORMERS = {"encode", "architectures", "all_special_ids", "is_fast"}
+TRANSFORMERS = {"encode", "architectures", "all_special_ids", "is_fast", "get_added_vocab"}
 PYTHON = (
     *(str, bytes, int, float, dict, list, set, frozenset, tuple, array.array, object, Exception, ImportError, Path),
     *(type, property, classmethod, types.FunctionType, types.CodeType, types.ModuleType),
@@ -106,6 +106,7 @@ follow_imports = skip
 #: (file, name) of a `getattr` with a default, which would switch a check off in silence if SGLang renamed the name.
 WITH_DEFAULT = {
     ("hooks/markers.py", "request_selectable_think_end_tokens"): "one detector has it, which is pinned",
+    ("hooks/texts.py", "is_fast"): "Transformers' tokenizers have it, and SGLang's own are left alone",
     ("hooks/requests.py", "sampling_params"): "requests of every kind pass",
     ("contract/settings.py", "_CHECKED"): "RPC's own, of a prefill server",
     ("contract/refusals/facts.py", "kv_cache_layout"): "pools of every kind pass; RPC's own are pinned",

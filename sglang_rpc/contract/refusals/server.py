@@ -147,7 +147,7 @@ def _row(
 SERVER_ROWS = named(
     decoupled_drafts=_row(
         {"--decoupled-spec-role": ("null",)},
-        "a server of its own drafts, and no compression reaches the KV that it drafts with",
+        "another server makes the drafts, and no compression reaches the KV that it makes them with",
     ),
     pd_role_switch=_row(
         "--enable-pd-role-switch",

@@ -69,8 +69,11 @@ SPECULATIVE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
         "speculative_use_rejection_sampling", "drafts are drawn by the KV length, which compression shortens"
     ),
     speculative_window=_row(
-        "speculative_draft_window_size", "a draft would see other entries than those that a compression moves for it"
+        "speculative_draft_window_size",
+        "a draft would see other entries than those that a compression moves for it",
+        off=(None, 0),
     ),
+    speculative_watermark=_row("enable_watermark", "it notes what a step accepts before that is cut at a due date"),
     speculative_mixed_chunk=_row(
         "enable_mixed_chunk", "a mixed step decodes rows without drafts, at positions counted in KV entries"
     ),

@@ -123,8 +123,11 @@ class GenerateReqInput(Protocol):
     extra_key: str | None
     input_embeds: object | None
     input_ids: list[int] | None
+    logprob_start_len: int | list[int] | None
     lora_path: str | None
+    positional_embed_overrides: object | None
     return_indexer_topk: bool
+    return_logprob: bool | list[bool] | None
     return_routed_experts: bool
     rpc_prompt: Prompt
     rpc_text: str | None  #: what `input_ids` are of, where a chat was rendered

@@ -103,6 +103,8 @@ class Tokenizer(Protocol):
     all_special_ids: list[int]
     is_fast: bool
 
+    def get_added_vocab(self) -> dict[str, int]: ...
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(

@@ -26,6 +26,7 @@ PLAIN = dict(
     speculative_adaptive=False,
     speculative_use_rejection_sampling=False,
     speculative_draft_window_size=None,
+    enable_watermark=False,
     enable_mixed_chunk=False,
     speculative_draft_attention_backend=None,
     pp_size=1,
@@ -45,7 +46,8 @@ SERVER = {
         USUAL,
         "--speculative-use-rejection-sampling",
     ),
-    "speculative_window": ({"speculative_draft_window_size": 512}, USUAL, "--speculative-draft-window-size 512"),
+    "speculative_window": ({"speculative_draft_window_size": 1}, USUAL, "--speculative-draft-window-size 1"),
+    "speculative_watermark": ({"enable_watermark": True}, USUAL, "--enable-watermark"),
     "speculative_mixed_chunk": ({"enable_mixed_chunk": True}, USUAL, "--enable-mixed-chunk"),
     "speculative_backend": (
         {"speculative_draft_attention_backend": "trtllm_mha"},

@@ -29,10 +29,10 @@ def letters(codec, text):
     return [tokenizer.convert_tokens_to_ids("▁" if c == " " and codec._put_first else c) for c in text]
 
 
-def known(codec, output_ids=None, prompt=PROMPT, thought=THOUGHT) -> Known:
+def known(codec, output_ids=None, prompt=PROMPT, thought=THOUGHT, compressed=True) -> Known:
     ids = array("q", codec._tokenizer.encode(prompt))
     output = letters(codec, thought) if output_ids is None else output_ids
-    made = with_output(prompt, ids, (Mark(len(prompt), len(ids)),), thought, output, True, codec)
+    made = with_output(prompt, ids, (Mark(len(prompt), len(ids)),), thought, output, True, codec, compressed)
     assert made is not None
     return made
 
@@ -74,6 +74,17 @@ def test_a_word_that_only_begins_alike_is_not_torn_apart(codec):
     assert ids[reused:] == codec._tokenizer.encode(text)[-1:]
 
 
+def test_what_was_not_compressed_tears_no_word_apart_though_it_comes_back_whole(codec):
+    """A few tokens, ` Wo`, which go on as `Work`: one token of the user's."""
+    of, text = known(codec, thought="first the Wo", compressed=False), PROMPT + "first the Work"
+    ids, reused = taken(codec, text, of)
+    assert same_text(codec, ids, text)
+    assert codec.decode(ids[:reused]).endswith("first the")
+    assert ids[reused:] == codec._tokenizer.encode(text)[-1:]
+    assert taken(codec, of.text, of) == (list(of.ids), len(of.ids))
+    assert taken(codec, text, known(codec, thought="first the Wo"))[1] == len(of.ids)
+
+
 def test_nothing_is_taken_over_of_a_prompt_alone(codec):
     of = known(codec)
     assert taken(codec, PROMPT + "Quite another answer.", of) is None
@@ -109,7 +120,7 @@ def test_a_turn_after_a_turn_goes_on_from_its_end_though_a_longer_text_is_known(
     text = first.text + " Angle one"
     ids, marks = ids_of(text, first, len(first.text), codec)
     marks = (*marks, Mark(len(text), len(ids)))
-    second = with_output(text, ids, marks, ": none at all.", letters(codec, ": none at all."), True, codec)
+    second = with_output(text, ids, marks, ": none at all.", letters(codec, ": none at all."), True, codec, True)
     assert first.begins(second)
     for more in (" Bngle two", "s", "\n"):
         found, reused = taken(codec, first.text + more, second)

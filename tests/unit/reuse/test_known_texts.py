@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import tracemalloc
 from array import array
 
 import pytest
@@ -14,6 +16,25 @@ def known(text, prompt=1, ids=None):
     """One id per character."""
     ids = array("q", map(ord, text) if ids is None else ids)
     return Known(text, ids, (Mark(prompt, prompt), Mark(len(text), len(ids))))
+
+
+def alone(text, ids=None, namespace=0) -> int:
+    """Bytes that are counted where it is the only one."""
+    texts = KnownTexts(1e6)
+    texts.learn(namespace, known(text, ids=ids))
+    return texts.nbytes
+
+
+@pytest.mark.parametrize("names", [1, 400], ids=["one namespace", "one each"])
+def test_what_is_counted_is_what_they_take(names):
+    """Objects of small texts take more than the texts."""
+    tracemalloc.start()
+    texts, before = KnownTexts(1e9), tracemalloc.get_traced_memory()[0]
+    for number in range(400):
+        texts.learn((None, f"salt {number % names}", None, True), known(f"{number:06} and so on"))
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert 0.5 * taken < texts.nbytes < 2 * taken
 
 
 def test_the_text_that_shares_most_is_found():
@@ -50,7 +71,7 @@ def test_of_equal_texts_the_newest_is_known():
     texts.learn(0, known("abc", ids=[1, 2]))
     assert len(texts) == 1
     assert list(texts.find(0, "abcd")[0].ids) == [1, 2]
-    assert texts.nbytes == known("abc", ids=[1, 2]).nbytes
+    assert texts.nbytes == alone("abc", ids=[1, 2])
 
 
 def test_a_text_that_goes_on_from_another_replaces_it_if_it_has_its_ids_and_its_end():
@@ -66,12 +87,12 @@ def test_a_text_that_goes_on_from_another_replaces_it_if_it_has_its_ids_and_its_
     texts.learn(0, first)
     second = Known("abcdf", array("q", map(ord, "abcdf")), (Mark(1, 1), Mark(3, 3), Mark(5, 5)))
     texts.learn(0, second)
-    assert (len(texts), texts.nbytes) == (1, second.nbytes)
+    assert (len(texts), texts.nbytes) == (1, second.nbytes + sys.getsizeof(0))
     assert texts.find(0, "abcz") == (second, 3)
 
 
 def test_the_least_recently_used_goes_when_they_take_too_much():
-    size = known("a0").nbytes
+    size = alone("a0", namespace="a")
     texts = KnownTexts(3 * size)
     for name in ("a0", "b0", "c0"):
         texts.learn(name[0], known(name))

@@ -133,6 +133,8 @@ def test_the_receipt_says_how_many(monkeypatch):
         {"cache_salt": "theirs"},
         {"extra_key": "theirs"},
         {"lora_path": "theirs"},
+        {"return_logprob": True, "logprob_start_len": 0},
+        {"positional_embed_overrides": object()},
         {"sampling": {"custom_params": {"rpc": {"enabled": False}}}},
         {"sampling": {"custom_params": {"rpc": {"reuse": "off"}}}},
     ],
@@ -178,9 +180,9 @@ def test_without_the_flag_nothing_is_known(config):
     assert tokenized(manager, request(AGAIN)) == plain(AGAIN)
 
 
-def test_without_a_fast_tokenizer_nothing_is_known(caplog):
-    slow = SimpleNamespace(is_fast=False, encode=plain)
-    manager = Manager(tokenizer=slow)
+@pytest.mark.parametrize("says", [{"is_fast": False}, {}], ids=["slow", "SGLang's own"])
+def test_without_a_fast_tokenizer_nothing_is_known(caplog, says):
+    manager = Manager(tokenizer=SimpleNamespace(encode=plain, **says))
     tokenized(manager, request())
     assert manager.rpc_texts is None
     assert "--rpc-reuse-text does nothing" in caplog.text
@@ -225,6 +227,44 @@ def test_a_special_token_that_shows_is_known():
     sampling = {"skip_special_tokens": False}
     answer(manager, request(sampling=sampling), shown, [*letters(OUTPUT), 1])
     assert tokenized(manager, request(PROMPT + shown + "Go.")) == [*plain(PROMPT), *letters(OUTPUT), 1, *plain("Go.")]
+
+
+def test_a_delimiter_that_was_written_in_other_tokens_is_not_handed_to_anybody():
+    """Its text is a special token's; whoever had a model write it would decide where others' turns end."""
+    manager, text = Manager(), PROMPT + "</s>" + "Go."
+    answer(manager, request(), "</s>", letters("</s>"))
+    asked = [*plain(PROMPT), 1, *plain("Go.")]
+    assert plain(text) == asked
+    assert letters("</s>") != [1]
+    assert tokenized(manager, request(text)) == asked
+
+
+def test_a_chat_and_another_prompt_of_its_text_are_apart():
+    """One has the special tokens that its template writes, and the other those that the tokenizer puts in front."""
+    manager = Manager(tokenizer=small_tokenizers.with_blank_in_front())
+    encode = manager.tokenizer.encode
+    chat = request(None, input_ids=encode(PROMPT, add_special_tokens=False))
+    chat.rpc_text = PROMPT
+    answer(manager, chat, ids=encode(OUTPUT, add_special_tokens=False))
+    assert len(manager.rpc_texts.known) == 1
+    assert tokenized(manager, request(AGAIN)) == encode(AGAIN)
+    assert manager.rpc_texts.reused == 0
+
+
+def test_what_a_tokenizer_cannot_do_ends_nothing(caplog, monkeypatch):
+    manager = Manager()
+    monkeypatch.setattr(texts, "_learn", lambda *_: 1 / 0)
+    state = answer(manager, request())
+    assert state.text == OUTPUT
+    assert "a text is not remembered" in caplog.text
+
+
+@pytest.mark.parametrize("receipt", [{"compressions": 1}, {"compressions": 0, "reused": 5}, {"compressions": 0}])
+def test_whether_kv_is_compressed_is_known_of_its_text(receipt):
+    manager, obj = Manager(), request()
+    tokenized(manager, obj)
+    reporting.add_receipt(lambda *_: None, manager, {}, State(obj), {"rpc": [[receipt]]}, 0, None)
+    assert reporting.prompt_of(State(obj)).compressed == (receipt != {"compressions": 0})
 
 
 def test_a_chat_has_its_text_beside_its_ids(monkeypatch):
