@@ -12,13 +12,10 @@ from tests.engine.test_text import ask, model  # noqa: F401
 
 pytestmark = pytest.mark.long
 SCHEMA = {
-    "type": "object",
-    "properties": {
-        "steps": {"type": "array", "items": {"type": "string", "maxLength": 60}, "minItems": 6, "maxItems": 8},
-        "answer": {"type": "integer"},
-    },
-    "required": ["steps", "answer"],
-    "additionalProperties": False,
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": 99},
+    "minItems": 30,
+    "maxItems": 40,
 }
 FLAGS = (
     *["--dtype", "float32", "--context-length", "2048", "--max-total-tokens", "8192", "--disable-overlap-schedule"],
@@ -61,9 +58,11 @@ def test_as_without_drafts(model, tmp_path_factory, drafts):  # noqa: F811
         _, metrics = running.call("/metrics")
         _, info = running.call("/server_info")
     assert found == expected
-    assert json.loads(found[3][0]).keys() == {"steps", "answer"}
+    assert 30 <= len(json.loads(found[3][0])) <= 40
     assert found[1][1] == "stop"
-    counts = {line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if "sglang:rpc_" in line}
+    counts = {
+        line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("sglang:rpc_")
+    }
     assert counts["sglang:rpc_speculative_tokens_total"] > counts["sglang:rpc_speculative_steps_total"] > 0
     assert counts["sglang:rpc_speculative_tokens_compressed_total"] > 0
     assert counts["sglang:rpc_speculative_cuts_total"] == info["internal_states"][0]["rpc"]["speculative_cuts"] > 0
