@@ -134,7 +134,7 @@ def test_the_receipt_says_how_many(monkeypatch):
         {"extra_key": "theirs"},
         {"lora_path": "theirs"},
         {"return_logprob": True, "logprob_start_len": 0},
-        {"positional_embed_overrides": object()},
+        {"positional_embed_overrides": "places"},
         {"sampling": {"custom_params": {"rpc": {"enabled": False}}}},
         {"sampling": {"custom_params": {"rpc": {"reuse": "off"}}}},
     ],
