@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prefill and decode on servers of their own, behind a gateway: prompts are computed on one half of the GPUs, and thoughts
+# Prefill and decode on servers of their own, after a gateway: prompts are computed on one half of the GPUs, and thoughts
 # generated and compressed on the other.
 #
 #   bash launch/recipes/prefill_decode.sh --model-path MODEL [FLAGS]

@@ -24,7 +24,7 @@ Accepted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 @hook(
     AROUND,
     "sglang.srt.speculative.eagle_worker_common.eagle_sample",
-    "a step that ran past a due date would leave tokens behind that have seen what is evicted there",
+    "a step that ran past a due date would leave tokens that have seen what is evicted there",
     SPECULATIVE,
 )
 def cut_at_due_date(

@@ -68,7 +68,7 @@ class Texts:
 
     def delimits_as(self, ids: Sequence[int], text: str) -> bool:
         """Whether special tokens are where the tokenizer puts them. A model may write the name of one in other tokens,
-        and whoever may have it do so must not take the delimiters out of another's prompt."""
+        and a user who has it do so must not take the delimiters out of another's prompt."""
         return [each for each in ids if each in self._added_ids] == [
             self._added[found] for found in self._written.findall(text)
         ]

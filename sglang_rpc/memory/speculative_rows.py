@@ -3,7 +3,7 @@
     logical position = physical position + evicted[row]
     accepted tokens  = min(accepted, stop[row] - length)        so that no step crosses a due date
 
-A compression is defined at a number of entries: a step that ran past it would leave tokens behind that have seen what
+A compression is defined at a number of entries: a step that ran past it would leave tokens that have seen what
 was to be evicted. A prefix of an accepted path is one itself, so what is cut off is drafted again.
 """
 

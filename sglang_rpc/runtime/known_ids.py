@@ -20,7 +20,7 @@ from sglang_rpc.runtime.known_texts import Known, Mark
 
 #: What decoding makes of bytes that are no character, or not yet.
 NO_CHARACTER = "\ufffd"
-#: Ids in front of others that are decoded with them, for tokenizers to which the first id of a text is special.
+#: Ids before others that are decoded with them, for tokenizers to which the first id of a text is special.
 _CONTEXT = 6
 #: Ids that a character may take, at most.
 _CHARACTER = 4

@@ -230,7 +230,7 @@ def test_a_special_token_that_shows_is_known():
 
 
 def test_a_delimiter_that_was_written_in_other_tokens_is_not_handed_to_anybody():
-    """Its text is a special token's; whoever had a model write it would decide where others' turns end."""
+    """Its text is a special token's; a user who had a model write it would decide where others' turns end."""
     manager, text = Manager(), PROMPT + "</s>" + "Go."
     answer(manager, request(), "</s>", letters("</s>"))
     asked = [*plain(PROMPT), 1, *plain("Go.")]
