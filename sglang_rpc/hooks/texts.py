@@ -64,14 +64,14 @@ class Texts:
         first, rest = self._put_first, ids
         if first and list(ids[: len(first)]) == first and not text.startswith(self.decode(first)):
             rest = ids[len(first) :]
-        return self.decode(rest) == text and self.delimits_as(rest, text)
-
-    def delimits_as(self, ids: Sequence[int], text: str) -> bool:
-        """Whether special tokens are where the tokenizer puts them. A model may write the name of one in other tokens,
-        and a user who has it do so must not take the delimiters out of another's prompt."""
-        return [each for each in ids if each in self._added_ids] == [
+        return self.decode(rest) == text and self.added_in(rest) == [
             self._added[found] for found in self._written.findall(text)
         ]
+
+    def added_in(self, ids: Sequence[int]) -> list[int]:
+        """Special tokens and their like, which must be where the tokenizer puts them. A model may write the name of one
+        in other tokens, and a user who has it do so must not take the delimiters out of another's prompt."""
+        return [each for each in ids if each in self._added_ids]
 
 
 def texts_of(manager: TokenizerManager) -> Texts | None:
@@ -231,7 +231,7 @@ async def _known_ids(
     if not texts.say(ids, text):
         # Some tokenizers don't give a text back as it was. Then SGLang's own ids must say the same.
         own = obj.input_ids or (await manager._tokenize_texts(text))[0]
-        if texts.decode(ids) != texts.decode(own) or not texts.delimits_as(ids, texts.decode(own)):
+        if texts.decode(ids) != texts.decode(own) or texts.added_in(ids) != texts.added_in(own):
             return None
     assert near is not None
     return list(ids), marks, near[0].compressed
