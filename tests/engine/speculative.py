@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.engine import spy
+import pytest
+
+from tests.engine import engines, spy
 
 
 def drafting(model: Path, tokens: int, **more: Any) -> dict[str, Any]:
@@ -20,6 +24,27 @@ def drafting(model: Path, tokens: int, **more: Any) -> dict[str, Any]:
         "disable_overlap_schedule": True,
         **more,
     }
+
+
+@contextlib.contextmanager
+def overlapping() -> Iterator[None]:
+    """Let engines that speculate schedule ahead on a CPU too, where SGLang lacks no more than a gather for it."""
+    from sglang.srt.arg_groups import speculative_hook
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speculative_hook, "_disable_overlap_schedule_for_cpu", lambda server_args: None)
+        patch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(_gathering))
+        yield
+
+
+def _gathering(*args: Any, **kwargs: Any) -> Any:
+    from sglang.srt.managers import overlap_utils
+
+    def gather(rows: Any, *buffers: Any) -> tuple[Any, ...]:
+        return tuple(None if buffer is None else buffer[rows] for buffer in buffers)
+
+    overlap_utils.gather_spec_extras = gather
+    return spy.run_scheduler_process(*args, **kwargs)
 
 
 def one_layer(like: Path, folder: Path) -> Path:
