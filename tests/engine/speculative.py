@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sglang_rpc import RPCConfig
 from tests.engine import engines, spy
 
 
@@ -26,18 +27,26 @@ def drafting(model: Path, tokens: int, **more: Any) -> dict[str, Any]:
     }
 
 
+AHEAD = {"disable_overlap_schedule": False}
+
+
 @contextlib.contextmanager
-def overlapping() -> Iterator[None]:
-    """Let engines that speculate schedule ahead on a CPU too, where SGLang lacks no more than a gather for it."""
+def speculating(model: Path, rpc: RPCConfig | None, draft: Path, tokens: int, **more: Any) -> Iterator[Any]:
+    """An engine with the arguments of `drafting`; with those of `AHEAD` it schedules ahead on a CPU too, where SGLang
+    lacks no more than a gather for it."""
     from sglang.srt.arg_groups import speculative_hook
 
+    args = drafting(draft, tokens, **more)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speculative_hook, "_disable_overlap_schedule_for_cpu", lambda server_args: None)
-        patch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(_gathering))
-        yield
+        if not args["disable_overlap_schedule"]:
+            patch.setattr(speculative_hook, "_disable_overlap_schedule_for_cpu", lambda server_args: None)
+            patch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(gathering))
+        with engines.engine(model, rpc, **args) as running:
+            yield running
 
 
-def _gathering(*args: Any, **kwargs: Any) -> Any:
+def gathering(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler that gathers what a step leaves for the next, without the kernel that SGLang has for GPUs."""
     from sglang.srt.managers import overlap_utils
 
     def gather(rows: Any, *buffers: Any) -> tuple[Any, ...]:
@@ -126,6 +135,22 @@ def without_the_cut(*args: Any, **kwargs: Any) -> Any:
 
     SpeculativeRows.cut = lambda self, rows, lengths, accept_lens, accept_index: (accept_lens, accept_index)
     return spy.run_scheduler_process(*args, **kwargs)
+
+
+def launching_on_due_dates(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler that schedules ahead whether or not a row may have come to its date."""
+    from sglang_rpc.hooks import speculative_overlap
+
+    speculative_overlap._may_be_due = lambda runtime, batch: False
+    return gathering(*args, **kwargs)
+
+
+def without_the_relay(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler whose next launch is not told how long compressed rows are."""
+    from sglang_rpc.hooks import compaction
+
+    compaction._relay = lambda runtime, compressions: None
+    return gathering(*args, **kwargs)
 
 
 def without_the_drafts_move(*args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_inside
-from tests.engine.speculative import drafting, overlapping
+from tests.engine.speculative import AHEAD, speculating
 
 NAME, OTHER = "gqa_all_p64", "mha_all_p128"
 #: What a receipt says of compressions, whatever the steps.
@@ -70,7 +69,6 @@ def assert_same(results, expected) -> None:
         assert max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True)) < 1e-3
 
 
-AHEAD = {"disable_overlap_schedule": False}
 #: The draft is the model itself, or another; rows that a request verifies; what else differs.
 SHAPES = {
     "itself, 4": (NAME, 4, {}),
@@ -101,11 +99,7 @@ def shape(request) -> str:
 @pytest.fixture(scope="module")
 def running(shape, goldens, golden, expected):  # one engine at a time: `expected` has ended
     draft, tokens, more = SHAPES[shape]
-    args = drafting(goldens / draft, tokens, **more)
-    with (
-        contextlib.nullcontext() if args["disable_overlap_schedule"] else overlapping(),
-        engine(golden.path, golden.config, **args) as started,
-    ):
+    with speculating(golden.path, golden.config, goldens / draft, tokens, **more) as started:
         yield started
 
 
