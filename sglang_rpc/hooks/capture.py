@@ -90,8 +90,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     if every_step:
         for layer, kv in zip(recorded, LayersByKind.of(kv_layers).full, strict=True):
             layer.register_forward_hook(Accumulate(model_runner, kv), with_kwargs=True)
-    lag = 0 if model_runner.server_args.disable_overlap_schedule else drafts
-    speculative = SpeculativeRows(rows, drafts, model_runner.device, lag) if drafts else None
+    speculative = SpeculativeRows(rows, drafts, model_runner.device) if drafts else None
     model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots, window_pool_of(model_runner), speculative)
     _load_kernels(ring, latent[0].kv_lora_rank if latent else None)
 

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tuple[int, Req, Compression]]) -> None:
     """Compress rows of `batch`, given by index, on the current stream, after the forward pass in flight.
 
-    Sets the batch's lengths and each request's, or, where the device is told them last, what it is told; gives the slots freed back to the pool; commits each compression.
+    Sets the lengths of each request, and those of the batch, or what the next launch is told of them; gives the slots
+    freed back to the pool; commits each compression.
     """
     relayed = runtime.speculative is not None and runtime.speculative.lag > 0
     for index, req, c in due:
@@ -28,7 +29,9 @@ def apply_compressions(runtime: SchedulerRPC, batch: ScheduleBatch, due: list[tu
         front = len(req.origin_input_ids) if req.rpc is None else req.rpc.front(len(req.origin_input_ids))
         assert req.kv.cache_protected_len <= front, f"{req.rid}: the tree owns generated KV"
         assert req.kv.kv_committed_len == c.end, f"{req.rid}: committed {req.kv.kv_committed_len}, row {c.end}"
-        assert relayed or int(batch.seq_lens_cpu[index]) == c.end, f"{req.rid}: {batch.seq_lens_cpu[index]}, row {c.end}"
+        assert relayed or int(batch.seq_lens_cpu[index]) == c.end, (
+            f"{req.rid}: {batch.seq_lens_cpu[index]}, row {c.end}"
+        )
         assert runtime.speculative is not None or req.kv.kv_allocated_len == c.end, (
             f"{req.rid}: allocated {req.kv.kv_allocated_len}, row {c.end}"
         )

@@ -45,6 +45,8 @@ class SchedulerRPC:
         self.query_slots = model.query_slots
         self.every_step = model.every_step
         self.speculative = model.speculative  #: of a server that speculates
+        if self.speculative is not None and scheduler.enable_overlap:
+            self.speculative.schedule_ahead()
         #: Tokens by which a request may be longer when it is looked at next.
         self.stride = 1 if self.speculative is None else self.speculative.stride
         self.reserve = slots_for_drafts(scheduler)  #: slots that a row has after its entries while it decodes

@@ -15,19 +15,20 @@ from sglang_rpc.types import NEVER
 class SpeculativeRows:
     """Tables by row, int64 [rows] each. Row 0 is no request's, and nothing is ever set there."""
 
-    def __init__(self, rows: int, drafts: int, device: torch.device | str, lag: int = 0):
-        """
-        Args:
-            drafts: n, the rows that a request verifies in a step, its newest token among them.
-            lag: tokens by which the device may be ahead of what the host knows of a row, while a result is in flight.
-        """
+    def __init__(self, rows: int, drafts: int, device: torch.device | str):
+        """`drafts`: n, the rows that a request verifies in a step, its newest token among them."""
         self.drafts = drafts
-        self.lag = lag
+        #: Tokens by which the device may be ahead of what the host knows of a row, while a result is in flight.
+        self.lag = 0
         self.evicted = torch.zeros(rows, dtype=torch.int64, device=device)
         self.stop = torch.full((rows,), NEVER, dtype=torch.int64, device=device)  #: physical length, prompt included
         self.stops: dict[int, int] = {}  #: those of the rows that have one
         self._was_cut = torch.zeros(rows, dtype=torch.bool, device=device)  # whether the row's last step was
         self._was_cut_seen = torch.zeros(rows, dtype=torch.bool, pin_memory=True) if self.stop.is_cuda else None
+
+    def schedule_ahead(self) -> None:
+        """Steps are planned while the last one runs."""
+        self.lag = self.drafts
 
     @property
     def stride(self) -> int:

@@ -87,6 +87,7 @@ class Scheduler:
     max_new_tokens_limit: int | None = None
     device: str = "cpu"
     forward_ct: int = 0
+    enable_overlap: bool = True
     forward_stream: Any = None
     future_map: FutureMap = field(default_factory=FutureMap)
     chunked_req: Req | None = None

@@ -16,7 +16,8 @@ class LoopAhead(Loop):
         super().__init__(*args, **kwargs)
         table = self.compressor.speculative
         assert table is not None
-        self.table, table.lag = table, table.drafts
+        self.table = table
+        table.schedule_ahead()
         self._unknown: dict[int, int] = {}  #: by row, what the step in flight accepted
         self.waits = 0  #: steps that were launched only after the last one's result
 

@@ -96,6 +96,7 @@ class Scheduler(Protocol):
     disagg_decode_prealloc_queue: object | None  #: of a decode server
     dp_attn_adapter: DPAttnAdapter
     draft_worker: DraftWorker | None  #: of a server that speculates
+    enable_overlap: bool  #: whether steps are planned while the last one runs
     forward_ct: int  #: forward passes so far
     forward_stream: torch.cuda.Stream
     future_map: FutureMap

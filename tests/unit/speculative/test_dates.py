@@ -16,7 +16,6 @@ from tests.loops.decode_loop import MARKERS, START, WORD, Loop, config
 from tests.loops.loop_ahead import LoopAhead
 from tests.unit.compressor.test_due_dates import BUDGETS
 
-
 SCHEDULING = pytest.mark.parametrize("kind", [Loop, LoopAhead], ids=["", "overlap"])
 
 

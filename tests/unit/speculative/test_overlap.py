@@ -33,12 +33,14 @@ def request(row: int = ROW, generated: int = 50, recording: Recording | None = N
 class Server:
     """A scheduler with a batch of one request to launch, and the result of `before`, which has that too, in flight."""
 
-    def __init__(self, lag: int = N, before: ForwardMode | None = ForwardMode.DECODE, **of_request):
+    def __init__(self, ahead: bool = True, before: ForwardMode | None = ForwardMode.DECODE, **of_request):
         self.req = request(**of_request)
         self.batch = ScheduleBatch([request(row=5), self.req])
         queue = [] if before is None else [(ScheduleBatch([self.req], before), "a result")]
         self.scheduler = Scheduler(result_queue=deque(queue))
-        self.table = SpeculativeRows(8, drafts=N, device="cpu", lag=lag)
+        self.table = SpeculativeRows(8, drafts=N, device="cpu")
+        if ahead:
+            self.table.schedule_ahead()
         self.runtime = Runtime(self.scheduler, speculative=self.table, retraction_is_certain=False)
         self.scheduler.rpc = self.runtime
 
@@ -55,7 +57,7 @@ def test_the_result_of_a_row_near_its_date_is_waited_for(left):
 
 @pytest.mark.parametrize(
     "server",
-    [Server(lag=0), Server(before=None), Server(before=ForwardMode.EXTEND)],
+    [Server(ahead=False), Server(before=None), Server(before=ForwardMode.EXTEND)],
     ids=["no overlap", "nothing in flight", "its prefill in flight"],
 )
 def test_what_is_known_is_not_waited_for(server):
@@ -80,7 +82,7 @@ def test_another_rows_date_a_prefill_and_an_idle_scheduler_are_not_waited_for():
 def test_rows_are_compressed_before_a_launch_where_nothing_is_in_flight(monkeypatch):
     asked = []
     monkeypatch.setattr(speculative_overlap, "compress_in", lambda runtime, batch: asked.append(batch))
-    in_flight, known, synchronous = Server(), Server(before=None), Server(lag=0, before=None)
+    in_flight, known, synchronous = Server(), Server(before=None), Server(ahead=False, before=None)
     for server in (in_flight, known, synchronous):
         speculative_overlap.compress_before_launch(server.scheduler, server.batch)
     assert asked == [known.batch]
@@ -94,9 +96,9 @@ def test_the_next_launch_is_told_the_new_lengths():
     lengths = server.scheduler.future_map.new_seq_lens_buf
     lengths[:] = 77
     made = [
-        Compression(row=row, slot=1, prompt_length=PROMPT, generated=50, window=8, begin=PROMPT, end=60, keep=keep, event=1)
+        Compression(row, 50, 8, PROMPT, 60, keep)
         for row, keep in ((ROW, 16), (5, 20))
-    ]  # fmt: skip
+    ]
     compaction._relay(server.runtime, made)
     assert server.scheduler.future_map.published == [[ROW, 5]]
     assert lengths[[ROW, 5]].tolist() == [PROMPT + 16 + 8, PROMPT + 20 + 8]
@@ -110,7 +112,7 @@ class TestEarly:
     @pytest.mark.parametrize("since", range(40, 52))
     def test_it_waits_for_the_result_if_the_window_may_be_recorded(self, since):
         server = Server(recording=Recording(slot=1, since=since))
-        if 50 + N >= since + 8:
+        if since + 8 <= 50 + N:
             with pytest.raises(result_in_flight.ResultInFlight):
                 result_in_flight.check_lengths(server.runtime, server.batch)
         else:
@@ -120,7 +122,7 @@ class TestEarly:
         "server",
         [
             Server(recording=Recording(slot=1, since=0), before=None),
-            Server(recording=Recording(slot=1, since=0), lag=0),
+            Server(recording=Recording(slot=1, since=0), ahead=False),
             Server(),
         ],
         ids=["nothing in flight", "no overlap", "nothing recorded"],
