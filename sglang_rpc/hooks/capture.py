@@ -34,12 +34,13 @@ from sglang_rpc.hooks import ranks
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
-from sglang_rpc.hooks.query_slots import count_slots, drafts_of, ring_shape
+from sglang_rpc.hooks.query_slots import count_slots, drafts_branch, drafts_of, ring_shape, slot_bytes_of
 from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.step import attention_call, decodes, single_rows
 from sglang_rpc.hooks.window_pool import window_pool_of
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.speculative_rows import SpeculativeRows
+from sglang_rpc.memory.tree_queries import TreeQueries
 from sglang_rpc.policy.resolve import accumulates
 from sglang_rpc.types import LayersByKind
 
@@ -75,11 +76,13 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         config,
         tokens=full_slots_free(allocator),
         rows=rows - 1,
-        slot_bytes=QueryRing.slot_bytes(**shape),
+        slot_bytes=slot_bytes_of(model_runner.server_args, shape),
         pool_bytes=pool_bytes(kv_pool(allocator)),
     )
     slots = slots.lowered(ranks.least(slots.slots, everyone), config.window)
     ring = QueryRing(slots=slots.slots, rows=rows, device=model_runner.device, **shape)
+    if drafts_branch(model_runner.server_args):
+        TreeQueries(ring)
     earlier = ranks.on_earlier_stages(len(recorded), everyone)
     moved = moved_layers(model_runner, layers)
     kv_layers = [replace(kv_layer(model_runner, layer), earlier=earlier) for layer in moved]
@@ -193,6 +196,7 @@ class Capture:
         if kwargs.get("q_rope") is not None:
             queries.append(kwargs["q_rope"])
         verifies = self.ring.drafts > 0 and forward_batch.forward_mode.is_target_verify()
+        trees = self.ring.trees if verifies else None
         if verifies or decodes(forward_batch):
             if not self.ring.in_use and not self.for_a_graph():
                 return
@@ -203,12 +207,16 @@ class Capture:
                 for batch in (forward_batch, *(forward_batch.tbo_children or ())):
                     # Labelled an extend, the step is padded in tokens alone, after its rows.
                     rows = batch.req_pool_indices
+                    if trees is not None:
+                        batch.rpc_where = trees.where(rows)
+                        continue
                     if verifies:
                         rows = rows[:, None].expand(-1, self.ring.drafts).reshape(-1)
                     batch.rpc_where = self.ring.where(rows, batch.positions[: len(rows)])
             where = forward_batch.rpc_where
             # A half is padded to a multiple of the ranks, after its rows.
-            self.ring.store(self.index, where, *(part[: len(where[0])] for part in queries))
+            ring = self.ring if trees is None else trees
+            ring.store(self.index, where, *(part[: len(where[0])] for part in queries))
             return
         single = single_rows(forward_batch)
         if single is not None and single.where is not None:

@@ -71,7 +71,7 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     if not layers:
         return None  # once the pool is there, the model is refused
     drafts = drafts_of(configurator.server_args)
-    slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype, drafts))
+    slot_bytes = slot_bytes_of(configurator.server_args, ring_shape(config, layers, configurator.model_dtype, drafts))
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
@@ -107,6 +107,19 @@ def drafts_of(server_args: ServerArgs) -> int:
     from sglang.srt.runtime_context import max_speculative_num_draft_tokens
 
     return int(max_speculative_num_draft_tokens())
+
+
+def drafts_branch(server_args: ServerArgs) -> bool:
+    """Whether rows of a request that are verified together may share a position."""
+    return server_args.speculative_algorithm == "NGRAM"
+
+
+def slot_bytes_of(server_args: ServerArgs, shape: dict[str, Any]) -> int:
+    """Bytes that each query slot takes, with what it has beside a ring of this shape."""
+    slot_bytes = QueryRing.slot_bytes(**shape)
+    if drafts_branch(server_args):
+        slot_bytes += QueryRing.slot_bytes(**{**shape, "window": 0})
+    return slot_bytes
 
 
 def ring_shape(

@@ -27,10 +27,17 @@ Accepted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     "a step that ran past a due date would leave tokens that have seen what is evicted there",
     SPECULATIVE,
 )
+@hook(
+    AROUND,
+    "sglang.srt.speculative.ngram_worker.eagle_sample",
+    "a step that ran past a due date would leave tokens that have seen what is evicted there",
+    SPECULATIVE,
+)
 def cut_at_due_date(
     original: Callable[..., Accepted], verify_input: object, batch: ScheduleBatch, *args: object, **kwargs: object
 ) -> Accepted:
-    """AROUND eagle_worker_common.eagle_sample, once per step that verifies, after its forward and on its stream.
+    """AROUND eagle_worker_common.eagle_sample, or ngram_worker's, once per step that verifies, after its forward and on
+    its stream. Of drafts that branch it has the queries of the accepted path recorded, too.
 
     Draws of seeded requests come from their seed and length: inside, SGLang finds the logical one.
     """
@@ -42,7 +49,10 @@ def cut_at_due_date(
         batch = copy.copy(batch)
         batch.seq_lens = lengths + table.evicted[rows].to(lengths.dtype)
     predict, accept_lens, accept_index = original(verify_input, batch, *args, **kwargs)
-    return predict, *table.cut(rows, lengths, accept_lens, accept_index)
+    accept_lens, accept_index = table.cut(rows, lengths, accept_lens, accept_index)
+    if runtime.ring.trees is not None and runtime.ring.in_use:
+        runtime.ring.trees.accept(rows, lengths + table.evicted[rows], accept_lens, accept_index)
+    return predict, accept_lens, accept_index
 
 
 def lacking_of_draft(

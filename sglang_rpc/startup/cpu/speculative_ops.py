@@ -135,6 +135,38 @@ def verify_tree_greedy_cpu(
             predicts[row] = chosen[row]
 
 
+def reconstruct_indices_from_tree_mask_cpu(
+    tree_mask: Tensor,
+    verified_seq_len: Tensor,
+    positions: Tensor,
+    retrive_index: Tensor,
+    retrive_next_token: Tensor,
+    retrive_next_sibling: Tensor,
+    batch_size: int,
+    draft_token_num: int,
+) -> None:
+    """Of trees that are given by which rows see which, `tree_mask` [requests * n * n], set `positions` [requests * n],
+    `retrive_index` and the links to first child and next sibling, -1 for none, [requests, n] each.
+
+    A row sees itself and its ancestors, which stand before it. One without ancestors, after the root, is padding.
+    """
+    n = draft_token_num
+    retrive_index.copy_(torch.arange(batch_size * n).view(batch_size, n))
+    retrive_next_token.fill_(-1)
+    retrive_next_sibling.fill_(-1)
+    masks = tree_mask.view(-1, n, n)[:batch_size].bool()
+    depths = masks.tril(-1).sum(-1)
+    positions.copy_((verified_seq_len[:, None] + depths).flatten())
+    for request, mask in enumerate(masks):
+        for node in range(n - 1, 0, -1):  # so that the first child is the earliest
+            ancestors = mask[node, :node].nonzero().flatten()
+            if ancestors.numel() == 0:
+                continue
+            parent = int(ancestors[-1])
+            retrive_next_sibling[request, node] = retrive_next_token[request, parent]
+            retrive_next_token[request, parent] = node
+
+
 def copy_all_layer_kv_cache_cpu(data_ptrs: Tensor, strides: Tensor, tgt_loc: Tensor, src_loc: Tensor) -> None:
     """Copy slots `src_loc` of each buffer to `tgt_loc`, all read before any is written.
 
@@ -154,5 +186,6 @@ OPERATORS = (
     copy_all_layer_kv_cache_cpu,
     fill_accept_out_cache_loc_cpu,
     fill_bonus_tokens_cpu,
+    reconstruct_indices_from_tree_mask_cpu,
     verify_tree_greedy_cpu,
 )
