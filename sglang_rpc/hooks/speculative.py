@@ -23,21 +23,15 @@ Accepted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @hook(
     AROUND,
-    "sglang.srt.speculative.eagle_worker_common.eagle_sample",
-    "a step that ran past a due date would leave tokens that have seen what is evicted there",
-    SPECULATIVE,
-)
-@hook(
-    AROUND,
-    "sglang.srt.speculative.ngram_worker.eagle_sample",
+    "sglang.srt.speculative.eagle_utils.eagle_sample",
     "a step that ran past a due date would leave tokens that have seen what is evicted there",
     SPECULATIVE,
 )
 def cut_at_due_date(
     original: Callable[..., Accepted], verify_input: object, batch: ScheduleBatch, *args: object, **kwargs: object
 ) -> Accepted:
-    """AROUND eagle_worker_common.eagle_sample, or ngram_worker's, once per step that verifies, after its forward and on
-    its stream. Of drafts that branch it has the queries of the accepted path recorded, too.
+    """AROUND eagle_utils.eagle_sample, once per step that verifies, of whatever drafts, after its forward and
+    on its stream. Of drafts that branch it has the queries of the accepted path recorded, too.
 
     Draws of seeded requests come from their seed and length: inside, SGLang finds the logical one.
     """
