@@ -14,24 +14,25 @@ from sglang_rpc import RPCConfig
 from tests.engine import engines, spy
 
 
-def drafting(model: Path, tokens: int, **more: Any) -> dict[str, Any]:
-    """Arguments of an engine whose drafts come from `model`, with `tokens` rows that a request verifies in a step."""
-    return {
+def drafting(model: Path | None, tokens: int, **more: Any) -> dict[str, Any]:
+    """Arguments of an engine whose drafts come from `model`, or from earlier text, with `tokens` rows that a request
+    verifies in a step."""
+    ngram = {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": tokens}
+    chain = {
         "speculative_algorithm": "STANDALONE",
         "speculative_draft_model_path": str(model),
         "speculative_num_steps": tokens - 1,
         "speculative_eagle_topk": 1,
         "speculative_num_draft_tokens": tokens,
-        "disable_overlap_schedule": True,
-        **more,
     }
+    return {**(ngram if model is None else chain), "disable_overlap_schedule": True, **more}
 
 
 AHEAD = {"disable_overlap_schedule": False}
 
 
 @contextlib.contextmanager
-def speculating(model: Path, rpc: RPCConfig | None, draft: Path, tokens: int, **more: Any) -> Iterator[Any]:
+def speculating(model: Path, rpc: RPCConfig | None, draft: Path | None, tokens: int, **more: Any) -> Iterator[Any]:
     """An engine with the arguments of `drafting`; with those of `AHEAD` it schedules ahead on a CPU too, where SGLang
     lacks no more than a gather for it."""
     from sglang.srt.arg_groups import speculative_hook
@@ -143,6 +144,22 @@ def launching_on_due_dates(*args: Any, **kwargs: Any) -> Any:
 
     speculative_overlap._may_be_due = lambda runtime, batch: False
     return gathering(*args, **kwargs)
+
+
+def without_accepted_queries(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler whose query ring gets no queries of rows that verified drafts that branch."""
+    from sglang_rpc.memory.tree_queries import TreeQueries
+
+    TreeQueries.accept = lambda self, rows, positions, accept_lens, accept_index: None
+    return spy.run_scheduler_process(*args, **kwargs)
+
+
+def with_queries_by_position(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler that records of siblings, which share a position, whichever query comes last."""
+    from sglang_rpc.hooks import capture
+
+    capture.TreeQueries = lambda ring: None
+    return spy.run_scheduler_process(*args, **kwargs)
 
 
 def without_the_relay(*args: Any, **kwargs: Any) -> Any:

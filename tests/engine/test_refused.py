@@ -12,7 +12,9 @@ from tests.engine.servers import run_to_exit
 
 #: command line -> the start of its sentence
 UNSUPPORTED = {
-    "--speculative-algorithm NGRAM": "--speculative-algorithm NGRAM does not work with RPC",
+    "--speculative-algorithm NGRAM --enable-watermark": (
+        "--speculative-algorithm NGRAM with --enable-watermark does not work with RPC"
+    ),
     "--disaggregation-mode decode --enable-pd-role-switch": "--enable-pd-role-switch does not work with RPC",
     "--disaggregation-mode decode --disaggregation-decode-retraction-backup host_pool": (
         "--disaggregation-decode-retraction-backup host_pool does not work with RPC"

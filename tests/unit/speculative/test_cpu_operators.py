@@ -66,6 +66,18 @@ def test_a_verify_walks_as_far_as_the_model_agrees(chosen, path):
     assert [int(predicts[row]) for row in path] == [chosen[row] for row in path]
 
 
+def test_a_tree_is_read_from_who_sees_whom():
+    """As `build` gives it: masks, depths and links say the same. The last row of the second is padding."""
+    mask, positions, index, child, sibling = build([[0, 1, 2, 4]] * 2, [[-1, 0, 1]] * 2, [10, 3], topk=2, n=5)
+    mask[1, 4] = torch.tensor([False] * 4 + [True])
+    found = torch.zeros(10, dtype=torch.int64), *links(5, 2)
+    ops.reconstruct_indices_from_tree_mask_cpu(mask.flatten(), torch.tensor([10, 3]), *found, 2, 5)
+    assert found[0].tolist() == [*positions[:9].tolist(), 3]
+    assert torch.equal(found[1], index)
+    assert found[2].tolist() == [child[0].tolist(), [1, 3, -1, -1, -1]]
+    assert torch.equal(found[3], sibling)
+
+
 def test_slots_of_rows_are_found_and_tokens_picked():
     table = torch.arange(40, dtype=torch.int32).view(4, 10)
     rows, lengths = torch.tensor([3, 1]), torch.tensor([2, 5])
