@@ -95,10 +95,7 @@ def test_the_next_launch_is_told_the_new_lengths():
     server = Server(before=None)
     lengths = server.scheduler.future_map.new_seq_lens_buf
     lengths[:] = 77
-    made = [
-        Compression(row, 50, 8, PROMPT, 60, keep)
-        for row, keep in ((ROW, 16), (5, 20))
-    ]
+    made = [Compression(row, 50, 8, PROMPT, 60, keep) for row, keep in ((ROW, 16), (5, 20))]
     compaction._relay(server.runtime, made)
     assert server.scheduler.future_map.published == [[ROW, 5]]
     assert lengths[[ROW, 5]].tolist() == [PROMPT + 16 + 8, PROMPT + 20 + 8]
