@@ -26,7 +26,8 @@
 | `compaction` | what changes in a batch when rows are compressed? |
 | `positions` | which positions do compressed rows have? |
 | `speculative` | where does a step that drafts end, and which positions has the draft? |
-| `draft_layers` | where does the KV of a draft model lie, and what does it need? |
+| `draft_queries` | how are a draft model's queries recorded, and its KV found? |
+| `draft_layers` | what of a draft model does the scheduler need? |
 | `draft_metadata` | how long are rows, where a position is taken for that? |
 | `step` | what does one forward step carry for RPC? |
 | `capture` | how do queries get into the query ring? |

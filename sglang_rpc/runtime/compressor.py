@@ -41,16 +41,17 @@ class Compressor:
         window_pool: WindowPool | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
         speculative: SpeculativeRows | None = None,
+        drafts: Sequence[KVLayer] = (),
     ):
         """
         Args:
-            layers: the layers whose KV is compressed; those with full attention in the order of the ring's layers, and
-                those of a draft model.
+            layers: the layers whose KV is compressed; those with full attention in the order of the ring's layers.
             req_to_token: int [rows, max_context]: pool slot of each row position.
             markers: how thoughts begin and end; None: every request has scope `all`.
             gists: of policy lightthinker, which needs them.
             window_pool: of window layers that are not among `layers`, but have a pool of their own.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
+            drafts: a draft model's layers, in the order of the ring's queries of it.
             speculative: where a step may add several tokens; it is told what rows lack and where they must stop.
         """
         self.config = config
@@ -70,6 +71,10 @@ class Compressor:
         self.speculative = speculative
         self.recorder = Recorder(ring)
         self._backend = make_backend(config, layers, ring, req_to_token, reduce)
+        self._backends = [self._backend]
+        if drafts:
+            assert ring.draft is not None, "a draft's layers are scored with its own queries"
+            self._backends.append(make_backend(config, drafts, ring.draft, req_to_token, reduce))
 
     def begin(self, state: RequestState, prompt: Sequence[int]) -> None:
         """Read a new request's prompt for think markers, if its scope asks for it; begin to look for gists.
@@ -161,7 +166,8 @@ class Compressor:
 
         Afterwards the row positions `[begin, new_end)` hold what was kept, in order; nothing else has changed.
         """
-        self._backend.compress(compressions)
+        for backend in self._backends:
+            backend.compress(compressions)
 
     def observe(self, observer: Observer) -> None:
         """From now on show `observer` what each compression keeps, on the stream that it is applied on."""
@@ -171,6 +177,11 @@ class Compressor:
     def scoring(self) -> str:
         """Which implementation compresses: `reference` (PyTorch) or `triton`."""
         return self._backend.name
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """As `scoring`; of a draft's layers, too."""
+        return tuple(backend.name for backend in self._backends)
 
     def _wait(self, state: RequestState, decided: CheckAgain, row: int, prompt: int, generated: int) -> None:
         """Do as `decided`; where the due date needs a query slot and none is free, try again in the next step."""
