@@ -122,6 +122,7 @@ class Compression:
     event: int = 1  #: n, which compression of the request this is
     late: bool = False  #: after its due date
     early: bool = False  #: before its due date, to spare a retraction
+    query_before: bool = False  #: whether the query of the entry before the window is recorded too
     seed: int = 0  #: for a policy that draws at random: equal for equal texts
 
     @property

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from sglang_rpc.backends.base import Backend
 from sglang_rpc.backends.choose import make_backend
+from sglang_rpc.backends.draft_backend import DraftBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.speculative_rows import SpeculativeRows
@@ -71,10 +73,11 @@ class Compressor:
         self.speculative = speculative
         self.recorder = Recorder(ring)
         self._backend = make_backend(config, layers, ring, req_to_token, reduce)
-        self._backends = [self._backend]
+        self._backends: list[Backend] = [self._backend]
         if drafts:
             assert ring.draft is not None, "a draft's layers are scored with its own queries"
-            self._backends.append(make_backend(config, drafts, ring.draft, req_to_token, reduce))
+            made = make_backend(config, drafts, ring.draft, req_to_token, reduce)
+            self._backends.append(DraftBackend(made, drafts, req_to_token))
 
     def begin(self, state: RequestState, prompt: Sequence[int]) -> None:
         """Read a new request's prompt for think markers, if its scope asks for it; begin to look for gists.
@@ -83,6 +86,7 @@ class Compressor:
         """
         state.reach, state.page = self.reach, self.page
         state.stride = 1 if self.speculative is None else self.speculative.drafts
+        state.queries_before = int(self.ring.draft is not None)
         if state.options.scope == "think":
             assert self.markers is not None, "scope think needs think markers"
             state.segment = SegmentTracker(self.markers, prompt)
@@ -209,10 +213,10 @@ class Compressor:
         generated: int,
         output_ids: Sequence[int],
     ) -> Compression:
-        taken, front = state.taken, state.front(len(prompt))
+        taken, front, recording = state.taken, state.front(len(prompt)), state.recording
         return Compression(
             row=row,
-            slot=state.recording.slot or 0,  # lightthinker needs no queries
+            slot=recording.slot or 0,  # lightthinker needs no queries
             prompt_length=front + state.offset,
             offset=state.offset,
             generated=generated,
@@ -223,6 +227,7 @@ class Compressor:
             event=decided.event,
             late=decided.late,
             early=decided.early,
+            query_before=recording.slot is not None and recording.complete_at(decided.window + 1) <= generated,
             seed=self._seed(prompt if taken is None else taken.text, output_ids, generated - state.inherited),
         )
 
