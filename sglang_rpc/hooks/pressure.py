@@ -86,7 +86,8 @@ def _record_ahead(runtime: SchedulerRPC, reqs: Sequence[tuple[Req, RequestState]
         # Who waits for a slot gets it in turn, not in this order.
         if state.recording.slot is None and state.recording.turn == NEVER:
             full = len(runtime.recording_ahead) >= spare
-            if full or not runtime.compressor.record_ahead(state, rows.row_of(req), rows.generated(req, state)):
+            known, lag = rows.generated(req, state), rows.lag(runtime, req)
+            if full or not runtime.compressor.record_ahead(state, rows.row_of(req), known, lag):
                 break
             runtime.recording_ahead.append(state)
         wanted -= gain
@@ -111,12 +112,14 @@ def compress_before_retracting(
     per evicted entry; all of them at their own ratio before any at a higher one. The retraction's own questions,
     about a selection of the batch, are left alone.
 
-    Raises ResultInFlight if that is not enough, and a retraction now would throw away what can't be computed again.
+    Raises ResultInFlight if that is not enough, and a retraction now would throw away what can't be computed again; or
+    if a result in flight has to tell first how long those are that may be compressed.
     """
     runtime = runtime_of(batch.req_to_token_pool)
     if runtime is None or selected_indices is not None:
         return None
     if not enough and runtime.config.pressure != "off":
+        result_in_flight.check_lengths(runtime, batch)
         for factor in factors(runtime.config.ratio, _highest(runtime.config)):
             _evict_early(runtime, batch, factor)
             enough = _fits(batch)

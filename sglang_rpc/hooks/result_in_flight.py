@@ -9,6 +9,9 @@ run that was never retracted.
 Nor is it beside recurrent layers: forward i-1 has changed the request's state, and no state steps back. One that is
 going to be backed up must be that of the newest token which is known.
 
+And while a step in flight verifies drafts, nobody knows how long its rows are: those that could be compressed early, so
+that nothing has to be retracted, cannot be yet.
+
 Such a retraction is put off by one step, in which nothing is launched:
 
 * `update_running_batch` is where SGLang retracts, and the only place where it asks `check_decode_mem` about a whole
@@ -25,7 +28,7 @@ from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.targets import AROUND, hook
-from sglang_rpc.hooks import backups
+from sglang_rpc.hooks import backups, rows
 from sglang_rpc.hooks.runtime import SchedulerRPC, runtime_of
 
 
@@ -89,6 +92,23 @@ def check(runtime: SchedulerRPC, batch: ScheduleBatch, enough: bool) -> None:
     certain = runtime.retraction_is_certain
     if certain is not None and (certain or not enough) and would_be_lost(runtime, batch.reqs):
         raise ResultInFlight(batch)
+
+
+def check_lengths(runtime: SchedulerRPC, batch: ScheduleBatch) -> None:
+    """Raise ResultInFlight if the scheduler is about to retract, and rows of `batch` whose windows are recorded, which
+    may be compressed before that, are longer than is known: a step in flight verifies drafts of them."""
+    if runtime.retraction_is_certain is None or runtime.speculative is None or not runtime.speculative.lag:
+        return
+    if any(_may_be_recorded(req, lag) for req in batch.reqs if (lag := rows.lag(runtime, req))):
+        raise ResultInFlight(batch)
+
+
+def _may_be_recorded(req: Req, lag: int) -> bool:
+    """Whether the whole window of `req` may be recorded by now, of whose tokens up to `lag` are not known yet."""
+    state = req.rpc
+    if state is None or state.recording.slot is None:
+        return False
+    return rows.generated(req, state) + lag >= state.recording.complete_at(state.options.window)
 
 
 def _in_flight(scheduler: Scheduler) -> bool:

@@ -64,6 +64,16 @@ def ahead(runtime: SchedulerRPC, req: Req) -> int:
     return 0 if runtime.speculative is None else req.kv.kv_allocated_len - req.kv.kv_committed_len
 
 
+def lag(runtime: SchedulerRPC, req: Req) -> int:
+    """Tokens that `req` may have beside those that are known: a step in flight verifies drafts of it.
+
+    Under overlap alone, and not while the result in flight is that of its prefill, which adds no entry unknown.
+    """
+    most = 0 if runtime.speculative is None else runtime.speculative.lag
+    queue = runtime.scheduler.result_queue if most else ()
+    return most if any(batch.forward_mode.is_decode() and req in batch.reqs for batch, _ in queue) else 0
+
+
 def steps(req: Req) -> Steps:
     """Its steps in which drafts were verified, and the tokens that they gave: the accepted drafts, and one each."""
     return Steps(req.spec_verify_ct, req.spec_num_correct_drafts + req.spec_verify_ct)
@@ -80,7 +90,8 @@ def _decodes(req: Req) -> bool:
     # Finished or retracted rows are filtered out later in the step; their KV is no longer theirs. A row that is no
     # longer than its prompt has just been prefilled, or is still being.
     state, fixed = req.rpc, len(req.origin_input_ids)
-    if state is not None and state.continued is not None:
-        # Its region has entries before it decodes, and may be due right after its prefill.
+    if state is not None and (state.continued is not None or state.stride > 1):
+        # Its region has entries before it decodes, and may be due right after its prefill; or its first step may add so
+        # many entries that queries must be recorded from the first on.
         fixed = state.fixed(fixed) - 1
     return req.kv.kv_committed_len > fixed and req.kv.holds_kv and not req.finished() and not req.is_retracted

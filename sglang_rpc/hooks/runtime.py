@@ -45,7 +45,10 @@ class SchedulerRPC:
         self.query_slots = model.query_slots
         self.every_step = model.every_step
         self.speculative = model.speculative  #: of a server that speculates
-        self.stride = max(1, self.ring.drafts)  #: tokens that a step may add to a request
+        if self.speculative is not None and scheduler.enable_overlap:
+            self.speculative.schedule_ahead()
+        #: Tokens by which a request may be longer when it is looked at next.
+        self.stride = 1 if self.speculative is None else self.speculative.stride
         self.reserve = slots_for_drafts(scheduler)  #: slots that a row has after its entries while it decodes
         drafts = draft_layers(scheduler)
         group, everyone = ranks.tensor_parallel_group(), ranks.every_rank()
@@ -110,11 +113,11 @@ class SchedulerRPC:
         # A batch that has ended, or been merged, still lists its requests.
         return [req for batch in batches if batch is not None for req in batch.reqs if req.kv.holds_kv]
 
-    def count_cuts(self, state: RequestState, cuts: int) -> None:
-        """Count steps of a request that were cut at a due date."""
-        state.totals.cut(cuts)
-        self.compressor.counters.speculative_cuts += cuts
-        self.metrics.add("speculative_cuts", cuts)
+    def count_cut(self, state: RequestState) -> None:
+        """Count a step of a request that was cut at a due date."""
+        state.totals.cut(1)
+        self.compressor.counters.speculative_cuts += 1
+        self.metrics.add("speculative_cuts", 1)
 
     def report_slots(self) -> None:
         """Bring the metrics of the query slots up to date."""

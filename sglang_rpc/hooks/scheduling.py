@@ -34,7 +34,7 @@ def release_row(req_to_token_pool: ReqToTokenPool, owner: Req) -> None:
         runtime.compressor.release_slot(state)
         runtime.report_slots()
         if runtime.speculative is not None:
-            runtime.count_cuts(state, runtime.speculative.release(rows.row_of(owner)))
+            runtime.speculative.release(rows.row_of(owner))
             if owner.finished():
                 state.totals.stepped(rows.steps(owner))
                 runtime.metrics.speculated(state.totals)
@@ -62,12 +62,22 @@ def compress_due(scheduler: Scheduler, running_batch: ScheduleBatch, last_batch:
     pressure.watch(runtime, batches)
     prefilling = rows.prefilling(scheduler, last_batch)
     for batch in batches:
-        # Again where something was done: of a row rebuilt from its tokens more than one thought may have its gists.
-        while due := _due(runtime, batch, prefilling):
-            apply_compressions(runtime, batch, due)
+        if compress_in(runtime, batch, prefilling):
             running_batch.batch_is_full = False  # what was freed may admit a request in this very step
     runtime.compressor.recorder.keeps_free = False  # until a request is again kept from coming back
     runtime.report_slots()
+
+
+def compress_in(
+    runtime: SchedulerRPC, batch: ScheduleBatch, prefilling: tuple[Req | None, Req | None] = (None, None)
+) -> bool:
+    """Compress the rows of `batch` that are due, but for those of requests that are `prefilling`; whether any was."""
+    done = False
+    # Again where something was done: of a row rebuilt from its tokens more than one thought may have its gists.
+    while due := _due(runtime, batch, prefilling):
+        apply_compressions(runtime, batch, due)
+        done = True
+    return done
 
 
 def _due(
@@ -90,8 +100,8 @@ def _due(
 
 
 def _poll(runtime: SchedulerRPC, req: Req, state: RequestState) -> Compression | None:
-    generated = rows.generated(req, state)
-    compression = runtime.compressor.poll(state, rows.row_of(req), req.origin_input_ids, generated, req.output_ids)
+    generated, lag = rows.generated(req, state), rows.lag(runtime, req)
+    compression = runtime.compressor.poll(state, rows.row_of(req), req.origin_input_ids, generated, req.output_ids, lag)
     if compression is None:
         refit(runtime.scheduler, req, state, generated)
     return compression

@@ -18,24 +18,45 @@ class SpeculativeRows:
     def __init__(self, rows: int, drafts: int, device: torch.device | str):
         """`drafts`: n, the rows that a request verifies in a step, its newest token among them."""
         self.drafts = drafts
+        #: Tokens by which the device may be ahead of what the host knows of a row, while a result is in flight.
+        self.lag = 0
         self.evicted = torch.zeros(rows, dtype=torch.int64, device=device)
         self.stop = torch.full((rows,), NEVER, dtype=torch.int64, device=device)  #: physical length, prompt included
-        self.cuts = torch.zeros(rows, dtype=torch.int64, device=device)  #: steps whose accepted tokens were cut
+        self.stops: dict[int, int] = {}  #: those of the rows that have one
+        self._was_cut = torch.zeros(rows, dtype=torch.bool, device=device)  # whether the row's last step was
+        self._was_cut_seen = torch.zeros(rows, dtype=torch.bool, pin_memory=True) if self.stop.is_cuda else None
+
+    def schedule_ahead(self) -> None:
+        """Steps are planned while the last one runs."""
+        self.lag = self.drafts
+
+    @property
+    def stride(self) -> int:
+        """The most tokens that a row may be longer, when the host looks at it next, than when it looked last; while a
+        result is in flight, than it takes it to be."""
+        return self.drafts + self.lag
 
     def stop_at(self, row: int, length: int) -> None:
         """Let no step of `row` run past the physical `length`; NEVER: let it run."""
         self.stop[row].fill_(length)  # a kernel, no copy: the host does not wait
+        if length < NEVER:
+            self.stops[row] = length
+        else:
+            self.stops.pop(row, None)
 
     def evict(self, row: int, entries: int) -> None:
         """Note that `row` lacks so many entries in all."""
         self.evicted[row].fill_(entries)
 
-    def release(self, row: int) -> int:
-        """Forget `row`, which its request gives back; how many of its steps were cut. Waits for the device."""
-        cuts = int(self.cuts[row])
-        for table, value in ((self.evicted, 0), (self.stop, NEVER), (self.cuts, 0)):
-            table[row].fill_(value)
-        return cuts
+    def release(self, row: int) -> None:
+        """Forget `row`, which its request gives back."""
+        self.stop_at(row, NEVER)
+        self.evict(row, 0)
+
+    def was_cut(self, row: int, length: int) -> bool:
+        """Whether the step that ended at the stop of `row`, which is `length`, was cut there. Its result is known."""
+        seen = self._was_cut if self._was_cut_seen is None else self._was_cut_seen
+        return self.stops.get(row) == length and bool(seen[row])
 
     def lacking(self, rows: torch.Tensor, each: int) -> torch.Tensor:
         """What `each` token of every row lacks: int64 [rows * each], row after row. For CUDA graphs, too."""
@@ -44,7 +65,7 @@ class SpeculativeRows:
     def cut(
         self, rows: torch.Tensor, lengths: torch.Tensor, accept_lens: torch.Tensor, accept_index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`accept_lens` and `accept_index` of a step, cut where a row would run past its stop. Counts the cuts.
+        """`accept_lens` and `accept_index` of a step, cut where a row would run past its stop. Notes which were.
 
         Args:
             lengths: physical, before the step's tokens: below the stop of each row.
@@ -52,7 +73,10 @@ class SpeculativeRows:
             accept_index: [rows, depth], where these stand in the step; -1 after the last.
         """
         left = self.stop[rows] - lengths
-        self.cuts.index_add_(0, rows.long(), (accept_lens > left).to(self.cuts.dtype))
-        kept = torch.minimum(accept_lens, left.clamp(max=accept_index.shape[1]).to(accept_lens.dtype))
+        self._was_cut.index_put_((rows.long(),), accept_lens > left)
+        if self._was_cut_seen is not None and self.stops:
+            # On the forward's stream, before the step's result is copied: who knows the one has the other.
+            self._was_cut_seen.copy_(self._was_cut, non_blocking=True)
+        kept = torch.minimum(accept_lens, left.clamp(1, accept_index.shape[1]).to(accept_lens.dtype))
         depth = torch.arange(accept_index.shape[1], device=accept_index.device)
         return kept, torch.where(depth < kept[:, None], accept_index, -1)

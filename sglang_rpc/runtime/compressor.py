@@ -85,7 +85,7 @@ class Compressor:
         Its compressions leave the model's sliding windows whole from now on.
         """
         state.reach, state.page = self.reach, self.page
-        state.stride = 1 if self.speculative is None else self.speculative.drafts
+        state.stride = 1 if self.speculative is None else self.speculative.stride
         state.queries_before = int(self.ring.draft is not None)
         if state.options.scope == "think":
             assert self.markers is not None, "scope think needs think markers"
@@ -94,7 +94,13 @@ class Compressor:
             state.thoughts = Thoughts(self.gists)
 
     def poll(
-        self, state: RequestState, row: int, prompt: Sequence[int], generated: int, output_ids: Sequence[int]
+        self,
+        state: RequestState,
+        row: int,
+        prompt: Sequence[int],
+        generated: int,
+        output_ids: Sequence[int],
+        lag: int = 0,
     ) -> Compression | None:
         """The compression that is due now, if one is. Call when the row's length reaches `state.clock.check_at`.
 
@@ -107,14 +113,15 @@ class Compressor:
             generated: logical entries of its region; their queries are, or are about to be, in the ring.
             output_ids: the tokens that it generated; as many as have entries are read, which are known at this point
                 whether or not scheduling overlaps with the forward pass.
+            lag: entries that the region may have beside, of a step in flight: with any, nothing is compressed now.
         """
         state.read(output_ids, generated)
-        decided = decision.poll(state, generated, self.dates_kept)
+        decided = decision.poll(state, generated, self.dates_kept, lag)
         if isinstance(decided, Compress) or decided.passed is not None:
             self.recorder.claim(state.recording)  # a row that slept is not polled R entries before its due date
         if isinstance(decided, Compress):
             return self._compression(state, decided, row, prompt, generated, output_ids)
-        self._wait(state, decided, row, state.front(len(prompt)), generated)
+        self._wait(state, decided, row, state.front(len(prompt)), generated, lag)
         return None
 
     def early(
@@ -149,9 +156,9 @@ class Compressor:
             state, decision.next_date(state, c.generated, c.event), c.row, c.prompt_length - c.offset, c.generated
         )
 
-    def record_ahead(self, state: RequestState, row: int, generated: int) -> bool:
-        """Begin to record a request's queries ahead of time; False if no query slot is free."""
-        return self.recorder.record_ahead(state.recording, row, generated)
+    def record_ahead(self, state: RequestState, row: int, generated: int, lag: int = 0) -> bool:
+        """Begin to record a request's queries ahead of time; False if no query slot is free. `lag`: as in `poll`."""
+        return self.recorder.record_ahead(state.recording, row, generated + lag)
 
     def stop_recording_ahead(self, state: RequestState) -> None:
         """Stop recording for a request ahead of time, unless its due date needs the slot by now."""
@@ -187,11 +194,13 @@ class Compressor:
         """As `scoring`; of a draft's layers, too."""
         return tuple(backend.name for backend in self._backends)
 
-    def _wait(self, state: RequestState, decided: CheckAgain, row: int, prompt: int, generated: int) -> None:
+    def _wait(
+        self, state: RequestState, decided: CheckAgain, row: int, prompt: int, generated: int, lag: int = 0
+    ) -> None:
         """Do as `decided`; where the due date needs a query slot and none is free, try again in the next step."""
         at = decided.at
         if decided.slot is QuerySlot.DUE:
-            if not self.recorder.record(state.recording, row, generated):
+            if not self.recorder.record(state.recording, row, generated + lag):
                 self.counters.slot_waits += 1
                 at = generated + 1
             elif self.speculative is not None:

@@ -5,8 +5,9 @@
 
 All lengths are logical: entries of the generated region, counted as generated.
 
-A step of a server that speculates adds up to `stride` tokens. It may run past every length but a due date, so what must
-be done by a length is asked for `stride - 1` tokens before.
+A step of a server that speculates adds several tokens, and the one in flight may have added some that are not known
+yet: its `lag`. A request may be up to `stride` tokens longer when it is polled next. It may run past every length but a
+due date, so what must be done by a length is asked for `stride - 1` tokens before.
 """
 
 from dataclasses import dataclass, replace
@@ -47,11 +48,12 @@ class Compress:
     early: bool = False
 
 
-def poll(state: RequestState, generated: int, dates_kept: bool) -> CheckAgain | Compress:
+def poll(state: RequestState, generated: int, dates_kept: bool, lag: int = 0) -> CheckAgain | Compress:
     """Decide what is to be done at `generated` logical entries, whose tokens `state` has read.
 
     Args:
         dates_kept: whether due dates are kept now: always, or only under memory pressure.
+        lag: entries that it may have beside, of a step in flight: with any, it is not compressed now.
     """
     if not state.active:
         return CheckAgain(NEVER, QuerySlot.NONE)
@@ -59,7 +61,7 @@ def poll(state: RequestState, generated: int, dates_kept: bool) -> CheckAgain | 
         return CheckAgain(NEVER, QuerySlot.NONE, deferred=True)
     if state.thoughts is not None:
         return _oldest_thought(state, state.thoughts, generated)
-    return _due(state, generated)
+    return _due(state, generated, lag)
 
 
 def next_date(state: RequestState, generated: int, events: int) -> CheckAgain:
@@ -102,7 +104,7 @@ def _records_from(state: RequestState, due: int) -> int:
     return due - state.options.window - state.queries_before - state.stride + 1
 
 
-def _due(state: RequestState, generated: int) -> CheckAgain | Compress:
+def _due(state: RequestState, generated: int, lag: int) -> CheckAgain | Compress:
     options, recording = state.options, state.recording
     if state.start is None:
         # No start yet, so no query is needed before that.
@@ -110,8 +112,10 @@ def _due(state: RequestState, generated: int) -> CheckAgain | Compress:
     due = state.due(state.clock.events)
     if generated < (records := _records_from(state, due)):
         return CheckAgain(records, QuerySlot.AHEAD)
-    recorded = generated if recording.slot is None else recording.since
+    recorded = generated + lag if recording.slot is None else recording.since
     at = max(due, recorded + options.window)
+    if lag:
+        at = max(at, generated + lag + 1)  # a length that it has not reached yet
     if at > generated:
         return CheckAgain(at, QuerySlot.DUE)
     events = state.budget.compressions_due(generated - state.start)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.engine import spy
+import pytest
+
+from sglang_rpc import RPCConfig
+from tests.engine import engines, spy
 
 
 def drafting(model: Path, tokens: int, **more: Any) -> dict[str, Any]:
@@ -20,6 +25,35 @@ def drafting(model: Path, tokens: int, **more: Any) -> dict[str, Any]:
         "disable_overlap_schedule": True,
         **more,
     }
+
+
+AHEAD = {"disable_overlap_schedule": False}
+
+
+@contextlib.contextmanager
+def speculating(model: Path, rpc: RPCConfig | None, draft: Path, tokens: int, **more: Any) -> Iterator[Any]:
+    """An engine with the arguments of `drafting`; with those of `AHEAD` it schedules ahead on a CPU too, where SGLang
+    lacks no more than a gather for it."""
+    from sglang.srt.arg_groups import speculative_hook
+
+    args = drafting(draft, tokens, **more)
+    with pytest.MonkeyPatch.context() as patch:
+        if not args["disable_overlap_schedule"]:
+            patch.setattr(speculative_hook, "_disable_overlap_schedule_for_cpu", lambda server_args: None)
+            patch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(gathering))
+        with engines.engine(model, rpc, **args) as running:
+            yield running
+
+
+def gathering(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler that gathers what a step leaves for the next, without the kernel that SGLang has for GPUs."""
+    from sglang.srt.managers import overlap_utils
+
+    def gather(rows: Any, *buffers: Any) -> tuple[Any, ...]:
+        return tuple(None if buffer is None else buffer[rows] for buffer in buffers)
+
+    overlap_utils.gather_spec_extras = gather
+    return spy.run_scheduler_process(*args, **kwargs)
 
 
 def one_layer(like: Path, folder: Path) -> Path:
@@ -101,6 +135,22 @@ def without_the_cut(*args: Any, **kwargs: Any) -> Any:
 
     SpeculativeRows.cut = lambda self, rows, lengths, accept_lens, accept_index: (accept_lens, accept_index)
     return spy.run_scheduler_process(*args, **kwargs)
+
+
+def launching_on_due_dates(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler that schedules ahead whether or not a row may have come to its date."""
+    from sglang_rpc.hooks import speculative_overlap
+
+    speculative_overlap._may_be_due = lambda runtime, batch: False
+    return gathering(*args, **kwargs)
+
+
+def without_the_relay(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler whose next launch is not told how long compressed rows are."""
+    from sglang_rpc.hooks import compaction
+
+    compaction._relay = lambda runtime, compressions: None
+    return gathering(*args, **kwargs)
 
 
 def without_the_drafts_move(*args: Any, **kwargs: Any) -> Any:

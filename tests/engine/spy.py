@@ -21,6 +21,7 @@ EVICT_STATES = "SGLANG_RPC_TEST_EVICT_STATES"
 _most_running = 0  #: the largest decode batch so far
 _most_held = 0  #: slots neither free nor evictable, in any step since `spy_on_peak` was last asked
 _decodes = {"graph": 0, "eager": 0}  #: decode steps so far
+_launched_ahead = 0  #: of these, steps that were launched while a result was in flight
 _decodes_beside_waiting = 0  #: of these, steps during which a request waited to be admitted
 
 
@@ -38,12 +39,13 @@ def run_scheduler_process(*args, **kwargs):
     run_batch = scheduler.Scheduler.run_batch
 
     def counted(self, batch, *args, **kwargs):
-        global _most_running, _most_held, _decodes_beside_waiting
+        global _most_running, _most_held, _decodes_beside_waiting, _launched_ahead
         free = full_slots_free(self.token_to_kv_pool_allocator) + self.tree_cache.evictable_size()
         _most_held = max(_most_held, self.max_total_num_tokens - free)
         if batch.forward_mode.is_decode():
             _most_running = max(_most_running, len(batch.reqs))
             _decodes_beside_waiting += bool(self.waiting_queue)
+            _launched_ahead += bool(self.result_queue)
         if os.environ.get(EVICT_STATES) and any(req.is_retracted for req in self.waiting_queue):
             from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
@@ -117,6 +119,7 @@ def _counts(self) -> dict[str, object]:
         "most_running": _most_running,
         "decodes": _decodes,
         "decodes_beside_waiting": _decodes_beside_waiting,
+        "launched_ahead": _launched_ahead,
         "host_backup_bytes": self.rpc.backups.used if getattr(self, "rpc", None) else 0,
     }
 

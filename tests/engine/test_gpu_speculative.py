@@ -12,7 +12,7 @@ from sglang_rpc import RPCConfig
 from tests.engine import dense, on_cuda
 from tests.engine.engines import assert_balanced, engine, look_inside, with_and_without
 from tests.engine.oracle import Oracle, Rule
-from tests.engine.speculative import drafting, eagle_of, one_layer
+from tests.engine.speculative import AHEAD, drafting, eagle_of, one_layer
 from tests.engine.test_gpu import mean_gap
 
 pytestmark = pytest.mark.gpu
@@ -30,23 +30,34 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "page", "graphs"),
-    [("STANDALONE", 1, True), ("STANDALONE", 16, False), ("EAGLE", 16, True)],
-    ids=["standalone-graphs", "standalone-eager", "eagle-graphs"],
+    ("algorithm", "page", "graphs", "ahead"),
+    [
+        ("STANDALONE", 1, True, {}),
+        ("STANDALONE", 1, True, AHEAD),
+        ("STANDALONE", 16, False, {}),
+        ("STANDALONE", 16, False, AHEAD),
+        ("EAGLE", 16, True, {}),
+        ("EAGLE", 16, True, AHEAD),
+    ],
+    ids=[
+        *("standalone-graphs", "standalone-graphs-overlap", "standalone-eager", "standalone-eager-overlap"),
+        *("eagle-graphs", "eagle-graphs-overlap"),
+    ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algorithm, page, graphs):
+def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algorithm, page, graphs, ahead):
     if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
         pytest.skip(reason)
     draft = model if algorithm == "STANDALONE" else eagle_of(model, tmp_path / "draft")
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
-    args = drafting(draft, 4, speculative_algorithm=algorithm, page_size=page, attention_backend=backend)
+    args = drafting(draft, 4, speculative_algorithm=algorithm, page_size=page, attention_backend=backend, **ahead)
     if not graphs:
         args["cuda_graph_backend_decode"] = "disabled"
     with engine(model, rpc, device="cuda", dtype="bfloat16", **args) as running:
         prompts, results = with_and_without(running, TOKENS)
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
+    assert (seen["launched_ahead"] > sum(seen["decodes"].values()) / 2) == bool(ahead)
     oracle = Oracle(model)
     compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
     otherwise = mean_gap(oracle, prompts, results[:8], None)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_inside
-from tests.engine.speculative import drafting
+from tests.engine.speculative import AHEAD, speculating
 
 NAME, OTHER = "gqa_all_p64", "mha_all_p128"
 #: What a receipt says of compressions, whatever the steps.
@@ -72,23 +72,34 @@ def assert_same(results, expected) -> None:
 #: The draft is the model itself, or another; rows that a request verifies; what else differs.
 SHAPES = {
     "itself, 4": (NAME, 4, {}),
+    "itself, 4, overlap": (NAME, 4, AHEAD),
     "itself, 3, page 16": (NAME, 3, {"page_size": 16}),
     "another, 4": (OTHER, 4, {}),
     "itself, 2": (NAME, 2, {}),
+    "itself, 2, overlap, page 16": (NAME, 2, {**AHEAD, "page_size": 16}),
     "itself, 5, chunked": (NAME, 5, {"chunked_prefill_size": 16}),
+    "itself, 5, overlap, chunked": (NAME, 5, {**AHEAD, "chunked_prefill_size": 16}),
     "itself, 6, page 16, no tree": (NAME, 6, {"page_size": 16, "disable_radix_cache": True}),
     "another, 6, page 16": (OTHER, 6, {"page_size": 16}),
+    "another, 6, overlap, page 16": (OTHER, 6, {**AHEAD, "page_size": 16}),
+    "another, 3, overlap": (OTHER, 3, AHEAD),
     "itself, 4, tp 2": (NAME, 4, {"tp_size": 2}),
+    "itself, 4, overlap, tp 2": (NAME, 4, {**AHEAD, "tp_size": 2}),
 }
-BY_DEFAULT = ("itself, 4",)
+BY_DEFAULT = ("itself, 4", "itself, 4, overlap")
 
 
 @pytest.fixture(
     scope="module", params=[pytest.param(s, marks=() if s in BY_DEFAULT else pytest.mark.long) for s in SHAPES]
 )
-def running(request, goldens, golden, expected):  # one engine at a time: `expected` has ended
-    draft, tokens, more = SHAPES[request.param]
-    with engine(golden.path, golden.config, **drafting(goldens / draft, tokens, **more)) as started:
+def shape(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def running(shape, goldens, golden, expected):  # one engine at a time: `expected` has ended
+    draft, tokens, more = SHAPES[shape]
+    with speculating(golden.path, golden.config, goldens / draft, tokens, **more) as started:
         yield started
 
 
@@ -105,6 +116,21 @@ def test_together_as_without_drafts(running, golden, expected):
     assert results[1]["output_ids"] == golden.full[: len(golden.output)]
     assert_same(results, expected)
     assert sum(result["meta_info"].get("rpc", {}).get("compressions", 0) for result in results) > 60
+
+
+def test_most_steps_are_launched_ahead_under_overlap(running, shape, golden, tmp_path):
+    """All but those before which a row may have come to its due date."""
+    before = look_inside(running, tmp_path, [1])
+    running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
+    after = look_inside(running, tmp_path, [1])
+    steps = sum(after["decodes"].values()) - sum(before["decodes"].values())
+    ahead = after["launched_ahead"] - before["launched_ahead"]
+    drafts = SHAPES[shape][1]
+    if "overlap" in shape:
+        assert steps - ahead <= 2 + golden.compressions * drafts
+        assert ahead > steps / 2
+    else:
+        assert ahead == 0
 
 
 def test_alone_after_a_radix_hit_and_streamed(running, golden):

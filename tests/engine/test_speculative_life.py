@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine import engines, speculative
 from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_inside
-from tests.engine.speculative import drafting
+from tests.engine.speculative import AHEAD, drafting, speculating
 
 NAME = "gqa_all_p64"
 
@@ -16,12 +16,17 @@ def golden(goldens) -> Golden:
     return Golden.load(goldens / NAME)
 
 
-def test_retracted_over_and_over(goldens, golden, tmp_path):
+#: Whether a step is planned while the last one runs. With overlap there is less that does not depend on the other.
+SCHEDULING = pytest.mark.parametrize("ahead", [pytest.param({}, marks=pytest.mark.long), AHEAD], ids=["", "overlap"])
+
+
+@SCHEDULING
+def test_retracted_over_and_over(goldens, golden, tmp_path, ahead):
     """SGLANG_TEST_RETRACT retracts a request every third step; each comes back with its KV, and with its draft's."""
     n = len(golden.output)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SGLANG_TEST_RETRACT", "1")
-        with engine(golden.path, golden.config, **drafting(goldens / NAME, 4, page_size=16)) as running:
+        with speculating(golden.path, golden.config, goldens / NAME, 4, page_size=16, **ahead) as running:
             results = running.generate(input_ids=[golden.prompt] * 2, sampling_params=[greedy(n)] * 2)
             seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
@@ -32,11 +37,12 @@ def test_retracted_over_and_over(goldens, golden, tmp_path):
     assert {(r["compressions"], r["late"]) for r in receipts} == {(golden.compressions, 0)}
 
 
-def test_a_tight_pool_holds_what_was_promised(goldens, golden, tmp_path):
+@SCHEDULING
+def test_a_tight_pool_holds_what_was_promised(goldens, golden, tmp_path, ahead):
     """Requests of known length that the pool cannot hold at once: none is retracted, for drafts have slots too."""
-    args = drafting(goldens / NAME, 4, page_size=16, max_total_tokens=800)
+    more = {"page_size": 16, "max_total_tokens": 800, **ahead}
     prompts = [golden.prompt[i:] + golden.prompt[:i] for i in range(8)]
-    with engine(golden.path, golden.config, **args) as running:
+    with speculating(golden.path, golden.config, goldens / NAME, 4, **more) as running:
         results = running.generate(input_ids=prompts, sampling_params=[greedy(300)] * 8)
         seen = look_inside(running, tmp_path, [1])
         alone = [running.generate(input_ids=p, sampling_params=greedy(300))["output_ids"] for p in prompts[:2]]
@@ -48,12 +54,13 @@ def test_a_tight_pool_holds_what_was_promised(goldens, golden, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("ahead", [{}, AHEAD], ids=["", "overlap"])
 @pytest.mark.parametrize("page", [1, 16])
-def test_compressed_early_where_lengths_are_not_known(goldens, golden, tmp_path, page):
+def test_compressed_early_where_lengths_are_not_known(goldens, golden, tmp_path, page, ahead):
     """SGLang admits more than the pool holds to the end: windows are recorded ahead of time, and compressed."""
-    args = drafting(goldens / NAME, 4, page_size=page, max_total_tokens=640, schedule_conservativeness=0.1)
+    more = {"page_size": page, "max_total_tokens": 640, "schedule_conservativeness": 0.1, **ahead}
     prompts = [golden.prompt[i:] + golden.prompt[:i] for i in range(10)]
-    with engine(golden.path, golden.config, **args) as running:
+    with speculating(golden.path, golden.config, goldens / NAME, 4, **more) as running:
         params = [greedy(300, ignore_eos=False)] * 10
         results = running.generate(input_ids=prompts, sampling_params=params)
         seen = look_inside(running, tmp_path, [1])
@@ -67,10 +74,19 @@ def test_compressed_early_where_lengths_are_not_known(goldens, golden, tmp_path,
 
 
 class TestControls:
-    def test_without_the_cut_it_differs(self, goldens, golden, monkeypatch):
-        kind = engines._spied()
-        monkeypatch.setattr(kind, "run_scheduler_process_func", staticmethod(speculative.without_the_cut))
-        with engine(golden.path, golden.config, **drafting(goldens / NAME, 4)) as running:
+    @pytest.mark.parametrize(
+        ("without", "ahead"),
+        [
+            pytest.param(speculative.without_the_cut, {}, id="the cut"),
+            pytest.param(speculative.launching_on_due_dates, AHEAD, id="the result before a date"),
+            pytest.param(speculative.without_the_relay, AHEAD, id="the relay of lengths", marks=pytest.mark.long),
+        ],
+    )
+    def test_without_a_part_it_differs(self, goldens, golden, monkeypatch, without, ahead):
+        monkeypatch.setattr(speculative, "gathering", without)
+        monkeypatch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(without))
+        monkeypatch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "0")
+        with speculating(golden.path, golden.config, goldens / NAME, 4, **ahead) as running:
             result = running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
         date = golden.config.interval + golden.config.window
         assert result["output_ids"][: date + 1] == golden.output[: date + 1]
@@ -91,21 +107,19 @@ class TestControls:
         assert moving["tokens_per_step_compressed"] > 1.5 * leaving["tokens_per_step_compressed"]
 
 
-def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path):
+@SCHEDULING
+def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path, ahead):
     """A draft that has the model's own layer keeps what the model keeps, but for one token of each row."""
     model = speculative.one_layer(golden.path, tmp_path / "model")
     draft = speculative.eagle_of(model, tmp_path / "draft")
     prompts = [golden.prompt, golden.prompt[5:], [*golden.prompt[9:], 7, 8]]
     params = [greedy(500)] * 3 + [greedy(300, {"interval": 9, "window": 4, "ratio": 3})] * 3
-    outputs = []
-    for args in (
-        {"disable_overlap_schedule": True},
-        drafting(draft, 4, speculative_algorithm="EAGLE", page_size=16),
-    ):
-        with engine(model, golden.config, **args) as running:
-            results = running.generate(input_ids=prompts * 2, sampling_params=params)
-        outputs.append([result["output_ids"] for result in results])
-    assert outputs[1] == outputs[0]
+    with engine(model, golden.config, disable_overlap_schedule=True) as running:
+        expected = running.generate(input_ids=prompts * 2, sampling_params=params)
+    more = {"speculative_algorithm": "EAGLE", "page_size": 16, **ahead}
+    with speculating(model, golden.config, draft, 4, **more) as running:
+        results = running.generate(input_ids=prompts * 2, sampling_params=params)
+    assert [result["output_ids"] for result in results] == [result["output_ids"] for result in expected]
     for result in results[:3]:
         receipt = result["meta_info"]["rpc"]
         assert receipt["compressions"] == 7
@@ -114,9 +128,11 @@ def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path):
 
 
 @pytest.mark.long
-def test_eagle3_with_a_draft_of_random_weights(golden, tmp_path):
+@pytest.mark.parametrize("ahead", [{}, AHEAD], ids=["", "overlap"])
+def test_eagle3_with_a_draft_of_random_weights(golden, tmp_path, ahead):
     draft = speculative.eagle3_of(golden.path, tmp_path / "draft")
-    with engine(golden.path, golden.config, **drafting(draft, 4, speculative_algorithm="EAGLE3")) as running:
+    more = {"speculative_algorithm": "EAGLE3", **ahead}
+    with speculating(golden.path, golden.config, draft, 4, **more) as running:
         result = running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
     assert result["output_ids"] == golden.output
     assert result["meta_info"]["rpc"]["compressions"] == golden.compressions

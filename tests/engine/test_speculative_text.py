@@ -7,7 +7,10 @@ import json
 import pytest
 from openai import OpenAI
 
+from sglang_rpc import RPCConfig
+from tests.engine.engines import engine
 from tests.engine.servers import server
+from tests.engine.speculative import AHEAD, speculating
 from tests.engine.test_text import ask, model  # noqa: F401
 
 pytestmark = pytest.mark.long
@@ -66,3 +69,32 @@ def test_as_without_drafts(model, tmp_path_factory, drafts):  # noqa: F811
     assert counts["sglang:rpc_speculative_tokens_total"] > counts["sglang:rpc_speculative_steps_total"] > 0
     assert counts["sglang:rpc_speculative_tokens_compressed_total"] > 0
     assert counts["sglang:rpc_speculative_cuts_total"] == info["internal_states"][0]["rpc"]["speculative_cuts"] > 0
+
+
+def test_stop_strings_and_grammars_under_overlap(model):  # noqa: F811
+    """Of requests that run together, so that a step that one has to wait for is the others' step too."""
+    common = dict(skip_tokenizer_init=False, grammar_backend="xgrammar", constrained_json_disable_any_whitespace=True)
+    config = RPCConfig(interval=32, window=8, ratio=4, scope="all")
+    greedy = {"temperature": 0, "max_new_tokens": 250, "ignore_eos": True}
+    params = [
+        greedy,
+        {**greedy, "stop": ["carrots"]},
+        {**greedy, "stop": [" the"], "max_new_tokens": 120},
+        {**greedy, "ignore_eos": False, "json_schema": json.dumps(SCHEMA)},
+        {**greedy, "max_new_tokens": 32 + 8 + 1},
+    ]
+    prompts = ["List vegetables, one by one:", "Vegetables: potatoes,", "Once upon a time", "Numbers:", "A poem:"]
+    found = []
+    for context in (
+        engine(model, config, disable_overlap_schedule=True, **common),
+        speculating(model, config, model, 4, **AHEAD, **common),
+    ):
+        with context as running:
+            found.append(running.generate(prompt=prompts, sampling_params=params))
+    plain, ahead = found
+    for result, expected in zip(ahead, plain, strict=True):
+        assert result["text"] == expected["text"]
+        assert result["meta_info"]["finish_reason"] == expected["meta_info"]["finish_reason"]
+    assert plain[2]["meta_info"]["finish_reason"]["type"] == "stop"
+    assert 30 <= len(json.loads(plain[3]["text"])) <= 40
+    assert sum(result["meta_info"].get("rpc", {}).get("compressions", 0) for result in ahead) > 8

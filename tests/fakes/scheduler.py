@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from tests.fakes.batches import ScheduleBatch
 from tests.fakes.memory import Allocator, ReqToTokenPool, Tree
 from tests.fakes.models import ModelConfig, ModelRunner, ServerArgs
@@ -64,6 +66,18 @@ class DPAttnAdapter:
 
 
 @dataclass(eq=False)
+class FutureMap:
+    """Lengths by row; `published` has the rows of each publication."""
+
+    new_seq_lens_buf: torch.Tensor = field(default_factory=lambda: torch.zeros(1000, dtype=torch.int64))
+    published: list[list[int]] = field(default_factory=list)
+
+    def publish(self, future_indices: torch.Tensor, new_seq_lens: torch.Tensor) -> None:
+        self.new_seq_lens_buf[future_indices] = new_seq_lens
+        self.published.append(future_indices.tolist())
+
+
+@dataclass(eq=False)
 class Scheduler:
     """`rpc` is the runtime, as on SGLang's."""
 
@@ -73,7 +87,9 @@ class Scheduler:
     max_new_tokens_limit: int | None = None
     device: str = "cpu"
     forward_ct: int = 0
+    enable_overlap: bool = True
     forward_stream: Any = None
+    future_map: FutureMap = field(default_factory=FutureMap)
     chunked_req: Req | None = None
     running_batch: ScheduleBatch = field(default_factory=ScheduleBatch)
     disagg_decode_prealloc_queue: object | None = None

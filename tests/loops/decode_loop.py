@@ -20,7 +20,7 @@ from sglang_rpc.policy.lightthinker import Gists
 from sglang_rpc.runtime.compressor import Compressor
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.runtime.segment import ThinkMarkers, TokenMarker
-from sglang_rpc.types import Compression, KVLayer
+from sglang_rpc.types import NEVER, Compression, KVLayer
 from tests.loops.oracle import Oracle
 from tests.loops.rule_oracle import RuleOracle
 
@@ -149,9 +149,13 @@ class Loop:
     def draft(self, accepts: Callable[[], int]) -> None:
         """A step that verifies drafts; `accepts` says of how many rows of a request, at most."""
         self.poll()
+        self._verify(accepts)
+
+    def _verify(self, accepts: Callable[[], int]) -> None:
         table, n = self.compressor.speculative, self.ring.drafts
         assert table is not None
         for request in self.requests:
+            assert request.length < table.stops.get(request.row, NEVER), "a row is never launched on its stop"
             position = len(request.prompt) + request.generated
             where = self.ring.where(torch.tensor([request.row] * n), torch.arange(position, position + n))
             for layer in range(LAYERS):  # of rejected rows they stay
@@ -160,7 +164,6 @@ class Loop:
             lens, _ = table.cut(
                 torch.tensor([request.row]), torch.tensor([request.length]), torch.tensor([accepts()]), index
             )
-            assert lens.item() > 0, "a row is never launched on its stop"
             for _ in range(int(lens)):
                 self._decode(request)
 

@@ -153,14 +153,14 @@ def test_the_command_on_a_changed_sglang(tmp_path):
     content = json.loads(PINS.read_text())
     of = {pin["target"]: pin for pin in content["pins"]}
     content["modules"]["sglang.srt.managers.scheduler"] = "0" * 64
-    of["sglang.srt.managers.scheduler.Scheduler.run_batch"]["fingerprint"] = "0" * 64
+    of["sglang.srt.managers.scheduler.Scheduler._collect_inflight_batches"]["fingerprint"] = "0" * 64
     of["sglang.srt.managers.schedule_batch.Req.reset_for_retract"]["signature"] = "(self, mode)"
     (tmp_path / PINS.name).write_text(json.dumps(content))
     done = python("-m", "sglang_rpc.doctor", "--pins", tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert "takes (self), pinned (self, mode); needed: the row is rebuilt from tokens" in done.stdout
-    assert "body changed       assumed  srt.managers.scheduler.Scheduler.run_batch" in done.stdout
+    assert "body changed       assumed  srt.managers.scheduler.Scheduler._collect_inflight_batches" in done.stdout
     counts, last = done.stdout.splitlines()[-2:]
     assert counts == f"Places: {PLACES - 2} ok, 1 signature changed, 1 body changed"
     assert last == "RPC can't run here: sglang.srt.managers.schedule_batch.Req.reset_for_retract"

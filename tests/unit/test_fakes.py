@@ -20,6 +20,7 @@ from tests.fakes import batches, disaggregation, memory, models, requests, runti
 #: What fakes have beside the declared names: `rpc`, `rpc_...`, which RPC puts there itself, and what tests set or read.
 OWN = {
     scheduler.DPAttnAdapter: {"asked"},
+    scheduler.FutureMap: {"published"},
     memory.Allocator: {"free", "kvcache"},
     memory.ReqToTokenPool: {"rpc", "rpc_ring"},
     memory.Tree: {"evictable", "states"},

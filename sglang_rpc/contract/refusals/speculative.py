@@ -51,13 +51,6 @@ SPECULATIVE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
         f"use --speculative-algorithm {' or '.join(ALGORITHMS)}, remove --speculative-algorithm",
         "--speculative-algorithm",
     ),
-    speculative_overlap=Row(
-        lambda args, _: not args.disable_overlap_schedule and _with(args, "overlap scheduling"),
-        "how many drafts were accepted is known to the device alone while the next step is planned, and a compression "
-        "is due at a number of entries",
-        "add --disable-overlap-schedule",
-        "without --disable-overlap-schedule",
-    ),
     speculative_trees=_row(
         "speculative_eagle_topk",
         "drafts that branch share a position, and of each position one query is recorded",

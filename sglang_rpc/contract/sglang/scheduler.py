@@ -13,7 +13,7 @@ from sglang_rpc.contract.sglang.memory import Allocator, ReqToTokenPool, Tree
 from sglang_rpc.contract.sglang.model import ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.requests import Req, TreeNode
 from sglang_rpc.contract.sglang.server import ServerArgs
-from sglang_rpc.contract.targets import REUSE, assumed
+from sglang_rpc.contract.targets import REUSE, SPECULATIVE, assumed
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,14 @@ class TpModelWorker(Protocol):
 class DraftWorker(Protocol):
     def _draft_model_runners(self) -> Sequence[ModelRunner]:
         """the runner of each draft model, whose KV pool is its own"""
+
+
+@assumed(f"{_MANAGERS}.overlap_utils.FutureMap", "what a step leaves for the next, by row", SPECULATIVE)
+class FutureMap(Protocol):
+    new_seq_lens_buf: torch.Tensor  #: int64 [rows], physical lengths after the last step of each row
+
+    def publish(self, future_indices: torch.Tensor, new_seq_lens: torch.Tensor) -> None:
+        """sets lengths by row; the next launch, and its copy to the host, wait for what is on the stream by now"""
 
 
 @assumed("sglang.srt.beam_search.coordinator.BeamCoordinator", "told of every request that ends while it waits")
@@ -88,8 +96,10 @@ class Scheduler(Protocol):
     disagg_decode_prealloc_queue: object | None  #: of a decode server
     dp_attn_adapter: DPAttnAdapter
     draft_worker: DraftWorker | None  #: of a server that speculates
+    enable_overlap: bool  #: whether steps are planned while the last one runs
     forward_ct: int  #: forward passes so far
     forward_stream: torch.cuda.Stream
+    future_map: FutureMap
     ipc_channels: IpcChannels
     max_new_tokens_limit: int | None
     max_req_input_len: int  #: tokens
@@ -100,7 +110,8 @@ class Scheduler(Protocol):
     req_to_token_pool: ReqToTokenPool
     rpc: object  #: see `hooks.runtime.runtime_of`
     running_batch: ScheduleBatch
-    result_queue: deque[object]  #: results in flight; empty without overlap
+    #: Batches and their results that are in flight; none without overlap, and one, or none, with it.
+    result_queue: deque[tuple[ScheduleBatch, object]]
     server_args: ServerArgs
     token_to_kv_pool_allocator: Allocator
     tokenizer: Tokenizer | None

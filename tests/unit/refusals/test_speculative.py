@@ -20,7 +20,6 @@ from tests.unit.refusals.examples import ROOT, assert_refused
 USUAL = RPCConfig()
 PLAIN = dict(
     speculative_algorithm="STANDALONE",
-    disable_overlap_schedule=True,
     speculative_eagle_topk=1,
     enable_multi_layer_eagle=False,
     speculative_adaptive=False,
@@ -37,7 +36,6 @@ PLAIN = dict(
 )
 SERVER = {
     "speculative_decoding": ({"speculative_algorithm": "NGRAM"}, USUAL, "--speculative-algorithm NGRAM"),
-    "speculative_overlap": ({"disable_overlap_schedule": False}, USUAL, "with overlap scheduling"),
     "speculative_trees": ({"speculative_eagle_topk": 4}, USUAL, "--speculative-eagle-topk 4"),
     "speculative_layers": ({"enable_multi_layer_eagle": True}, USUAL, "--enable-multi-layer-eagle"),
     "speculative_adaptive": ({"speculative_adaptive": True}, USUAL, "--speculative-adaptive"),
@@ -121,8 +119,8 @@ def test_before_a_process_starts(resolved):
     attach(resolved, USUAL)
     declare_resolution(resolved, "test", **PLAIN)
     attach_and_refuse(None, resolved)
-    declare_resolution(resolved, "test", disable_overlap_schedule=False)
-    with pytest.raises(UnsupportedError, match="add --disable-overlap-schedule"):
+    declare_resolution(resolved, "test", speculative_adaptive=True)
+    with pytest.raises(UnsupportedError, match="remove --speculative-adaptive"):
         attach_and_refuse(None, resolved)
     attach(resolved, None)
     attach_and_refuse(None, resolved)

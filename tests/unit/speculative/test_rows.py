@@ -30,18 +30,29 @@ def test_a_step_ends_on_its_stop(table, left, count):
     assert (lens.dtype, index.dtype) == (torch.int32, torch.int32)
     kept = min(count, left)
     assert index.tolist() == [[*range(kept), *[-1] * (4 - kept)], [4, 5, 6, 7]]
-    assert table.cuts.tolist() == [0, 0, 0, int(count > left), 0, 0]
+    assert table.was_cut(3, 100 + left) == (count > left)
+    assert not table.was_cut(3, 101 + left)
+    assert not table.was_cut(5, 7)
 
 
 def test_a_row_that_is_given_back_is_forgotten(table):
     table.stop_at(2, 10)
     table.evict(2, 48)
-    for _ in range(3):
-        table.cut(torch.tensor([2]), torch.tensor([8]), *accepted(4))
-    assert table.release(2) == 3
-    assert table.release(2) == 0
+    table.cut(torch.tensor([2]), torch.tensor([8]), *accepted(4))
+    assert table.was_cut(2, 10)
+    table.release(2)
+    assert table.stops == {}
+    assert not table.was_cut(2, 10)
     assert table.evicted.tolist() == [0] * 6
     assert table.stop.tolist() == [NEVER] * 6
+
+
+def test_a_row_on_its_stop_goes_on_by_a_token(table):
+    """None is launched there. If one were, a step of no tokens would have no newest one to go on from."""
+    table.stop_at(3, 100)
+    lens, index = table.cut(torch.tensor([3]), torch.tensor([100]), *accepted(4))
+    assert lens.tolist() == [1]
+    assert index.tolist() == [[0, -1, -1, -1]]
 
 
 def test_tokens_of_a_row_lack_what_it_has_lost(table):
