@@ -75,7 +75,8 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         config,
         tokens=full_slots_free(allocator),
         rows=rows - 1,
-        slot_bytes=QueryRing.slot_bytes(**shape) + draft_slot_bytes(model_runner, config, model_runner.dtype),
+        slot_bytes=QueryRing.slot_bytes(**shape)
+        + draft_slot_bytes(model_runner.spec_aux_config, config, model_runner.dtype, drafts),
         pool_bytes=pool_bytes(kv_pool(allocator)),
     )
     slots = slots.lowered(ranks.least(slots.slots, everyone), config.window)

@@ -13,7 +13,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, full_attention
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, ModelRunner
+from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, SpecAuxConfig
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
@@ -73,7 +73,7 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
         return None  # once the pool is there, the model is refused
     drafts = drafts_of(configurator.server_args)
     slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype, drafts))
-    slot_bytes += draft_slot_bytes(configurator, config, configurator.model_dtype)
+    slot_bytes += draft_slot_bytes(configurator.spec_aux_config, config, configurator.model_dtype, drafts)
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
@@ -111,15 +111,14 @@ def drafts_of(server_args: ServerArgs) -> int:
     return int(max_speculative_num_draft_tokens())
 
 
-def draft_slot_bytes(of: ModelRunner | KVCacheConfigurator, config: RPCConfig, dtype: torch.dtype) -> int:
-    """Bytes of a query slot that a draft model takes, by its configuration; 0 without one. `of`: of the model."""
-    drafts = drafts_of(of.server_args)
-    model = of.spec_aux_config.draft_model_config if drafts else None
-    if model is None:
+def draft_slot_bytes(draft: SpecAuxConfig, config: RPCConfig, dtype: torch.dtype, drafts: int) -> int:
+    """Bytes of a query slot that are a draft model's, by its configuration; 0 without one."""
+    model = draft.draft_model_config
+    if not drafts or model is None:
         return 0
     group = ranks.tensor_parallel_group()
     return QueryRing.slot_bytes(
-        layers=of.spec_aux_config.draft_kv_num_layers or 0,
+        layers=draft.draft_kv_num_layers or 0,
         window=config.window,
         heads=model.get_num_attention_heads(1 if group is None else group.world_size),
         head_dim=model.head_dim,

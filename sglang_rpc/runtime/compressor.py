@@ -73,11 +73,11 @@ class Compressor:
         self.speculative = speculative
         self.recorder = Recorder(ring)
         self._backend = make_backend(config, layers, ring, req_to_token, reduce)
-        self._backends: list[Backend] = [self._backend]
+        self._draft: Backend | None = None
         if drafts:
             assert ring.draft is not None, "a draft's layers are scored with its own queries"
             made = make_backend(config, drafts, ring.draft, req_to_token, reduce)
-            self._backends.append(DraftBackend(made, drafts, req_to_token))
+            self._draft = DraftBackend(made, drafts, req_to_token)
 
     def begin(self, state: RequestState, prompt: Sequence[int]) -> None:
         """Read a new request's prompt for think markers, if its scope asks for it; begin to look for gists.
@@ -177,8 +177,9 @@ class Compressor:
 
         Afterwards the row positions `[begin, new_end)` hold what was kept, in order; nothing else has changed.
         """
-        for backend in self._backends:
-            backend.compress(compressions)
+        self._backend.compress(compressions)
+        if self._draft is not None:
+            self._draft.compress(compressions)
 
     def observe(self, observer: Observer) -> None:
         """From now on show `observer` what each compression keeps, on the stream that it is applied on."""
@@ -191,8 +192,8 @@ class Compressor:
 
     @property
     def implementations(self) -> tuple[str, ...]:
-        """As `scoring`; of a draft's layers, too."""
-        return tuple(backend.name for backend in self._backends)
+        """As `scoring`; then that of a draft's layers, if there is one."""
+        return (self._backend.name,) if self._draft is None else (self._backend.name, self._draft.name)
 
     def _wait(
         self, state: RequestState, decided: CheckAgain, row: int, prompt: int, generated: int, lag: int = 0
