@@ -123,7 +123,7 @@ def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path, ahead):
     for result in results[:3]:
         receipt = result["meta_info"]["rpc"]
         assert receipt["compressions"] == 7
-        assert receipt["tokens_per_step_compressed"] > 0.8 * receipt["tokens_per_step"] > 2
+        assert receipt["tokens_per_step_compressed"] > 0.7 * receipt["tokens_per_step"] > 2
         assert receipt["cuts"] > 0
 
 
