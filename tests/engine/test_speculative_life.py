@@ -109,7 +109,8 @@ class TestControls:
 
 @SCHEDULING
 def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path, ahead):
-    """A draft that has the model's own layer keeps what the model keeps, but for one token of each row."""
+    """A draft that has the model's own layer keeps what the model keeps, but for a token or two in a compression. With
+    random weights, whose attention is on all tokens alike, these count."""
     model = speculative.one_layer(golden.path, tmp_path / "model")
     draft = speculative.eagle_of(model, tmp_path / "draft")
     prompts = [golden.prompt, golden.prompt[5:], [*golden.prompt[9:], 7, 8]]
