@@ -166,7 +166,7 @@ def read(path: Path) -> list[Row]:
 
 
 def _write(rows: Sequence[Row], out: Path) -> None:
-    with (out / "problems.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / "drafts.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
@@ -176,7 +176,7 @@ def _write(rows: Sequence[Row], out: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m eval.bench.speculative", description=__doc__.partition("\n")[0])
-    made.add_argument("--out", type=Path, required=True, help="folder of problems.csv and summary.md")
+    made.add_argument("--out", type=Path, required=True, help="folder of drafts.csv and summary.md")
     made.add_argument("--policies", default="rpc,peak")
     made.add_argument("--ratio", type=float, default=4)
     made.add_argument("--level", choices=sorted(ledger.LADDER), default="near")

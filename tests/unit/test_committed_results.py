@@ -98,7 +98,7 @@ def test_the_committed_summary_of_interrupted_thoughts_is_what_its_problems_give
 
 def test_the_committed_summary_of_drafts_is_what_its_problems_give():
     folder = RESULTS / "cpu-reasoner-drafts"
-    rows = speculative.read(folder / "problems.csv")
+    rows = speculative.read(folder / "drafts.csv")
     assert (folder / "summary.md").read_text() == speculative.summary(rows)
     assert all(row.same for row in rows)
 
