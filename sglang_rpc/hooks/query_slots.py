@@ -13,10 +13,11 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, full_attention
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
+from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, SpecAuxConfig
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import ranks
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
@@ -72,6 +73,7 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
         return None  # once the pool is there, the model is refused
     drafts = drafts_of(configurator.server_args)
     slot_bytes = QueryRing.slot_bytes(**ring_shape(config, layers, configurator.model_dtype, drafts))
+    slot_bytes += draft_slot_bytes(configurator.spec_aux_config, config, configurator.model_dtype, drafts)
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
@@ -107,6 +109,22 @@ def drafts_of(server_args: ServerArgs) -> int:
     from sglang.srt.runtime_context import max_speculative_num_draft_tokens
 
     return int(max_speculative_num_draft_tokens())
+
+
+def draft_slot_bytes(draft: SpecAuxConfig, config: RPCConfig, dtype: torch.dtype, drafts: int) -> int:
+    """Bytes of a query slot that are a draft model's, by its configuration; 0 without one."""
+    model = draft.draft_model_config
+    if not drafts or model is None:
+        return 0
+    group = ranks.tensor_parallel_group()
+    return QueryRing.slot_bytes(
+        layers=draft.draft_kv_num_layers or 0,
+        window=config.window,
+        heads=model.get_num_attention_heads(1 if group is None else group.world_size),
+        head_dim=model.head_dim,
+        dtype=dtype,
+        drafts=drafts,
+    )
 
 
 def ring_shape(

@@ -1,61 +1,40 @@
 """The last R queries of the requests that are about to be compressed.
 
 A request takes a query slot R steps before its compression and gives it back right after, so a few slots serve many
-requests. Entry `position % R` of a slot holds the query of the token at that logical position: order needs no counter,
-and the write is one index_put on static buffers, which a CUDA graph can replay.
+requests.
 
 A server that speculates has n entries more, those of the rows that a request verifies in a step. All are written. The
 next step begins right after what was accepted, so the last write of a position is that of its token. Rejected ones lie
 fewer than n positions ahead: with R + n entries none of them falls into the window.
 
 Slot 0 is the dummy slot: every row that owns no slot writes there.
+
+A draft model has queries of its own, in the slots of the same requests. It is shown each token one position early, so a
+slot has its queries of the same positions.
 """
 
-import importlib.util
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from sglang_rpc.memory.queries import Queries
 
-class QueryRing:
-    """Ring buffers for `slots` requests, all layers.
 
-    Shapes: `buffer` [layers, slots + 1, window + drafts, heads, head_dim] in the queries' dtype; `slot_of_row` int64
-    [rows]. `drafts` is n, the rows that a request verifies in a step; 0 where a step has one.
-    """
+class QueryRing(Queries):
+    """The slots, and the model's queries in them. `slot_of_row`: int64 [rows]."""
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        slots: int,
-        rows: int,
-        window: int,
-        heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        drafts: int = 0,
-    ):
-        self.window = window
-        self.drafts = drafts
-        self.entries = window + drafts  #: positions whose queries a slot holds
+    def __init__(self, *, slots: int, rows: int, device: torch.device | str, **shape: Any):
+        """`shape`: the other arguments of `Queries`."""
+        super().__init__(slots=slots, device=device, **shape)
         self.slots = slots
-        shape = (layers, slots + 1, self.entries, heads, head_dim)
-        self.buffer = torch.zeros(shape, dtype=dtype, device=device)
-        self._kernel = _store_kernel() if self.buffer.is_cuda else None
+        self.draft: DraftQueries | None = None  #: of a server whose drafts come from a model
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
         self._free = list(range(slots, 0, -1))
         self._parked: OrderedDict[int, int] = OrderedDict()  # ticket -> free slot with queries that may be of use
         self._tickets = itertools.count(1)
         self._row_of_slot: dict[int, int] = {}
-
-    @staticmethod
-    def slot_bytes(layers: int, window: int, heads: int, head_dim: int, dtype: torch.dtype, drafts: int = 0) -> int:
-        """Bytes of one slot."""
-        return layers * (window + drafts) * heads * head_dim * dtype.itemsize
 
     @property
     def in_use(self) -> int:
@@ -69,8 +48,13 @@ class QueryRing:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of device memory."""
-        return self.buffer.nbytes
+        """Bytes of device memory, of the draft's queries too."""
+        return self.buffer.nbytes + (0 if self.draft is None else self.draft.buffer.nbytes)
+
+    def of(self, slot: int) -> tuple[torch.Tensor, ...]:
+        """All queries in a slot, [layers, entries, heads, head_dim] each: the model's, and its draft's."""
+        held = self.buffer[:, slot]
+        return (held,) if self.draft is None else (held, self.draft.buffer[:, slot])
 
     def row_of(self, slot: int) -> int:
         """The row whose queries go into a slot that is taken."""
@@ -106,37 +90,29 @@ class QueryRing:
         """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the dummy."""
         return self.slot_of_row[rows], positions % self.entries
 
-    def store(self, layer: int, where: tuple[torch.Tensor, torch.Tensor], *queries: torch.Tensor) -> None:
-        """Write one query per row. The dummy slot's content is nobody's.
 
-        Args:
-            queries: [n, heads * head_dim] or [n, heads, head_dim], or in parts (MLA's absorbed and roped), each with
-                its own share of the head dim.
-        """
-        heads, head_dim = self.buffer.shape[3:]
-        first = 0
-        for part in queries:
-            width = part.shape[2] if part.dim() == 3 else part.shape[1] // heads
-            part = part.view(-1, heads, width)
-            target = self.buffer[layer, ..., first : first + width]
-            if self._kernel is not None and part.stride(2) == 1:
-                self._kernel(target, *where, part)
-            else:
-                target.index_put_(where, part.to(self.buffer.dtype))
-            first += width
-        assert first == head_dim, f"queries of {first} dims in a ring for {head_dim}"
+class DraftQueries(Queries):
+    """A draft model's queries, in the slots of a ring; its layers have a shape of their own."""
 
-    def last(self, slot: int, length: int, window: int) -> torch.Tensor:
-        """The queries of the last `window` (<= R) tokens of a sequence of logical `length`, oldest first:
-        [layers, window, heads, head_dim], gathered."""
-        entries = torch.arange(length - window, length, device=self.buffer.device) % self.entries
-        return self.buffer[:, slot].index_select(1, entries)
+    def __init__(self, ring: QueryRing, *, layers: int, heads: int, head_dim: int, dtype: torch.dtype):
+        super().__init__(
+            layers=layers,
+            slots=ring.slots,
+            window=ring.window,
+            heads=heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            device=ring.buffer.device,
+            drafts=ring.drafts,
+        )
+        self._ring = ring
+        ring.draft = self
 
+    @property
+    def in_use(self) -> int:
+        """Slots that are taken."""
+        return self._ring.in_use
 
-def _store_kernel() -> Callable[..., None] | None:
-    """The Triton write, if Triton is installed."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from sglang_rpc.memory.triton_ring import store
-
-    return store
+    def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `QueryRing.where`."""
+        return self._ring.where(rows, positions)
