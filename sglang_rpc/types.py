@@ -70,7 +70,6 @@ class KVLayer:
     accumulated: torch.Tensor | None = None
     window: int = 0  #: in a sliding-window layer, entries before its own that a token sees; 0: full attention
     earlier: int = 0  #: scored layers of the model on earlier pipeline stages
-    draft: bool = False  #: of a model that drafts: not scored, it keeps the tokens that the last scored layer keeps
 
     @property
     def buffers(self) -> tuple[torch.Tensor, ...]:
@@ -86,19 +85,17 @@ class KVLayer:
 @dataclass(frozen=True)
 class LayersByKind:
     """A model's layers on this rank. Full attention is recorded and scored, and each layer keeps candidates of its own
-    choice. A sliding-window layer keeps as many, the newest. Layers of a draft model, whose KV lies in the same slots
-    of a pool of its own, keep the tokens that the last of the scored layers keeps."""
+    choice. A sliding-window layer keeps as many, the newest."""
 
     full: tuple[KVLayer, ...]
     windows: tuple[KVLayer, ...]
-    drafts: tuple[KVLayer, ...] = ()
 
     @classmethod
     def of(cls, layers: Sequence[KVLayer]) -> LayersByKind:
         """`layers` by kind, each in their order."""
-        drafts = tuple(each for each in layers if each.draft)
-        own = [each for each in layers if not each.draft]
-        return cls(tuple(each for each in own if not each.window), tuple(each for each in own if each.window), drafts)
+        return cls(
+            tuple(layer for layer in layers if not layer.window), tuple(layer for layer in layers if layer.window)
+        )
 
     @property
     def reach(self) -> int:
@@ -125,6 +122,7 @@ class Compression:
     event: int = 1  #: n, which compression of the request this is
     late: bool = False  #: after its due date
     early: bool = False  #: before its due date, to spare a retraction
+    query_before: bool = False  #: whether the query of the entry before the window is recorded too
     seed: int = 0  #: for a policy that draws at random: equal for equal texts
 
     @property

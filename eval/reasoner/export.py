@@ -54,7 +54,18 @@ def save(model: Network, words: Vocabulary, options: argparse.Namespace, reached
     made = {
         "arguments": {
             name: getattr(options, name)
-            for name in ("task", "window", "minutes", "seed", "threads", "device", "tokens", "problems")
+            for name in (
+                "task",
+                "window",
+                "layers",
+                "hidden",
+                "minutes",
+                "seed",
+                "threads",
+                "device",
+                "tokens",
+                "problems",
+            )
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),

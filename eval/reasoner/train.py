@@ -3,7 +3,7 @@
 A Qwen2 of half a million parameters or more, from nothing, on one CPU core or a GPU. What makes it learn in an hour:
 layer 0 begins with heads that look a few tokens back (through Qwen2's query and key biases); short
 problems come before long ones; matrices are updated by Muon, the rest by AdamW. With `--window` it is a Gemma 2, every
-other layer of which sees a window.
+other layer of which sees a window. With `--layers` or `--hidden` it is smaller, to draft for one that is not.
 
 Writes what SGLang and transformers load, and `training.json`: arguments, versions, what was reached. The schedule goes
 by the clock, so the same seed gives the same kind of model, not the same numbers. Weights so far: `OUT.partial`.
@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,10 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     device = options.device
     lesson = LESSONS[options.task]
-    model = build(lesson.size, len(lesson.family.WORDS), lesson.meanings, options.window).to(device)
+    given = {name: getattr(options, name) for name in ("layers", "hidden") if getattr(options, name) is not None}
+    if "hidden" in given:
+        given["wide"] = given["hidden"] * lesson.size.wide // lesson.size.hidden
+    model = build(replace(lesson.size, **given), len(lesson.family.WORDS), lesson.meanings, options.window).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -119,6 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.reasoner.train", description=__doc__.partition("\n")[0])
     parser.add_argument("--task", choices=LESSONS, default="ledger", help="what it learns")
     parser.add_argument("--window", type=int, help="tokens that layers 0, 2, 4 ... see; without it all see everything")
+    parser.add_argument("--layers", type=int, help="of the network; without it as many as the task asks for")
+    parser.add_argument("--hidden", type=int, help="its width; without it what the task asks for")
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)

@@ -12,7 +12,7 @@ from sglang_rpc.backends.policy_scores import try_policy
 from sglang_rpc.backends.reference_backend import ReferenceBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.errors import ConfigError
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.queries import Queries
 from sglang_rpc.policy.base import Policy
 from sglang_rpc.policy.resolve import find_policy
 from sglang_rpc.types import KVLayer, LayersByKind
@@ -24,7 +24,7 @@ CODE = "config.scoring"
 
 
 def make_backend(
-    config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, req_to_token: torch.Tensor, reduce: Reduce | None
+    config: RPCConfig, layers: Sequence[KVLayer], ring: Queries, req_to_token: torch.Tensor, reduce: Reduce | None
 ) -> Backend:
     """`config.scoring`, or with `auto` Triton where it can run.
 
@@ -54,7 +54,7 @@ def make_backend(
 def _kernels(
     config: RPCConfig,
     wanted: str,
-    given: tuple[Policy | None, Sequence[KVLayer], QueryRing, torch.Tensor, Reduce | None],
+    given: tuple[Policy | None, Sequence[KVLayer], Queries, torch.Tensor, Reduce | None],
 ) -> tuple[Backend | None, str]:
     """The kernels if they pass their trial here; else None, and the reason as a part of a sentence.
 

@@ -9,8 +9,8 @@ import torch
 from sglang_rpc.backends.base import Reduce
 from sglang_rpc.backends.policy_scores import policy_layer, summed
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.memory.compaction import for_heads, move_kept, move_newest, one_ahead
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.compaction import move_kept, move_newest
+from sglang_rpc.memory.queries import Queries
 from sglang_rpc.policy.base import Policy
 from sglang_rpc.scoring import reference
 from sglang_rpc.types import Compression, KVLayer, LayersByKind, Observer
@@ -23,7 +23,7 @@ class ReferenceBackend:
     config: RPCConfig
     policy: Policy | None
     layers: Sequence[KVLayer]
-    ring: QueryRing
+    ring: Queries
     req_to_token: torch.Tensor
     reduce: Reduce | None
     observer: Observer | None = None
@@ -52,9 +52,6 @@ class ReferenceBackend:
                 move_kept(layer.buffers, own, layer_kept, c.candidates)
             for layer in by_kind.windows:
                 move_newest(layer.buffers, own, c.keep + c.window)
-            for layer in by_kind.drafts:
-                ahead = one_ahead(for_heads(kept[-1], layer.keys.shape[1]), c.keep, c.candidates)
-                move_kept(layer.buffers, own, ahead, c.candidates)
 
     def _kept(self, compressions: Sequence[Compression], slots: list[torch.Tensor]) -> list[torch.Tensor]:
         """The candidates that stay where they are scored, ascending: int64 [layers, 1 or kv_heads, keep] of each

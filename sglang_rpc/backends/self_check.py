@@ -9,6 +9,7 @@ import torch
 from sglang_rpc.backends.base import Backend
 from sglang_rpc.backends.random_layers import copy, mismatch, random_layer
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.memory.queries import Queries
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.base import Policy
@@ -18,12 +19,10 @@ from sglang_rpc.types import Compression, KVLayer, LayersByKind
 PROMPT, WHOLE = 5, 3
 
 #: Builds a backend from config, policy, layers, ring, req_to_token and reduce.
-Make = Callable[[RPCConfig, Policy | None, Sequence[KVLayer], QueryRing, torch.Tensor, None], Backend]
+Make = Callable[[RPCConfig, Policy | None, Sequence[KVLayer], Queries, torch.Tensor, None], Backend]
 
 
-def failure(
-    config: RPCConfig, layers: Sequence[KVLayer], ring: QueryRing, *, expected: Make, actual: Make
-) -> str | None:
+def failure(config: RPCConfig, layers: Sequence[KVLayer], ring: Queries, *, expected: Make, actual: Make) -> str | None:
     """What `actual` leaves otherwise than `expected`, as a part of a sentence; None if nothing. Waits for the device:
     for start-up only.
 
@@ -45,7 +44,7 @@ def _trial(
     config: RPCConfig,
     policy: Policy | None,
     layers: Sequence[KVLayer],
-    ring: QueryRing,
+    ring: Queries,
     makers: tuple[Make, Make],
     seed: int,
 ) -> str | None:
@@ -70,7 +69,7 @@ def _trial(
     # Sharp attention, so that scores lie far apart.
     own_ring.buffer.copy_((4 * torch.randn(own_ring.buffer.shape, generator=generator)).to(ring.buffer.dtype))
     kinds = LayersByKind.of(layers)
-    likes = [kinds.full[0], *kinds.windows[:1], kinds.full[0], *kinds.drafts[:1]]
+    likes = [kinds.full[0], *kinds.windows[:1], kinds.full[0]]
     own_layers = [random_layer(like, rows * longest + 1, generator) for like in likes]
     results = []
     for make in makers:

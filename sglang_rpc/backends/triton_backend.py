@@ -6,8 +6,7 @@ import torch
 
 from sglang_rpc.backends.base import SCRATCH_BYTES, Reduce
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.memory.compaction import for_heads, one_ahead
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.queries import Queries
 from sglang_rpc.memory.triton_compaction import SliceTable, move_kept
 from sglang_rpc.policy.base import Policy
 from sglang_rpc.scoring.key_table import KeyTable, ValueTable
@@ -25,21 +24,19 @@ class TritonBackend:
         config: RPCConfig,
         policy: Policy | None,
         layers: Sequence[KVLayer],
-        ring: QueryRing,
+        ring: Queries,
         req_to_token: torch.Tensor,
         reduce: Reduce | None,
     ):
         """Arguments: see ReferenceBackend. Raises ValueError if no kernel takes these layers."""
         self._config = config
         self._policy = policy
-        by_kind = LayersByKind.of(layers)
-        scored = by_kind.full
+        scored = LayersByKind.of(layers).full
         #: None under lightthinker, which scores nothing.
         self._keys = None if policy is None else KeyTable(scored)
         self._rule = PLAIN if policy is None or policy.rule is None else policy.rule
         self._values = ValueTable.of(scored) if self._rule.value_power else None
-        self._slices = SliceTable([layer for layer in layers if not layer.draft])
-        self._drafts = SliceTable(by_kind.drafts) if by_kind.drafts else None
+        self._slices = SliceTable(layers)
         self._layer_count = len(scored)
         self._ring = ring
         self._req_to_token = req_to_token
@@ -76,10 +73,6 @@ class TritonBackend:
         if self.observer is not None:
             self.observer(compressions, kept)
         move_kept(self._slices, self._req_to_token, batch, kept)
-        if self._drafts is not None:
-            keeps, candidates = (each[: batch.size, None, None] for each in (batch.keeps, batch.candidates))
-            ahead = one_ahead(for_heads(kept[-1:], self._drafts.kv_heads), keeps, candidates)
-            move_kept(self._drafts, self._req_to_token, batch, ahead)
 
     def _kept(self, compressions: Sequence[Compression], batch: CompressionBatch) -> torch.Tensor:
         """The candidates that stay where they are scored, ascending: int32 [layers, B, 1 or kv_heads, most_kept]."""

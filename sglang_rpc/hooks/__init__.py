@@ -27,7 +27,8 @@
 | `positions` | which positions do compressed rows have? |
 | `speculative` | where does a step that drafts end, and which positions has the draft? |
 | `speculative_overlap` | when must a step that drafts wait for the last one, so that none begins on a due date? |
-| `draft_layers` | where does the KV of a draft model lie, and what does it need? |
+| `draft_queries` | how are a draft model's queries recorded, and its KV found? |
+| `draft_layers` | what of a draft model does the scheduler need? |
 | `draft_metadata` | how long are rows, where a position is taken for that? |
 | `step` | what does one forward step carry for RPC? |
 | `capture` | how do queries get into the query ring? |

@@ -57,7 +57,9 @@ def set_aside(
     backups = HostBackup(layers, limit, states=states)
     backups.lower(ranks.least(backups.limit, group))
     if group is not None:
-        backups.charge(ranks.most(backups.entry_bytes, group), ranks.most(ring.buffer[:, 0].nbytes, group))
+        backups.charge(
+            ranks.most(backups.entry_bytes, group), ranks.most(sum(held.nbytes for held in ring.of(0)), group)
+        )
     if on_gpu and backups.limit:
         seconds = perf_counter() - begun
         logger.info("RPC: %.2f GB of host memory pinned for host backups, in %.1f s", backups.limit / 1e9, seconds)

@@ -35,7 +35,7 @@ def save(runtime: SchedulerRPC, req: Req, state: RequestState) -> Backup | None:
     runtime.fence()
     row = runtime.scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :entries].long()
     recording = state.recording
-    queries = None if recording.slot is None or recording.ahead else runtime.ring.buffer[:, recording.slot]
+    queries = None if recording.slot is None or recording.ahead else runtime.ring.of(recording.slot)
     state_slot = None
     if runtime.backups.has_states:
         assert req.kv.mamba_pool_idx is not None, f"{req.rid} holds a row and no recurrent state"

@@ -38,7 +38,7 @@ from sglang_rpc.hooks.query_slots import count_slots, drafts_branch, drafts_of, 
 from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.step import attention_call, decodes, single_rows
 from sglang_rpc.hooks.window_pool import window_pool_of
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
 from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from sglang_rpc.memory.tree_queries import TreeQueries
 from sglang_rpc.policy.resolve import accumulates
@@ -76,7 +76,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         config,
         tokens=full_slots_free(allocator),
         rows=rows - 1,
-        slot_bytes=slot_bytes_of(model_runner.server_args, shape),
+        slot_bytes=slot_bytes_of(model_runner, config, shape),
         pool_bytes=pool_bytes(kv_pool(allocator)),
     )
     slots = slots.lowered(ranks.least(slots.slots, everyone), config.window)
@@ -89,24 +89,26 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     every_step = accumulates(config.policy)
     if every_step:
         kv_layers = [layer if layer.window else accumulating(layer) for layer in kv_layers]
-    record_queries(ring, recorded)
+    record_queries(ring, recorded, Capture)
     if every_step:
         for layer, kv in zip(recorded, LayersByKind.of(kv_layers).full, strict=True):
             layer.register_forward_hook(Accumulate(model_runner, kv), with_kwargs=True)
     speculative = SpeculativeRows(rows, drafts, model_runner.device) if drafts else None
+    if drafts:
+        model_runner.req_to_token_pool.rpc_ring = ring  # for the draft model, whose runner comes next
     model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots, window_pool_of(model_runner), speculative)
-    _load_kernels(ring, latent[0].kv_lora_rank if latent else None)
+    load_kernels(ring, latent[0].kv_lora_rank if latent else None)
 
 
-def record_queries(ring: QueryRing, layers: Sequence[HookableLayer]) -> None:
+def record_queries(ring: QueryRing | DraftQueries, layers: Sequence[HookableLayer], capture: type["Capture"]) -> None:
     """Hook each attention layer, so that what it attends with is stored in `ring`."""
     from sglang.srt.model_executor.runner_utils.capture_mode import get_is_capture_mode
 
     for index, layer in enumerate(layers):
-        layer.register_forward_pre_hook(Capture(ring, index, get_is_capture_mode), with_kwargs=True)
+        layer.register_forward_pre_hook(capture(ring, index, get_is_capture_mode), with_kwargs=True)
 
 
-def _load_kernels(ring: QueryRing, split: int | None) -> None:
+def load_kernels(ring: QueryRing | DraftQueries, split: int | None = None) -> None:
     """Load the kernels of the write here, not in the first step that records, while requests wait."""
     row_0 = torch.zeros(1, dtype=torch.int64, device=ring.buffer.device)
     query = torch.zeros_like(ring.buffer[0, 0, :1])
@@ -125,11 +127,9 @@ def eager_while_recording(
 ) -> bool:
     """AROUND PrefillCudaGraphRunner.can_run_graph: a replayed prefill runs no hooks of modules, so rows of one token
     would not be recorded. Runs before each extend step."""
-    model = model_rpc(runner.model_runner)
-    if model is not None:
-        rows = single_rows(forward_batch)
-        if model.every_step or (rows is not None and rows.where is not None):
-            return False
+    model, rows = model_rpc(runner.model_runner), single_rows(forward_batch)
+    if (model is not None and model.every_step) or (rows is not None and rows.where is not None):
+        return False
     return original(runner, forward_batch)
 
 
@@ -183,11 +183,17 @@ class Capture:
     with the forward batch.
     """
 
-    def __init__(self, ring: QueryRing, index: int, for_a_graph: Callable[[], bool]):
+    def __init__(self, ring: QueryRing | DraftQueries, index: int, for_a_graph: Callable[[], bool]):
         """`for_a_graph` says whether this forward is a capture, or a warm-up of one."""
         self.ring = ring
         self.index = index
         self.for_a_graph = for_a_graph
+
+    def rows_each(self, forward_batch: ForwardBatch) -> int:
+        """How many rows of each request a step has, all of which are stored; 0 if it is not such a step."""
+        if self.ring.drafts and forward_batch.forward_mode.is_target_verify():
+            return self.ring.drafts
+        return int(decodes(forward_batch))
 
     def __call__(self, _layer: AttentionLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Store the queries of rows that are being recorded in the ring."""
@@ -195,9 +201,9 @@ class Capture:
         queries = [query]
         if kwargs.get("q_rope") is not None:
             queries.append(kwargs["q_rope"])
-        verifies = self.ring.drafts > 0 and forward_batch.forward_mode.is_target_verify()
-        trees = self.ring.trees if verifies else None
-        if verifies or decodes(forward_batch):
+        each = self.rows_each(forward_batch)
+        trees = self.ring.trees if each > 1 else None
+        if each:
             if not self.ring.in_use and not self.for_a_graph():
                 return
             if self.index == 0:
@@ -210,8 +216,8 @@ class Capture:
                     if trees is not None:
                         batch.rpc_where = trees.where(rows)
                         continue
-                    if verifies:
-                        rows = rows[:, None].expand(-1, self.ring.drafts).reshape(-1)
+                    if each > 1:
+                        rows = rows[:, None].expand(-1, each).reshape(-1)
                     batch.rpc_where = self.ring.where(rows, batch.positions[: len(rows)])
             where = forward_batch.rpc_where
             # A half is padded to a multiple of the ranks, after its rows.
@@ -221,3 +227,12 @@ class Capture:
         single = single_rows(forward_batch)
         if single is not None and single.where is not None:
             self.ring.store(self.index, single.where, *(part[single.tokens] for part in queries))
+
+
+class DraftCapture(Capture):
+    """The same of a draft model, in the step that follows a verify: it runs on the tokens that were accepted, first,
+    and on those after them. Its other steps run on tokens that nobody has accepted yet."""
+
+    def rows_each(self, forward_batch: ForwardBatch) -> int:
+        """See `Capture`."""
+        return self.ring.drafts if forward_batch.forward_mode.is_draft_extend_v2() else 0

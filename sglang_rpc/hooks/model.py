@@ -1,11 +1,11 @@
-"""RPC in one model runner: its query ring and where its KV lies."""
+"""RPC in one model runner: its queries and where its KV lies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang_rpc.contract.sglang.model import ModelRunner
 from sglang_rpc.hooks.query_slots import QuerySlots
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
 from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from sglang_rpc.memory.window_slots import WindowPool
 from sglang_rpc.types import KVLayer
@@ -23,7 +23,21 @@ class ModelRPC:
     speculative: SpeculativeRows | None = None  #: of a server that speculates
 
 
+@dataclass(frozen=True)
+class DraftRPC:
+    """The same of a draft model's runner. Its KV lies in a pool of its own, in the slots of the model's."""
+
+    queries: DraftQueries
+    layers: Sequence[KVLayer]
+
+
 def model_rpc(model_runner: ModelRunner) -> ModelRPC | None:
     """RPC of a ModelRunner; None where it is off, or before the query ring is there."""
     model: ModelRPC | None = getattr(model_runner, "rpc", None)
     return model
+
+
+def draft_rpc(model_runner: ModelRunner) -> DraftRPC | None:
+    """RPC of a draft model's ModelRunner; None of another, and where it is off."""
+    draft: DraftRPC | None = getattr(model_runner, "rpc_draft", None)
+    return draft

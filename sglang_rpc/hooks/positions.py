@@ -12,14 +12,14 @@ from sglang_rpc.contract.sglang.batches import ForwardBatch, ScheduleBatch
 from sglang_rpc.contract.sglang.model import ModelRunner
 from sglang_rpc.contract.sglang.requests import Req
 from sglang_rpc.contract.targets import AFTER, AROUND, hook
-from sglang_rpc.hooks.model import model_rpc
+from sglang_rpc.hooks.model import DraftRPC, draft_rpc, model_rpc
 from sglang_rpc.hooks.recording import going_on
 from sglang_rpc.hooks.resume import restore_ids
 from sglang_rpc.hooks.reuse import in_force
 from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.speculative import lacking_of_draft
 from sglang_rpc.hooks.step import SingleRows, carrying, logical_lengths
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
 
 
 @hook(
@@ -38,14 +38,14 @@ def make_logical(
     """AROUND ForwardBatch.init_new, once per forward step: compressed rows get the position of the token, not of the
     slot."""
     model = model_rpc(model_runner)
-    if model is None:
-        forward_batch = original(cls, batch, model_runner, *args, **kwargs)
-        if _any_compressed(batch.reqs):
-            lacking = lacking_of_draft(model_runner, forward_batch, batch)
-            if lacking is not None:
-                _move(forward_batch, lacking)
-        return forward_batch
+    draft = draft_rpc(model_runner)
+    if model is None and draft is None:
+        return original(cls, batch, model_runner, *args, **kwargs)
     forward_batch = original(carrying(cls), batch, model_runner, *args, **kwargs)
+    if model is None:
+        assert draft is not None
+        _correct_draft(forward_batch, batch, model_runner, draft)
+        return forward_batch
     mode, ring = forward_batch.forward_mode, model.ring
     if model.speculative is not None and mode.is_target_verify():
         if _any_compressed(batch.reqs):
@@ -58,7 +58,21 @@ def make_logical(
     return forward_batch
 
 
-def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: QueryRing) -> None:
+def _correct_draft(
+    forward_batch: ForwardBatch, batch: ScheduleBatch, model_runner: ModelRunner, draft: DraftRPC
+) -> None:
+    """A draft prefills what its model prefills, and records what its model records there."""
+    compressed = _any_compressed(batch.reqs)
+    if forward_batch.forward_mode.is_extend():
+        if compressed or draft.queries.in_use:
+            _correct_extend(forward_batch, batch, draft.queries)
+    elif compressed:
+        lacking = lacking_of_draft(model_runner, forward_batch, batch)
+        if lacking is not None:
+            _move(forward_batch, lacking)
+
+
+def _correct_extend(forward_batch: ForwardBatch, batch: ScheduleBatch, ring: QueryRing | DraftQueries) -> None:
     """Rows of one token may be decode rows of a mixed step or restored requests, compressed and being recorded.
 
     A prompt's chunk of one token is neither. Other rows of one token after their prompt own no query slot. A row of

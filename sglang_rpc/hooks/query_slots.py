@@ -13,10 +13,11 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, full_attention
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator
+from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, ModelRunner, SpecAuxConfig
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
+from sglang_rpc.hooks import ranks
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
@@ -71,7 +72,7 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     if not layers:
         return None  # once the pool is there, the model is refused
     drafts = drafts_of(configurator.server_args)
-    slot_bytes = slot_bytes_of(configurator.server_args, ring_shape(config, layers, configurator.model_dtype, drafts))
+    slot_bytes = slot_bytes_of(configurator, config, ring_shape(config, layers, configurator.model_dtype, drafts))
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
@@ -114,12 +115,29 @@ def drafts_branch(server_args: ServerArgs) -> bool:
     return server_args.speculative_algorithm == "NGRAM"
 
 
-def slot_bytes_of(server_args: ServerArgs, shape: dict[str, Any]) -> int:
-    """Bytes that each query slot takes, with what it has beside a ring of this shape."""
+def slot_bytes_of(of: ModelRunner | KVCacheConfigurator, config: RPCConfig, shape: dict[str, Any]) -> int:
+    """Bytes that each query slot takes, of a ring of this shape and of what stands beside it: the queries of a draft
+    model, or those of a step whose drafts branch. `of`: the model's."""
     slot_bytes = QueryRing.slot_bytes(**shape)
-    if drafts_branch(server_args):
+    if drafts_branch(of.server_args):
         slot_bytes += QueryRing.slot_bytes(**{**shape, "window": 0})
-    return slot_bytes
+    return slot_bytes + draft_slot_bytes(of.spec_aux_config, config, shape["dtype"], shape["drafts"])
+
+
+def draft_slot_bytes(draft: SpecAuxConfig, config: RPCConfig, dtype: torch.dtype, drafts: int) -> int:
+    """Bytes of a query slot that are a draft model's, by its configuration; 0 without one."""
+    model = draft.draft_model_config
+    if not drafts or model is None:
+        return 0
+    group = ranks.tensor_parallel_group()
+    return QueryRing.slot_bytes(
+        layers=draft.draft_kv_num_layers or 0,
+        window=config.window,
+        heads=model.get_num_attention_heads(1 if group is None else group.world_size),
+        head_dim=model.head_dim,
+        dtype=dtype,
+        drafts=drafts,
+    )
 
 
 def ring_shape(

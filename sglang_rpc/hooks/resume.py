@@ -144,7 +144,7 @@ def restore(runtime: SchedulerRPC, req: Req, state: RequestState, saved: Saved) 
     state.restore(saved)
     if backup.queries is not None:
         slot = runtime.compressor.recorder.resume(state.recording, row, saved.recorded_since)
-        runtime.backups.load_queries(backup, runtime.ring.buffer[:, slot])
+        runtime.backups.load_queries(backup, runtime.ring.of(slot))
     if runtime.speculative is not None:
         runtime.speculative.evict(row, state.evicted)
         if backup.queries is not None:  # its window is recorded for a date, at which it is polled

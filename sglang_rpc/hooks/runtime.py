@@ -50,14 +50,14 @@ class SchedulerRPC:
         #: Tokens by which a request may be longer when it is looked at next.
         self.stride = 1 if self.speculative is None else self.speculative.stride
         self.reserve = slots_for_drafts(scheduler)  #: slots that a row has after its entries while it decodes
-        layers = [*model.layers, *draft_layers(scheduler)]
+        drafts = draft_layers(scheduler)
         group, everyone = ranks.tensor_parallel_group(), ranks.every_rank()
         # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
         latent = is_latent(kv_pool(scheduler.token_to_kv_pool_allocator))
         together = config.aggregation == "all" or latent
         self.compressor = Compressor(
             config,
-            layers,
+            model.layers,
             self.ring,
             scheduler.req_to_token_pool.req_to_token,
             markers=find_markers(scheduler, config),
@@ -65,8 +65,9 @@ class SchedulerRPC:
             window_pool=model.window_pool,
             reduce=group.all_reduce if group is not None and together else None,
             speculative=self.speculative,
+            drafts=drafts,
         )
-        ranks.require_same(everyone, (config.to_json(), self.ring.slots, self.compressor.scoring))
+        ranks.require_same(everyone, (config.to_json(), self.ring.slots, self.compressor.implementations))
         if group is not None and self.compressor.reduces:
             # Collectives of float32 are set up, or compiled, on first use: now, not at the first compression.
             for size in (2**8, 2**22):
@@ -80,6 +81,7 @@ class SchedulerRPC:
         if self.decode_server:
             self.never_backed_up = backup_memory.DECODE_SERVER
         states = recurrent_states(scheduler.token_to_kv_pool_allocator, scheduler.req_to_token_pool)
+        layers = [*model.layers, *drafts]
         self.backups = backup_memory.set_aside(config, layers, self.ring, everyone, self.never_backed_up, states)
         self.pipelined = (
             ranks.pipeline().pp_size > 1

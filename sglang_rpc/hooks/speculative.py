@@ -52,16 +52,11 @@ def cut_at_due_date(
 def lacking_of_draft(
     model_runner: ModelRunner, forward_batch: ForwardBatch, batch: ScheduleBatch
 ) -> torch.Tensor | None:
-    """What the position of each token of a draft's step lacks: int64 [tokens]; None if `model_runner` is no draft's.
-
-    A draft prefills what its model prefills; in its other steps all rows have equally many tokens.
-    """
+    """What the position of each token of a draft's step lacks, but where it prefills: int64 [tokens]; None before the
+    scheduler is whole. All rows have equally many tokens."""
     runtime = runtime_of(model_runner.req_to_token_pool)
     if runtime is None or runtime.speculative is None:
         return None
-    rows = forward_batch.req_pool_indices
-    if forward_batch.forward_mode.is_extend():
-        # With the size given, the host need not wait for the sum.
-        per_row, size = runtime.speculative.evicted[rows], sum(batch.extend_lens)
-        return per_row.repeat_interleave(forward_batch.extend_seq_lens, output_size=size)
-    return runtime.speculative.lacking(rows, forward_batch.positions.numel() // len(batch.reqs))
+    return runtime.speculative.lacking(
+        forward_batch.req_pool_indices, forward_batch.positions.numel() // len(batch.reqs)
+    )

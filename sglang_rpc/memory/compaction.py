@@ -34,31 +34,6 @@ def move_kept(buffers: tuple[torch.Tensor, ...], slots: torch.Tensor, kept: torc
             buffer[target] = buffer[slots[source].T, heads]
 
 
-def for_heads(kept: torch.Tensor, heads: int) -> torch.Tensor:
-    """What each of `heads` KV heads of another model keeps, of indices [..., 1 or kv_heads, keep]: one index set serves
-    all; of several, heads take those in the same part of the model."""
-    own = kept.shape[-2]
-    if own in (1, heads):
-        return kept
-    return kept.index_select(-2, torch.arange(heads, device=kept.device) * own // heads)
-
-
-def one_ahead(kept: torch.Tensor, keep: torch.Tensor | int, candidates: torch.Tensor | int) -> torch.Tensor:
-    """What a draft model keeps where the model that it drafts for keeps `kept`, so that both keep the same tokens.
-
-    SGLang shows a draft each token one position early: its entry i is of the token that the model has at i + 1. So what
-    it keeps, window and all, lies one entry before. The oldest is given up for the newest candidate, which stands for
-    the first token of the window.
-
-    Args:
-        kept: ascending [..., keep or more].
-        keep, candidates: how many stay, and of how many, of one compression or, to broadcast, of several.
-    """
-    before = kept.roll(-1, -1) - 1
-    last = torch.arange(kept.shape[-1], device=kept.device) == keep - 1
-    return torch.where(last, candidates - 1, before).to(kept.dtype)
-
-
 def move_newest(buffers: tuple[torch.Tensor, ...], slots: torch.Tensor, count: int) -> None:
     """Keep the newest `count` entries of one request's region in one layer, in place. Arguments: see `move_kept`.
 

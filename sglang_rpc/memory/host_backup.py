@@ -34,7 +34,9 @@ class Backup:
     prompt: HostKV
     prompt_key: Hashable
     generated: HostKV
-    queries: HostBytes | None  #: its query slot [layers, R (with drafts R + n), heads, head_dim], if it was recording
+    queries: (
+        HostBytes | None
+    )  #: its query slot [layers, R (with drafts R + n), heads, head_dim], if it was recording; and the draft's
     state: HostBytes  #: of recurrent layers, layer by layer; nothing without them
 
     @property
@@ -99,14 +101,14 @@ class HostBackup:
         slots: torch.Tensor,
         prompt_length: int,
         prompt_key: Hashable,
-        queries: torch.Tensor | None,
+        queries: Sequence[torch.Tensor] | None,
         state_slot: torch.Tensor | None = None,
     ) -> Backup | None:
         """Copy `slots` (int64, the row's, prompt first) to the host, on the current stream; None if there is no room.
 
         Args:
             prompt_key: equal for rows whose prompt KV is equal.
-            queries: the request's query slot, copied too.
+            queries: the request's query slot, copied too: the model's and, if there is one, the draft's.
             state_slot: int64 [1], where there are states: the slot of its own.
         """
         known = self._prompts.get(prompt_key)
@@ -114,7 +116,7 @@ class HostBackup:
         taken = self._arena.take(
             0 if known is not None else prompt_length * self.entry_bytes,
             generated * self.entry_bytes,
-            0 if queries is None else max(queries.nbytes, self._query_bytes),
+            0 if queries is None else max(sum(each.nbytes for each in queries), self._query_bytes),
             sum(layer[0].nbytes for layer in self._states),
         )
         if taken is None:
@@ -122,7 +124,10 @@ class HostBackup:
         prompt, sharers = known or (self._copy(slots[:prompt_length], taken[0]), 0)
         self._prompts[prompt_key] = prompt, sharers + 1
         if queries is not None:
-            taken[2].write(0, queries)
+            first = 0
+            for each in queries:
+                taken[2].write(first, each)
+                first += each.nbytes
         if state_slot is not None:
             self._copy_state(state_slot, taken[3])
         generated_kv = self._copy(slots[prompt_length:], taken[1])
@@ -135,12 +140,15 @@ class HostBackup:
         self._paste(backup.prompt, first, slots[:into_prompt])
         self._paste(backup.generated, skipped, slots[into_prompt:])
 
-    def load_queries(self, backup: Backup, slot: torch.Tensor) -> None:
+    def load_queries(self, backup: Backup, slot: Sequence[torch.Tensor]) -> None:
         """Copy the queries of `backup`, which has some, into a query slot of the ring, on the current stream."""
         assert backup.queries is not None, "it was not recording"
-        staged = torch.empty(slot.shape, dtype=slot.dtype, device=slot.device)
-        backup.queries.read(0, staged)
-        slot.copy_(staged)
+        first = 0
+        for each in slot:
+            staged = torch.empty(each.shape, dtype=each.dtype, device=each.device)
+            backup.queries.read(first, staged)
+            each.copy_(staged)
+            first += staged.nbytes
 
     def load_state(self, backup: Backup, slot: torch.Tensor) -> None:
         """Copy the recurrent state of `backup` into `slot`, int64 [1], on the current stream."""

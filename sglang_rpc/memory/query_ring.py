@@ -9,6 +9,9 @@ fewer than n positions ahead: with R + n entries none of them falls into the win
 `tree_queries` holds theirs until one is accepted.
 
 Slot 0 is the dummy slot: every row that owns no slot writes there.
+
+A draft model has queries of its own, in the slots of the same requests. It is shown each token one position early, so a
+slot has its queries of the same positions.
 """
 
 import itertools
@@ -30,6 +33,7 @@ class QueryRing(Queries):
         """`shape`: the other arguments of `Queries`."""
         super().__init__(slots=slots, device=device, **shape)
         self.slots = slots
+        self.draft: DraftQueries | None = None  #: of a server whose drafts come from a model
         self.trees: TreeQueries | None = None  #: of a server whose drafts branch
         self.slot_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
         self._free = list(range(slots, 0, -1))
@@ -49,8 +53,14 @@ class QueryRing(Queries):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of device memory, of a step's queries too."""
-        return self.buffer.nbytes + (0 if self.trees is None else self.trees.buffer.nbytes)
+        """Bytes of device memory, of a draft's queries and a step's too."""
+        beside = (each for each in (self.draft, self.trees) if each is not None)
+        return self.buffer.nbytes + sum(each.buffer.nbytes for each in beside)
+
+    def of(self, slot: int) -> tuple[torch.Tensor, ...]:
+        """All queries in a slot, [layers, entries, heads, head_dim] each: the model's, and its draft's."""
+        held = self.buffer[:, slot]
+        return (held,) if self.draft is None else (held, self.draft.buffer[:, slot])
 
     def row_of(self, slot: int) -> int:
         """The row whose queries go into a slot that is taken."""
@@ -85,3 +95,31 @@ class QueryRing(Queries):
     def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where a step's queries go: (slots, entries), int64 [n] each. Rows that own no slot get the dummy."""
         return self.slot_of_row[rows], positions % self.entries
+
+
+class DraftQueries(Queries):
+    """A draft model's queries, in the slots of a ring; its layers have a shape of their own."""
+
+    def __init__(self, ring: QueryRing, *, layers: int, heads: int, head_dim: int, dtype: torch.dtype):
+        super().__init__(
+            layers=layers,
+            slots=ring.slots,
+            window=ring.window,
+            heads=heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            device=ring.buffer.device,
+            drafts=ring.drafts,
+        )
+        self._ring = ring
+        self.trees = None  # its own steps are chains
+        ring.draft = self
+
+    @property
+    def in_use(self) -> int:
+        """Slots that are taken."""
+        return self._ring.in_use
+
+    def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `QueryRing.where`."""
+        return self._ring.where(rows, positions)

@@ -38,8 +38,6 @@ class _Group:
 class SliceTable:
     """Where the slices of every layer's buffers are: raw storage, whatever dtype it stands for.
 
-    A draft's layers have a table of their own; the one set of kept indices that it is used with is the first.
-
     Raises ValueError if the buffers do not all have the same number of KV heads, or a slice is not contiguous.
     """
 
@@ -48,7 +46,7 @@ class SliceTable:
         alike: dict[tuple[int, int, int], list[tuple[int, torch.Tensor]]] = {}
         scored = itertools.count()
         for layer in layers:
-            index = 0 if layer.draft else _NEWEST if layer.window else next(scored)
+            index = _NEWEST if layer.window else next(scored)
             for buffer in layer.buffers:
                 if buffer.shape[1] != self.kv_heads or buffer.stride(2) != 1:
                     raise ValueError("all layers must hold the same KV heads, each head's entry contiguous")

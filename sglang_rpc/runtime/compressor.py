@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from sglang_rpc.backends.base import Backend
 from sglang_rpc.backends.choose import make_backend
+from sglang_rpc.backends.draft_backend import DraftBackend
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.memory.query_ring import QueryRing
 from sglang_rpc.memory.speculative_rows import SpeculativeRows
@@ -41,16 +43,17 @@ class Compressor:
         window_pool: WindowPool | None = None,
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
         speculative: SpeculativeRows | None = None,
+        drafts: Sequence[KVLayer] = (),
     ):
         """
         Args:
-            layers: the layers whose KV is compressed; those with full attention in the order of the ring's layers, and
-                those of a draft model.
+            layers: the layers whose KV is compressed; those with full attention in the order of the ring's layers.
             req_to_token: int [rows, max_context]: pool slot of each row position.
             markers: how thoughts begin and end; None: every request has scope `all`.
             gists: of policy lightthinker, which needs them.
             window_pool: of window layers that are not among `layers`, but have a pool of their own.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
+            drafts: a draft model's layers, in the order of the ring's queries of it.
             speculative: where a step may add several tokens; it is told what rows lack and where they must stop.
         """
         self.config = config
@@ -70,6 +73,11 @@ class Compressor:
         self.speculative = speculative
         self.recorder = Recorder(ring)
         self._backend = make_backend(config, layers, ring, req_to_token, reduce)
+        self._draft: Backend | None = None
+        if drafts:
+            assert ring.draft is not None, "a draft's layers are scored with its own queries"
+            made = make_backend(config, drafts, ring.draft, req_to_token, reduce)
+            self._draft = DraftBackend(made, drafts, req_to_token)
 
     def begin(self, state: RequestState, prompt: Sequence[int]) -> None:
         """Read a new request's prompt for think markers, if its scope asks for it; begin to look for gists.
@@ -78,6 +86,7 @@ class Compressor:
         """
         state.reach, state.page = self.reach, self.page
         state.stride = 1 if self.speculative is None else self.speculative.stride
+        state.queries_before = int(self.ring.draft is not None)
         if state.options.scope == "think":
             assert self.markers is not None, "scope think needs think markers"
             state.segment = SegmentTracker(self.markers, prompt)
@@ -169,6 +178,8 @@ class Compressor:
         Afterwards the row positions `[begin, new_end)` hold what was kept, in order; nothing else has changed.
         """
         self._backend.compress(compressions)
+        if self._draft is not None:
+            self._draft.compress(compressions)
 
     def observe(self, observer: Observer) -> None:
         """From now on show `observer` what each compression keeps, on the stream that it is applied on."""
@@ -178,6 +189,11 @@ class Compressor:
     def scoring(self) -> str:
         """Which implementation compresses: `reference` (PyTorch) or `triton`."""
         return self._backend.name
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """As `scoring`; then that of a draft's layers, if there is one."""
+        return (self._backend.name,) if self._draft is None else (self._backend.name, self._draft.name)
 
     def _wait(
         self, state: RequestState, decided: CheckAgain, row: int, prompt: int, generated: int, lag: int = 0
@@ -207,10 +223,10 @@ class Compressor:
         generated: int,
         output_ids: Sequence[int],
     ) -> Compression:
-        taken, front = state.taken, state.front(len(prompt))
+        taken, front, recording = state.taken, state.front(len(prompt)), state.recording
         return Compression(
             row=row,
-            slot=state.recording.slot or 0,  # lightthinker needs no queries
+            slot=recording.slot or 0,  # lightthinker needs no queries
             prompt_length=front + state.offset,
             offset=state.offset,
             generated=generated,
@@ -221,6 +237,7 @@ class Compressor:
             event=decided.event,
             late=decided.late,
             early=decided.early,
+            query_before=recording.slot is not None and recording.complete_at(decided.window + 1) <= generated,
             seed=self._seed(prompt if taken is None else taken.text, output_ids, generated - state.inherited),
         )
 

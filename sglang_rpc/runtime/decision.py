@@ -101,7 +101,7 @@ def early_gain(state: RequestState, generated: int, ratio: float) -> int:
 
 def _records_from(state: RequestState, due: int) -> int:
     """Where a window of queries begins to be recorded."""
-    return due - state.options.window - state.stride + 1
+    return due - state.options.window - state.queries_before - state.stride + 1
 
 
 def _due(state: RequestState, generated: int, lag: int) -> CheckAgain | Compress:

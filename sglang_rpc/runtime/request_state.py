@@ -85,6 +85,7 @@ class RequestState:
     refused: str | None = None  #: why this request is never compressed, if it is not
     reach: int = 0  #: entries before its own that a token of the model's sliding-window layers sees
     page: int = 1  #: compressions evict multiples of so many entries
+    queries_before: int = 0  #: to record before its window, if there is time: 1 for a draft model
     stride: int = 1  #: tokens that a step may add, more than one where the server speculates
     segment: SegmentTracker | None = None  #: scope `think`; scope `all` has none
     thoughts: Thoughts | None = None  #: policy lightthinker: these are evicted, and there are no due dates

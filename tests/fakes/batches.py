@@ -22,6 +22,7 @@ class ForwardMode(enum.Enum):
     DECODE = enum.auto()
     TARGET_VERIFY = enum.auto()
     IDLE = enum.auto()
+    DRAFT_EXTEND_V2 = enum.auto()
 
     def is_decode(self) -> bool:
         return self is ForwardMode.DECODE
@@ -31,6 +32,9 @@ class ForwardMode(enum.Enum):
 
     def is_target_verify(self) -> bool:
         return self is ForwardMode.TARGET_VERIFY
+
+    def is_draft_extend_v2(self) -> bool:
+        return self is ForwardMode.DRAFT_EXTEND_V2
 
     def is_idle(self) -> bool:
         return self is ForwardMode.IDLE

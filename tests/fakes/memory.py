@@ -70,6 +70,7 @@ class ReqToTokenPool:
 
     req_to_token: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int32))
     rpc: Any = None
+    rpc_ring: Any = None
     _aux_cache: Any = None
 
     def available_size(self) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract import settings
-from sglang_rpc.hooks.model import ModelRPC
+from sglang_rpc.hooks.model import DraftRPC, ModelRPC
 from tests.fakes.memory import Allocator, ReqToTokenPool
 
 
@@ -46,6 +46,10 @@ class ModelConfig:
     model_is_mrope: bool = False
     num_attention_heads: int | None = None
     use_ngram_embedding: bool = False
+    head_dim: int = 1
+
+    def get_num_attention_heads(self, tensor_parallel_size: int) -> int:
+        return (self.num_attention_heads or 1) // tensor_parallel_size
 
     def get_total_num_kv_heads(self) -> int:
         return self.kv_heads
@@ -70,6 +74,12 @@ class AttentionLayer:
 
 
 @dataclass(eq=False)
+class SpecAuxConfig:
+    draft_kv_num_layers: int | None = None
+    draft_model_config: ModelConfig | None = None
+
+
+@dataclass(eq=False)
 class ModelRunner:
     """`rpc` is None where RPC is off, or before its query ring is built."""
 
@@ -87,7 +97,9 @@ class ModelRunner:
     use_mla_backend: bool = False
     sliding_window_size: int | None = None
     attention_chunk_size: int | None = None
+    spec_aux_config: SpecAuxConfig = field(default_factory=SpecAuxConfig)
     rpc: ModelRPC | None = None
+    rpc_draft: DraftRPC | None = None
 
 
 @dataclass(eq=False)
@@ -104,6 +116,7 @@ class KVCacheConfigurator:
     model_dtype: torch.dtype = torch.bfloat16
     token_bytes: int = 1000
     requests: int | None = None
+    spec_aux_config: SpecAuxConfig = field(default_factory=SpecAuxConfig)
 
     def config_from_budget(self, budget_bytes: int) -> MemoryPoolConfig:
         return MemoryPoolConfig(budget_bytes // self.token_bytes)

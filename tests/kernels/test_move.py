@@ -149,22 +149,3 @@ def test_dropping_whole_thoughts_agrees_with_pytorch_and_a_mismatch_is_seen(monk
     assert failure() is None
     monkeypatch.setattr(triton_backend, "move_kept", lambda *arguments: None)
     assert "they left" in (failure() or "")
-
-
-@pytest.mark.parametrize("aggregation", ["all", "group"])
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_a_drafts_layers_move_as_in_pytorch(aggregation, heads, monkeypatch):
-    """Their KV heads are not the model's in number."""
-    made, drafts = case([(30, 3)], seed=3), case([(30, 3)], seed=4, kv_heads=heads)
-    layers = [*made.layers, *(replace(layer, draft=True) for layer in drafts.layers)]
-    config = RPCConfig(interval=40, window=4, ratio=4, aggregation=aggregation)
-    ring = QueryRing(
-        layers=2, slots=1, rows=2, window=4, heads=4, head_dim=32, dtype=torch.float32, device=DEVICE, drafts=5
-    )
-
-    def failure() -> str | None:
-        return self_check.failure(config, layers, ring, expected=ReferenceBackend, actual=triton_backend.TritonBackend)
-
-    assert failure() is None
-    monkeypatch.setattr(triton_backend, "one_ahead", lambda kept, keep, candidates: kept)
-    assert "they left" in (failure() or "")

@@ -203,7 +203,7 @@ class Loop:
     def leave(self, request: Request, backups: HostBackup) -> None:
         """The row is freed, and kept on the host but for its newest entry."""
         state, recording = request.state, request.state.recording
-        queries = None if recording.slot is None or recording.ahead else self.ring.buffer[:, recording.slot]
+        queries = None if recording.slot is None or recording.ahead else self.ring.of(recording.slot)
         row = self.slots(request)
         backup = backups.save(row[:-1], len(request.prompt), tuple(request.prompt), queries)
         assert backup is not None
@@ -227,7 +227,7 @@ class Loop:
         state.restore(saved)
         if backup.queries is not None:
             slot = self.compressor.recorder.resume(state.recording, row, saved.recorded_since)
-            backups.load_queries(backup, self.ring.buffer[:, slot])
+            backups.load_queries(backup, self.ring.of(slot))
         backups.drop(backup)
         state.hooks.saved = None
         self.requests.append(request)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.accuracy.errors import EvalError
-from eval.bench import reuse_accuracy, summary, table
+from eval.bench import reuse_accuracy, speculative, summary, table
 from eval.compare import ladder, registration, verdict, written
 from eval.compare.arms import Arm
 from eval.fidelity import summary as fidelity
@@ -94,6 +94,13 @@ def test_the_committed_summary_of_interrupted_thoughts_is_what_its_problems_give
     folder = RESULTS / "cpu-reasoner-reuse"
     rows = reuse_accuracy.read(folder / "cuts.csv")
     assert (folder / "summary.md").read_text() == reuse_accuracy.summary(rows)
+
+
+def test_the_committed_summary_of_drafts_is_what_its_problems_give():
+    folder = RESULTS / "cpu-reasoner-drafts"
+    rows = speculative.read(folder / "drafts.csv")
+    assert (folder / "summary.md").read_text() == speculative.summary(rows)
+    assert all(row.same for row in rows)
 
 
 @pytest.mark.parametrize("folder", FIDELITY, ids=lambda folder: folder.name)

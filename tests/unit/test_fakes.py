@@ -17,16 +17,16 @@ from sglang_rpc.contract.targets import OURS
 from sglang_rpc.hooks.runtime import SchedulerRPC
 from tests.fakes import batches, disaggregation, memory, models, requests, runtime, scheduler
 
-#: What fakes have beside the declared names: `rpc`, which RPC puts there itself, and what tests set or read.
+#: What fakes have beside the declared names: `rpc`, `rpc_...`, which RPC puts there itself, and what tests set or read.
 OWN = {
     scheduler.DPAttnAdapter: {"asked"},
     scheduler.FutureMap: {"published"},
     memory.Allocator: {"free", "kvcache"},
-    memory.ReqToTokenPool: {"rpc"},
+    memory.ReqToTokenPool: {"rpc", "rpc_ring"},
     memory.Tree: {"evictable", "states"},
     models.KVCacheConfigurator: {"requests", "token_bytes"},
     models.ModelConfig: {"kv_heads"},
-    models.ModelRunner: {"rpc"},
+    models.ModelRunner: {"rpc", "rpc_draft"},
     requests.Req: {"rpc"},
     requests.ReqKvInfo: {"cursors"},
     scheduler.BeamCoordinator: {"retired"},

@@ -47,8 +47,8 @@ SPECULATIVE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
         lambda args, _: (
             args.speculative_algorithm not in ALGORITHMS and f"--speculative-algorithm {args.speculative_algorithm}"
         ),
-        "RPC knows drafts that a model of its own proposes one after the other, and those of earlier text, and has not been "
-        "checked with others",
+        "RPC knows drafts that a model of its own proposes one after the other, and those that earlier text proposes, "
+        "and has not been checked with others",
         f"use --speculative-algorithm {' or '.join(ALGORITHMS)}, remove --speculative-algorithm",
         "--speculative-algorithm",
     ),

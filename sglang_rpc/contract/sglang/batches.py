@@ -23,6 +23,9 @@ class ForwardMode(Protocol):
     def is_target_verify(self) -> bool:
         """a step in which each row verifies drafts"""
 
+    def is_draft_extend_v2(self) -> bool:
+        """a draft's step on what a verify accepted, and on what it did not: n rows of each request, accepted first"""
+
     def is_idle(self) -> bool:
         """a step without rows, of a rank whose peers have some"""
 

@@ -82,6 +82,7 @@ class ReqToTokenPool(Protocol):
     _aux_cache: object | None  #: memory beside the row, sized by its length; RPC refuses it
     req_to_token: torch.Tensor  #: int32 [rows, row positions]
     rpc: object  #: see `hooks.runtime.runtime_of`
+    rpc_ring: object  #: the query ring, for the draft model of a server that speculates
 
     def available_size(self) -> int:
         """free rows"""

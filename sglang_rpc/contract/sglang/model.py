@@ -14,12 +14,16 @@ from sglang_rpc.contract.targets import LATENT, assumed
 @assumed("sglang.srt.configs.model_config.ModelConfig", "what the model is, for the refusals, and how long it reads")
 class ModelConfig(Protocol):
     context_len: int  #: tokens
+    head_dim: int
     hf_config: Any  #: Transformers', of this model's own class
     is_encoder_decoder: bool
     is_generation: bool
     model_is_mrope: bool  #: whether positions have three axes
     num_attention_heads: int | None  #: of the model, not of this rank
     use_ngram_embedding: bool
+
+    def get_num_attention_heads(self, tensor_parallel_size: int) -> int:
+        """of the model on each of so many ranks"""
 
     def get_total_num_kv_heads(self) -> int:
         """of the model, not of this rank"""
@@ -46,6 +50,15 @@ class AttentionLayer(Protocol):
     xai_temperature_len: int
 
 
+@assumed(
+    "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state.SpecAuxHiddenStateConfig",
+    "what the draft model is, before it has a KV pool",
+)
+class SpecAuxConfig(Protocol):
+    draft_kv_num_layers: int | None
+    draft_model_config: ModelConfig | None  #: None of a server that does not speculate
+
+
 class HookableLayer(AttentionLayer, Protocol):
     """An attention layer as the torch module that it is."""
 
@@ -66,8 +79,10 @@ class ModelRunner(Protocol):
     prefill_attention_backend_str: str
     req_to_token_pool: ReqToTokenPool
     rpc: object  #: see `hooks.model.model_rpc`
+    rpc_draft: object  #: see `hooks.model.draft_rpc`
     server_args: ServerArgs
     sliding_window_size: int | None
+    spec_aux_config: SpecAuxConfig
     token_to_kv_pool: KVPool  #: of a draft model, its own; the allocator's is the other model's
     token_to_kv_pool_allocator: Allocator
     use_mla_backend: bool
@@ -85,6 +100,7 @@ class KVCacheConfigurator(Protocol):
     model: torch.nn.Module
     model_dtype: torch.dtype
     server_args: ServerArgs
+    spec_aux_config: SpecAuxConfig
 
     def config_from_budget(self, budget_bytes: int) -> MemoryPoolConfig:
         """what so many bytes hold, within --max-total-tokens; changes nothing"""

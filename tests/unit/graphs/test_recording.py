@@ -51,14 +51,13 @@ def serving(server_args, monkeypatch):
         logical: Callable = make_logical,
     ) -> Iterator[Served]:
         device = stand_in.install(monkeypatch)
-        monkeypatch.setattr(capture, "Capture", hook)
         monkeypatch.setattr(triton_ring, "_store_kernel", kernel.Launched(device, kernel.store))
         model = small_model.SmallModel(latent)
         shape = dict(layers=small_model.LAYERS, window=WINDOW, heads=small_model.HEADS, head_dim=model.head_dim)
         ring = ring_class(slots=SLOTS, rows=REQUESTS + 1, dtype=torch.float32, device="cpu", **shape)
         if on_gpu:
             ring._kernel = triton_ring.store
-        capture.record_queries(ring, list(model.attention))
+        capture.record_queries(ring, list(model.attention), hook)
         with Runner(server_args, model, device, REQUESTS) as runner:
             assert not ring.buffer[:, 1:].any()  # a capture and its warm-ups write nothing but the dummy slot
             yield Served(runner, model, ring, REQUESTS, logical)

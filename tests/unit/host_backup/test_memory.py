@@ -92,7 +92,7 @@ class Start:
 
     def run(self, gb: float, is_cuda: bool = True) -> int:
         layers = [SimpleNamespace(keys=SimpleNamespace(is_cuda=is_cuda))]
-        ring = SimpleNamespace(buffer=torch.zeros(1, 2, 30, dtype=torch.uint8))
+        ring = SimpleNamespace(of=lambda slot: (torch.zeros(20, dtype=torch.uint8), torch.zeros(10, dtype=torch.uint8)))
         return backup_memory.set_aside(RPCConfig(host_backup_gb=gb), layers, ring, self.group).limit
 
 

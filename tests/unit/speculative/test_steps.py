@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sglang_rpc.hooks import draft_metadata, positions
-from sglang_rpc.hooks.model import ModelRPC
+from sglang_rpc.hooks.model import DraftRPC, ModelRPC
 from sglang_rpc.hooks.query_slots import QuerySlots
 from sglang_rpc.hooks.speculative import cut_at_due_date
-from sglang_rpc.memory.query_ring import QueryRing
+from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
 from sglang_rpc.memory.speculative_rows import SpeculativeRows
 from tests.fakes.batches import ForwardBatch, ForwardMode, SamplingInfo, ScheduleBatch
 from tests.fakes.memory import ReqToTokenPool
@@ -34,6 +34,14 @@ def table() -> SpeculativeRows:
 @pytest.fixture
 def pool(table) -> ReqToTokenPool:
     return ReqToTokenPool(rpc=Runtime(Scheduler(), speculative=table))
+
+
+def drafting(pool: ReqToTokenPool) -> ModelRunner:
+    """The runner of a draft model; `pool.ring` is its model's."""
+    shape = dict(layers=1, heads=1, head_dim=1, dtype=torch.float32)
+    pool.ring = QueryRing(slots=1, rows=8, window=4, device="cpu", drafts=3, **shape)
+    draft = DraftRPC(DraftQueries(pool.ring, **shape), [])
+    return ModelRunner(is_draft_worker=True, req_to_token_pool=pool, rpc_draft=draft)
 
 
 def forward(mode: ForwardMode, runner: ModelRunner, counted: torch.Tensor, lens=(1, 1), evicted=29) -> torch.Tensor:
@@ -65,23 +73,45 @@ def test_rows_that_verify_count_their_text(table, pool):
     ("mode", "lens", "counted", "logical"),
     [
         (ForwardMode.DECODE, (1, 1), [30, 31], [30, 60]),
+        (ForwardMode.DRAFT_EXTEND_V2, (2, 2), [30, 31, 31, 32], [30, 31, 60, 61]),
         (ForwardMode.EXTEND, (3, 1), [27, 28, 29, 30], [27, 28, 29, 59]),
     ],
 )
 def test_so_does_the_draft(pool, mode, lens, counted, logical):
-    draft = ModelRunner(is_draft_worker=True, req_to_token_pool=pool)
+    draft = drafting(pool)
     assert forward(mode, draft, torch.tensor(counted), lens).tolist() == logical
 
 
 def test_nothing_is_added_where_nobody_is_compressed(pool):
     counted = torch.tensor([30, 31])
-    draft = ModelRunner(is_draft_worker=True, req_to_token_pool=pool)
-    assert forward(ForwardMode.DECODE, draft, counted, evicted=0) is counted
+    assert forward(ForwardMode.DECODE, drafting(pool), counted, evicted=0) is counted
 
 
 def test_a_model_runner_without_rpc_is_left_alone():
     counted = torch.tensor([30, 31])
     assert forward(ForwardMode.DECODE, ModelRunner(), counted) is counted
+
+
+def test_a_draft_records_a_restored_row_as_its_model_does(pool):
+    """A row of one token after its prompt, beside a prompt's chunk; its query goes where a verify's would."""
+    runner = drafting(pool)
+    queries = runner.rpc_draft.queries
+    slot = pool.ring.acquire(5)
+    restored = request(10, 50, 31, 29)
+    restored.rpc.recording.slot = slot
+    batch = ScheduleBatch([request(10, 9, 9), restored], ForwardMode.EXTEND, extend_lens=[3, 1], req_pool_indices=ROWS)
+
+    def init_new(cls, batch, model_runner):
+        lens = torch.tensor([3, 1])
+        return cls(
+            ForwardMode.EXTEND, ROWS, torch.tensor([6, 7, 8, 30]), seq_lens=torch.tensor([9, 31]),
+            orig_seq_lens=torch.tensor([9, 60]), extend_seq_lens=lens,
+        )  # fmt: skip
+
+    step = positions.make_logical(init_new, ForwardBatch, batch, runner)
+    assert step.rpc.tokens.tolist() == [3]
+    slots, entries = step.rpc.where
+    assert (slots.tolist(), entries.tolist()) == ([slot], [59 % queries.entries])
 
 
 class Sampled:
