@@ -67,3 +67,28 @@ def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algori
         assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
         assert receipt["tokens_per_step"] > 2  # or this test says nothing
         assert receipt["tokens_per_step_compressed"] > 0.7 * receipt["tokens_per_step"]
+
+
+@pytest.mark.parametrize(("graphs", "ahead"), [(True, {}), (True, AHEAD), (False, {})])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
+    """The queries of siblings are written in the graph, and those that were accepted move after it."""
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
+        pytest.skip(reason)
+    rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
+    args = drafting(None, 6, attention_backend=backend, page_size=1, **ahead)
+    if not graphs:
+        args["cuda_graph_backend_decode"] = "disabled"
+    with engine(model, rpc, device="cuda", dtype="bfloat16", **args) as running:
+        with_and_without(running, TOKENS)
+        prompts, results = with_and_without(running, TOKENS)  # once more, so that texts are known
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    oracle = Oracle(model)
+    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
+    otherwise = mean_gap(oracle, prompts, results[:8], None)
+    assert compressed <= alone + 0.05 * otherwise
+    for result in results[:8]:
+        receipt = result["meta_info"]["rpc"]
+        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+        assert receipt["tokens_per_step_compressed"] > 1.5
