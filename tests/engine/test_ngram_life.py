@@ -44,8 +44,10 @@ class TestControls:
     def test_without_it_differs(self, golden, monkeypatch, without):
         monkeypatch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(without))
         with engine(golden.path, golden.config, **drafting(None, 6)) as running:
-            for _ in range(2):  # so that branches are proposed
-                result = running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
+            # Texts that part after the same tokens, so that branches are proposed.
+            for rpc in ({"enabled": False}, {"interval": 32}, {"ratio": 2}, {"window": 4}, None):
+                params = greedy(len(golden.output), rpc)
+                result = running.generate(input_ids=golden.prompt, sampling_params=params)
         date = golden.config.interval + golden.config.window
         assert result["output_ids"][: date + 1] == golden.output[: date + 1]
         assert result["output_ids"] != golden.output
