@@ -38,9 +38,8 @@ from sglang_rpc.hooks.query_slots import count_slots, drafts_branch, drafts_of, 
 from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.step import attention_call, decodes, single_rows
 from sglang_rpc.hooks.window_pool import window_pool_of
-from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
+from sglang_rpc.memory.query_ring import DraftQueries, QueryRing, TreeQueries
 from sglang_rpc.memory.speculative_rows import SpeculativeRows
-from sglang_rpc.memory.tree_queries import TreeQueries
 from sglang_rpc.policy.resolve import accumulates
 from sglang_rpc.types import LayersByKind
 
@@ -76,7 +75,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
         config,
         tokens=full_slots_free(allocator),
         rows=rows - 1,
-        slot_bytes=slot_bytes_of(model_runner, config, shape),
+        slot_bytes=slot_bytes_of(model_runner.server_args, model_runner.spec_aux_config, config, shape),
         pool_bytes=pool_bytes(kv_pool(allocator)),
     )
     slots = slots.lowered(ranks.least(slots.slots, everyone), config.window)

@@ -13,7 +13,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, full_attention
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, ModelRunner, SpecAuxConfig
+from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, SpecAuxConfig
 from sglang_rpc.contract.sglang.server import ServerArgs
 from sglang_rpc.contract.targets import AFTER, hook
 from sglang_rpc.errors import ConfigError
@@ -72,7 +72,8 @@ def leave_room(available: int, configurator: KVCacheConfigurator, *_args: object
     if not layers:
         return None  # once the pool is there, the model is refused
     drafts = drafts_of(configurator.server_args)
-    slot_bytes = slot_bytes_of(configurator, config, ring_shape(config, layers, configurator.model_dtype, drafts))
+    shape = ring_shape(config, layers, configurator.model_dtype, drafts)
+    slot_bytes = slot_bytes_of(configurator.server_args, configurator.spec_aux_config, config, shape)
     ring = (count_slots(config, tokens, rows, slot_bytes, available).slots + 1) * slot_bytes
     if config.query_slots is not None and ring > available / 2:
         raise ConfigError(
@@ -115,13 +116,13 @@ def drafts_branch(server_args: ServerArgs) -> bool:
     return server_args.speculative_algorithm == "NGRAM"
 
 
-def slot_bytes_of(of: ModelRunner | KVCacheConfigurator, config: RPCConfig, shape: dict[str, Any]) -> int:
+def slot_bytes_of(server_args: ServerArgs, draft: SpecAuxConfig, config: RPCConfig, shape: dict[str, Any]) -> int:
     """Bytes that each query slot takes, of a ring of this shape and of what stands beside it: the queries of a draft
-    model, or those of a step whose drafts branch. `of`: the model's."""
+    model, or those of a step whose drafts branch."""
     slot_bytes = QueryRing.slot_bytes(**shape)
-    if drafts_branch(of.server_args):
+    if drafts_branch(server_args):
         slot_bytes += QueryRing.slot_bytes(**{**shape, "window": 0})
-    return slot_bytes + draft_slot_bytes(of.spec_aux_config, config, shape["dtype"], shape["drafts"])
+    return slot_bytes + draft_slot_bytes(draft, config, shape["dtype"], shape["drafts"])
 
 
 def draft_slot_bytes(draft: SpecAuxConfig, config: RPCConfig, dtype: torch.dtype, drafts: int) -> int:

@@ -5,8 +5,11 @@ requests.
 
 A server that speculates has n entries more, those of the rows that a request verifies in a step. All are written. The
 next step begins right after what was accepted, so the last write of a position is that of its token. Rejected ones lie
-fewer than n positions ahead: with R + n entries none of them falls into the window. Drafts that branch share positions:
-`tree_queries` holds theirs until one is accepted.
+fewer than n positions ahead: with R + n entries none of them falls into the window.
+
+Drafts that branch share positions, and which of them is accepted is known only after the forward pass. So each row's
+query waits beside the ring, in the step's order. Afterwards those of the accepted path move to the entries of their
+positions. A CUDA graph replays the writes; the move is made after it.
 
 Slot 0 is the dummy slot: every row that owns no slot writes there.
 
@@ -16,14 +19,11 @@ slot has its queries of the same positions.
 
 import itertools
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sglang_rpc.memory.queries import Queries
-
-if TYPE_CHECKING:
-    from sglang_rpc.memory.tree_queries import TreeQueries
 
 
 class QueryRing(Queries):
@@ -123,3 +123,44 @@ class DraftQueries(Queries):
     def where(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `QueryRing.where`."""
         return self._ring.where(rows, positions)
+
+
+class TreeQueries(Queries):
+    """Queries of one step's rows that verify a tree, of those that own a slot of a ring. `buffer` [layers, slots + 1, n,
+    heads, head_dim]."""
+
+    def __init__(self, ring: QueryRing):
+        layers, _, _, heads, head_dim = ring.buffer.shape
+        device, dtype = ring.buffer.device, ring.buffer.dtype
+        super().__init__(
+            layers=layers, slots=ring.slots, window=0, heads=heads, head_dim=head_dim, dtype=dtype, device=device,
+            drafts=ring.drafts,
+        )  # fmt: skip
+        self._ring = ring
+        self._nodes = torch.arange(ring.drafts, device=device)
+        ring.trees = self
+
+    def where(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the queries of a step go whose requests, of `rows` [requests], verify n rows each: (slots, entries),
+        int64 [requests * n] each. Rows that own no slot get the dummy."""
+        shape = rows.shape[0], self.drafts
+        slots = self._ring.slot_of_row[rows]
+        return slots[:, None].expand(shape).reshape(-1), self._nodes[None].expand(shape).reshape(-1)
+
+    def accept(
+        self, rows: torch.Tensor, positions: torch.Tensor, accept_lens: torch.Tensor, accept_index: torch.Tensor
+    ) -> None:
+        """Move the queries of accepted tokens into the ring. The host does not wait.
+
+        Args:
+            positions: [requests], logical, of each request's first row.
+            accept_lens: [requests], how many of its rows were accepted.
+            accept_index: [requests, depth], which, counted over the step; what stands after these is not read.
+        """
+        depth = torch.arange(accept_index.shape[1], device=accept_index.device)
+        first = self.drafts * torch.arange(accept_index.shape[0], device=accept_index.device)
+        nodes = (accept_index - first[:, None]).clamp(min=0).long()
+        slots = torch.where(depth < accept_lens[:, None], self._ring.slot_of_row[rows][:, None], 0)
+        entries = (positions[:, None] + depth) % self._ring.entries
+        # Within a slot no entry is written twice: a path is no longer than n, and a slot has more entries.
+        self._ring.buffer[:, slots, entries] = self.buffer[:, slots, nodes]

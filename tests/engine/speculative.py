@@ -148,7 +148,7 @@ def launching_on_due_dates(*args: Any, **kwargs: Any) -> Any:
 
 def without_accepted_queries(*args: Any, **kwargs: Any) -> Any:
     """A scheduler whose query ring gets no queries of rows that verified drafts that branch."""
-    from sglang_rpc.memory.tree_queries import TreeQueries
+    from sglang_rpc.memory.query_ring import TreeQueries
 
     TreeQueries.accept = lambda self, rows, positions, accept_lens, accept_index: None
     return spy.run_scheduler_process(*args, **kwargs)

@@ -12,8 +12,8 @@ from tests.engine.servers import run_to_exit
 
 #: command line -> the start of its sentence
 UNSUPPORTED = {
-    "--speculative-algorithm NGRAM --enable-watermark": (
-        "--speculative-algorithm NGRAM with --enable-watermark does not work with RPC"
+    "--speculative-algorithm NGRAM --rpc-policy h2o": (
+        "--speculative-algorithm NGRAM with --rpc-policy h2o does not work with RPC"
     ),
     "--disaggregation-mode decode --enable-pd-role-switch": "--enable-pd-role-switch does not work with RPC",
     "--disaggregation-mode decode --disaggregation-decode-retraction-backup host_pool": (

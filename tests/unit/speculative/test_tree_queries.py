@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_rpc.hooks import capture
-from sglang_rpc.memory.query_ring import QueryRing
-from sglang_rpc.memory.tree_queries import TreeQueries
+from sglang_rpc.memory.query_ring import QueryRing, TreeQueries
 from tests.fakes.batches import ForwardBatch, ForwardMode
 
 REJECTED = -1.0
