@@ -126,8 +126,10 @@ class DraftQueries(Queries):
 
 
 class TreeQueries(Queries):
-    """Queries of one step's rows that verify a tree, of those that own a slot of a ring. `buffer` [layers, slots + 1, n,
-    heads, head_dim]."""
+    """Queries of one step's rows that verify a tree, of those that own a slot of a ring.
+
+    Shape: `buffer` [layers, slots + 1, n, heads, head_dim].
+    """
 
     def __init__(self, ring: QueryRing):
         layers, _, _, heads, head_dim = ring.buffer.shape
