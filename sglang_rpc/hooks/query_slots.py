@@ -113,7 +113,7 @@ def drafts_of(server_args: ServerArgs) -> int:
 
 def drafts_branch(server_args: ServerArgs) -> bool:
     """Whether rows of a request that are verified together may share a position."""
-    return server_args.speculative_algorithm == "NGRAM"
+    return server_args.speculative_algorithm == "NGRAM" or (server_args.speculative_eagle_topk or 1) > 1
 
 
 def slot_bytes_of(server_args: ServerArgs, draft: SpecAuxConfig, config: RPCConfig, shape: dict[str, Any]) -> int:

@@ -27,6 +27,7 @@ class ServerArgs:
     disaggregation_mode: str = "null"
     disaggregation_decode_retraction_backup: str | None = None
     speculative_algorithm: str | None = None
+    speculative_eagle_topk: int | None = None
 
 
 def server_args(config: RPCConfig | None) -> ServerArgs:

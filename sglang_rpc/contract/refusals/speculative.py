@@ -47,20 +47,10 @@ SPECULATIVE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
         lambda args, _: (
             args.speculative_algorithm not in ALGORITHMS and f"--speculative-algorithm {args.speculative_algorithm}"
         ),
-        "RPC knows drafts that a model of its own proposes one after the other, and those that earlier text proposes, "
-        "and has not been checked with others",
+        "RPC knows drafts that a model of its own proposes, and those that earlier text proposes, and has not been "
+        "checked with others",
         f"use --speculative-algorithm {' or '.join(ALGORITHMS)}, remove --speculative-algorithm",
         "--speculative-algorithm",
-    ),
-    speculative_trees=Row(
-        lambda args, _: (
-            args.speculative_algorithm != "NGRAM"
-            and args.speculative_eagle_topk not in (None, 1)
-            and _with(args, f"--speculative-eagle-topk {args.speculative_eagle_topk}")
-        ),
-        "branches of a draft model have KV of their own, which has not been checked with a compression",
-        "use --speculative-eagle-topk 1",
-        "--speculative-eagle-topk",
     ),
     speculative_layers=_row("enable_multi_layer_eagle", "each layer drafts with a model and a KV pool of its own"),
     speculative_adaptive=_row("speculative_adaptive", "queries are recorded of as many rows as a step verifies"),

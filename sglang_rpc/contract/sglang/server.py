@@ -78,6 +78,7 @@ class DisaggregationArgs(Protocol):
 @assumed(f"{_FIELDS}.spec.Spec", "whether a server speculates, and how many rows a request verifies in a step")
 class SpeculativeArgs(Protocol):
     speculative_algorithm: str | None
+    speculative_eagle_topk: int | None
 
 
 class ServerArgs(

@@ -74,10 +74,10 @@ def offer_pytorch(
     **kwargs: Any,
 ) -> Any:
     """AROUND DraftBackendFactory._create_backend, at the start, for a draft's steps (`stamps_children`) and for what
-    follows a verify. Raises ValueError for drafts that branch."""
+    follows a verify."""
 
     def steps() -> tuple[str, Any]:
-        return _NAME, _steps_class()(factory.draft_model_runner, factory.topk, factory.speculative_num_steps)
+        return _NAME, _steps_class()(factory.draft_model_runner, factory.speculative_num_steps)
 
     def extend() -> tuple[str, Any]:
         from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
@@ -94,11 +94,20 @@ def _steps_class() -> type:
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
     class Step(TorchNativeAttnBackend):  # type: ignore[misc]
-        """Of one step: a row has as many entries more as there were steps before, and its own."""
+        """Of one step, in which every request has as many queries as its drafts have branches. Each attends to the
+        request's entries, and to those that its own branch has written, in this step and in those before."""
 
-        def __init__(self, model_runner: Any, step: int):
+        def __init__(self, model_runner: Any, step: int, written: list[torch.Tensor]):
+            """`written` [requests * branches] by step: where the steps of a draft have written, whose list they share."""
             super().__init__(model_runner)
-            self.step = step
+            self.step, self.written = step, written
+
+        def forward_decode(
+            self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True
+        ) -> torch.Tensor:
+            self.written[self.step] = forward_batch.out_cache_loc
+            attended: torch.Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+            return attended
 
         def _run_sdpa_forward_decode(
             self,
@@ -112,17 +121,29 @@ def _steps_class() -> type:
             *args: Any,
             **kwargs: Any,
         ) -> torch.Tensor:
-            lengths = lengths + self.step + 1
+            own = torch.stack(self.written[: self.step + 1], 1).to(req_to_token.dtype)
+            branches = own.shape[0] // rows.shape[0]
+            rows, lengths = rows.repeat_interleave(branches), lengths.repeat_interleave(branches)
+            table = req_to_token[rows, : int(lengths.max()) + own.shape[1]]  # a copy
+            steps = torch.arange(own.shape[1])
+            table[torch.arange(own.shape[0])[:, None], lengths[:, None] + steps] = own
             attended: torch.Tensor = super()._run_sdpa_forward_decode(
-                query, output, keys, values, req_to_token, rows, lengths, *args, **kwargs
+                query,
+                output,
+                keys,
+                values,
+                table,
+                torch.arange(own.shape[0]),
+                lengths + own.shape[1],
+                *args,
+                **kwargs,
             )
             return attended
 
     class Steps:
-        def __init__(self, model_runner: Any, topk: int, steps: int):
-            if topk != 1:
-                raise ValueError(f"on a CPU, --speculative-eagle-topk must be 1, got {topk}")
-            self.attn_backends = [Step(model_runner, step) for step in range(steps - 1)]
+        def __init__(self, model_runner: Any, steps: int):
+            written = [torch.empty(0)] * (steps - 1)
+            self.attn_backends = [Step(model_runner, step, written) for step in range(steps - 1)]
 
         def init_forward_metadata(self, forward_batch: Any) -> None:
             for backend in self.attn_backends:

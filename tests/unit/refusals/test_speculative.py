@@ -36,7 +36,6 @@ PLAIN = dict(
 )
 SERVER = {
     "speculative_decoding": ({"speculative_algorithm": "DFLASH"}, USUAL, "--speculative-algorithm DFLASH"),
-    "speculative_trees": ({"speculative_eagle_topk": 4}, USUAL, "--speculative-eagle-topk 4"),
     "speculative_layers": ({"enable_multi_layer_eagle": True}, USUAL, "--enable-multi-layer-eagle"),
     "speculative_adaptive": ({"speculative_adaptive": True}, USUAL, "--speculative-adaptive"),
     "speculative_rejection": (
