@@ -31,19 +31,40 @@ def drafting(model: Path | None, tokens: int, **more: Any) -> dict[str, Any]:
 AHEAD = {"disable_overlap_schedule": False}
 
 
+def branching(steps: int, branches: int, **more: Any) -> dict[str, Any]:
+    """Arguments of a draft whose steps each go on with the best `branches` of all that it could say next."""
+    return {"speculative_num_steps": steps, "speculative_eagle_topk": branches, **more}
+
+
 @contextlib.contextmanager
 def speculating(model: Path, rpc: RPCConfig | None, draft: Path | None, tokens: int, **more: Any) -> Iterator[Any]:
     """An engine with the arguments of `drafting`; with those of `AHEAD` it schedules ahead on a CPU too, where SGLang
-    lacks no more than a gather for it."""
+    lacks no more than a gather for it. With those of `branching` it takes pages of several slots there, where SGLang
+    asks which backend can attend to branches in pages of their own."""
     from sglang.srt.arg_groups import speculative_hook
 
     args = drafting(draft, tokens, **more)
     with pytest.MonkeyPatch.context() as patch:
+        if args.get("speculative_eagle_topk", 1) > 1:
+            view = speculative_hook.resolved_view
+            patch.setattr(speculative_hook, "resolved_view", lambda server_args: _OfAnyPage(view(server_args)))
         if not args["disable_overlap_schedule"]:
             patch.setattr(speculative_hook, "_disable_overlap_schedule_for_cpu", lambda server_args: None)
             patch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(gathering))
         with engines.engine(model, rpc, **args) as running:
             yield running
+
+
+class _OfAnyPage:
+    """Resolved arguments for SGLang's checks, which ask no more of the size of a page than whether it is 1."""
+
+    page_size = 1
+
+    def __init__(self, view: Any):
+        self._view = view
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
 
 
 def gathering(*args: Any, **kwargs: Any) -> Any:
