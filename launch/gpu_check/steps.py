@@ -176,6 +176,16 @@ REST = (
     engines(
         "drafts",
         "do drafts help as much after a compression as before it, on each attention backend",
+        "-k",
+        "not branch",
+        "tests/engine/test_gpu_speculative.py",
+        box=420,
+    ),
+    engines(
+        "branches",
+        "drafts that branch, of earlier text and of a model, on each attention backend",
+        "-k",
+        "branch",
         "tests/engine/test_gpu_speculative.py",
         box=420,
     ),

@@ -12,7 +12,7 @@ from sglang_rpc import RPCConfig
 from tests.engine import dense, on_cuda
 from tests.engine.engines import assert_balanced, engine, look_inside, with_and_without
 from tests.engine.oracle import Oracle, Rule
-from tests.engine.speculative import AHEAD, drafting, eagle_of, one_layer
+from tests.engine.speculative import AHEAD, branching, drafting, eagle_of, one_layer
 from tests.engine.test_gpu import mean_gap
 
 pytestmark = pytest.mark.gpu
@@ -92,3 +92,34 @@ def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
         receipt = result["meta_info"]["rpc"]
         assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
         assert receipt["tokens_per_step_compressed"] > 1.5
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "page", "graphs", "ahead"),
+    [("STANDALONE", 1, True, AHEAD), ("STANDALONE", 16, False, {}), ("EAGLE", 16, True, AHEAD)],
+    ids=["standalone-graphs-overlap", "standalone-eager", "eagle-graphs-overlap"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drafts_of_a_model_branch(model, tmp_path, backend, algorithm, page, graphs, ahead):
+    """A step's rows are as many as the branches; behind the entries of a row each branch has slots, or pages, of its
+    own."""
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
+        pytest.skip(reason)
+    draft = model if algorithm == "STANDALONE" else eagle_of(model, tmp_path / "draft")
+    rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
+    more = branching(3, 2, speculative_algorithm=algorithm, page_size=page, attention_backend=backend, **ahead)
+    args = drafting(draft, 8, **more)
+    if not graphs:
+        args["cuda_graph_backend_decode"] = "disabled"
+    with engine(model, rpc, device="cuda", dtype="bfloat16", **args) as running:
+        prompts, results = with_and_without(running, TOKENS)
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    oracle = Oracle(model)
+    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
+    otherwise = mean_gap(oracle, prompts, results[:8], None)
+    assert compressed <= alone + 0.05 * otherwise
+    for result in results[:8]:
+        receipt = result["meta_info"]["rpc"]
+        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+        assert receipt["tokens_per_step_compressed"] > 0.6 * receipt["tokens_per_step"] > 1
