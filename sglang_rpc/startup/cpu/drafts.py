@@ -98,7 +98,7 @@ def _steps_class() -> type:
         request's entries, and to those that its own branch has written, in this step and in those before."""
 
         def __init__(self, model_runner: Any, step: int, written: list[torch.Tensor]):
-            """`written` [requests * branches] by step: where the steps of a draft have written, whose list they share."""
+            """`written` [requests * branches] by step: slots that a draft's steps have written; they share the list."""
             super().__init__(model_runner)
             self.step, self.written = step, written
 
