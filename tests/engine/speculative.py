@@ -116,6 +116,26 @@ def eagle_of(model: Path, folder: Path) -> Path:
     return folder
 
 
+def with_mtp(model: Path, folder: Path) -> Path:
+    """A model that `one_layer` made, and brings along a layer for multi-token prediction, as MiMo's checkpoints do: its
+    own, which heeds no hidden states."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights, config = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_text())
+    size, mtp = config["hidden_size"], "model.mtp_layers.0"
+    own = {n.replace("model.layers.0", mtp): tensor for n, tensor in weights.items() if ".layers.0." in n}
+    own[f"{mtp}.input_proj.weight"] = torch.cat([torch.zeros(size, size), torch.eye(size)], 1)
+    own[f"{mtp}.token_layernorm.weight"] = own[f"{mtp}.hidden_layernorm.weight"] = torch.ones(size)
+    own[f"{mtp}.final_layernorm.weight"] = weights["model.norm.weight"]
+    own = {name: tensor.clone() for name, tensor in own.items()}  # safetensors shares no memory
+    folder.mkdir()
+    save_file({**weights, **own}, folder / "model.safetensors", {"format": "pt"})
+    more = {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
+    (folder / "config.json").write_text(json.dumps({**config, **more}))
+    return folder
+
+
 def eagle3_of(model: Path, folder: Path) -> Path:
     """A draft for EAGLE3 of random weights, which reads the hidden states before and after the model's layers."""
     import torch

@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine import engines, speculative
 from tests.engine.engines import Golden, assert_balanced, engine, greedy, look_inside
-from tests.engine.speculative import AHEAD, drafting, speculating
+from tests.engine.speculative import AHEAD, branching, drafting, speculating
 
 NAME = "gqa_all_p64"
 
@@ -137,3 +137,20 @@ def test_eagle3_with_a_draft_of_random_weights(golden, tmp_path, ahead):
         result = running.generate(input_ids=golden.prompt, sampling_params=greedy(len(golden.output)))
     assert result["output_ids"] == golden.output
     assert result["meta_info"]["rpc"]["compressions"] == golden.compressions
+
+
+@pytest.mark.parametrize("branches", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_mtp_that_a_model_brings_along(golden, tmp_path, branches):
+    """The name of SGLang's own for it, and no path of a draft."""
+    model = speculative.with_mtp(speculative.one_layer(golden.path, tmp_path / "layer"), tmp_path / "model")
+    prompts, params = [golden.prompt, golden.prompt[5:]], [greedy(500), greedy(300, {"interval": 9, "window": 4})]
+    with engine(model, golden.config, disable_overlap_schedule=True) as running:
+        expected = running.generate(input_ids=prompts, sampling_params=params)
+    more = {"speculative_algorithm": "NEXTN", "page_size": 16, "speculative_draft_model_path": None, **AHEAD}
+    with speculating(model, golden.config, model, 4, **branching(3, branches, **more)) as running:
+        results = running.generate(input_ids=prompts, sampling_params=params)
+    assert [result["output_ids"] for result in results] == [result["output_ids"] for result in expected]
+    receipt = results[0]["meta_info"]["rpc"]
+    print(receipt)
+    assert receipt["compressions"] == 7
+    assert receipt["tokens_per_step_compressed"] > 0.7 * receipt["tokens_per_step"] > 1.4
