@@ -105,7 +105,8 @@ def _steps_class() -> type:
         def forward_decode(
             self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True
         ) -> torch.Tensor:
-            self.written[self.step] = forward_batch.out_cache_loc
+            # A copy: SGLang may load every step into the same tensor.
+            self.written[self.step] = forward_batch.out_cache_loc.clone()
             attended: torch.Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
             return attended
 

@@ -48,11 +48,13 @@ def test_each_branch_sees_its_own(pool, branches):
     # As SGLang lays them out: of each request, a branch's slots lie one after the other.
     behind = LENGTHS[:, None, None] + torch.arange(branches)[:, None] * steps + torch.arange(steps)
     slots = table[rows[:, None, None], behind].long().view(-1, steps)
+    loaded = slots.new_empty(2 * branches)  # one for all steps, as SGLang's runner has it
     for step, backend in enumerate(backends):
+        loaded.copy_(slots[:, step])
         q = torch.randn(2 * branches, HEADS * DIM, generator=made)
         k, v = (torch.randn(2 * branches, KV_HEADS, DIM, generator=made) for _ in "kv")
         batch = SimpleNamespace(
-            out_cache_loc=slots[:, step], encoder_out_cache_loc=None, req_pool_indices=rows, seq_lens=LENGTHS,
+            out_cache_loc=loaded, encoder_out_cache_loc=None, req_pool_indices=rows, seq_lens=LENGTHS,
             encoder_lens=None,
         )  # fmt: skip
         found = backend.forward_decode(q, k, v, layer, batch)
