@@ -187,10 +187,12 @@ class Capture:
         self.ring = ring
         self.index = index
         self.for_a_graph = for_a_graph
+        #: How many rows of each request a step has, all of which are stored; 0 if it is not such a step.
+        self.rows_each: Callable[[ForwardBatch], int] = self.drafted if ring.drafts else decodes
 
-    def rows_each(self, forward_batch: ForwardBatch) -> int:
-        """How many rows of each request a step has, all of which are stored; 0 if it is not such a step."""
-        if self.ring.drafts and forward_batch.forward_mode.is_target_verify():
+    def drafted(self, forward_batch: ForwardBatch) -> int:
+        """`rows_each` of a server that speculates."""
+        if forward_batch.forward_mode.is_target_verify():
             return self.ring.drafts
         return int(decodes(forward_batch))
 
@@ -232,6 +234,6 @@ class DraftCapture(Capture):
     """The same of a draft model, in the step that follows a verify: it runs on the tokens that were accepted, first,
     and on those after them. Its other steps run on tokens that nobody has accepted yet."""
 
-    def rows_each(self, forward_batch: ForwardBatch) -> int:
+    def drafted(self, forward_batch: ForwardBatch) -> int:
         """See `Capture`."""
         return self.ring.drafts if forward_batch.forward_mode.is_draft_extend_v2() else 0

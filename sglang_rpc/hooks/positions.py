@@ -38,14 +38,14 @@ def make_logical(
     """AROUND ForwardBatch.init_new, once per forward step: compressed rows get the position of the token, not of the
     slot."""
     model = model_rpc(model_runner)
-    draft = draft_rpc(model_runner)
-    if model is None and draft is None:
-        return original(cls, batch, model_runner, *args, **kwargs)
-    forward_batch = original(carrying(cls), batch, model_runner, *args, **kwargs)
     if model is None:
-        assert draft is not None
+        draft = draft_rpc(model_runner)
+        if draft is None:
+            return original(cls, batch, model_runner, *args, **kwargs)
+        forward_batch = original(carrying(cls), batch, model_runner, *args, **kwargs)
         _correct_draft(forward_batch, batch, model_runner, draft)
         return forward_batch
+    forward_batch = original(carrying(cls), batch, model_runner, *args, **kwargs)
     mode, ring = forward_batch.forward_mode, model.ring
     if model.speculative is not None and mode.is_target_verify():
         if _any_compressed(batch.reqs):

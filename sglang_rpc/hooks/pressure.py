@@ -36,8 +36,10 @@ def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
         _update_watermarks(runtime, free, batches)
     if runtime.config.pressure == "off":
         return
-    count = len(_requests(runtime, batches)) if runtime.pipelined else sum(len(batch.reqs) for batch in batches)
-    if free < count * _margin(runtime):
+    count = len(_requests(runtime, batches)) if runtime.pipelined else sum([len(batch.reqs) for batch in batches])
+    # Slots that a request takes while its window is recorded, and in the steps of warning.
+    margin = runtime.config.window + MARGIN * runtime.stride
+    if free < count * margin:
         runtime.recording_ahead = [state for state in runtime.recording_ahead if state.recording.ahead]
         if len(runtime.recording_ahead) == runtime.ring.slots and runtime.compressor.recorder.waiting:
             # None is left for those that are due, who would wait until it is used, perhaps for an interval.
@@ -45,16 +47,11 @@ def watch(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> None:
         # Not whose prefill goes on, in chunks: their queries are recorded only once they decode.
         chunked = runtime.scheduler.chunked_req
         decoding = rows.decoding(_requests(runtime, batches))
-        _record_ahead(runtime, [(req, state) for req, state in decoding if req is not chunked])
+        _record_ahead(runtime, [(req, state) for req, state in decoding if req is not chunked], margin)
     elif runtime.recording_ahead:
         for state in runtime.recording_ahead:
             runtime.compressor.stop_recording_ahead(state)
         runtime.recording_ahead.clear()
-
-
-def _margin(runtime: SchedulerRPC) -> int:
-    """Slots that a request takes while its window is recorded, and in the steps of warning."""
-    return runtime.config.window + MARGIN * runtime.stride
 
 
 def _requests(runtime: SchedulerRPC, batches: list[ScheduleBatch]) -> list[Req]:
@@ -72,9 +69,9 @@ def _update_watermarks(runtime: SchedulerRPC, free: int, batches: list[ScheduleB
         state.clock.check_now()
 
 
-def _record_ahead(runtime: SchedulerRPC, reqs: Sequence[tuple[Req, RequestState]]) -> None:
+def _record_ahead(runtime: SchedulerRPC, reqs: Sequence[tuple[Req, RequestState]], margin: int) -> None:
     """Record the windows of the requests that would free most, until they could feed every request for a while."""
-    wanted = 2 * len(reqs) * _margin(runtime)
+    wanted = 2 * len(reqs) * margin
     spare = (runtime.ring.slots + 1) // 2  # the others are for those that are due
     factor = _highest(runtime.config) / runtime.config.ratio
     gains = [
