@@ -69,9 +69,10 @@ def lag(runtime: SchedulerRPC, req: Req) -> int:
 
     Under overlap alone, and not while the result in flight is that of its prefill, which adds no entry unknown.
     """
-    most = 0 if runtime.speculative is None else runtime.speculative.lag
-    queue = runtime.scheduler.result_queue if most else ()
-    return most if any(batch.forward_mode.is_decode() and req in batch.reqs for batch, _ in queue) else 0
+    if runtime.speculative is None or not runtime.speculative.lag:
+        return 0
+    launched = (batch for batch, _ in runtime.scheduler.result_queue if batch.forward_mode.is_decode())
+    return runtime.speculative.lag if any(req in batch.reqs for batch in launched) else 0
 
 
 def steps(req: Req) -> Steps:
