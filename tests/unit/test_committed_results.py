@@ -96,8 +96,9 @@ def test_the_committed_summary_of_interrupted_thoughts_is_what_its_problems_give
     assert (folder / "summary.md").read_text() == reuse_accuracy.summary(rows)
 
 
-def test_the_committed_summary_of_drafts_is_what_its_problems_give():
-    folder = RESULTS / "cpu-reasoner-drafts"
+@pytest.mark.parametrize("name", ["cpu-reasoner-drafts", "cpu-reasoner-drafts-cuts"])
+def test_the_committed_summary_of_drafts_is_what_its_problems_give(name):
+    folder = RESULTS / name
     rows = speculative.read(folder / "drafts.csv")
     assert (folder / "summary.md").read_text() == speculative.summary(rows)
     assert all(row.same for row in rows)
