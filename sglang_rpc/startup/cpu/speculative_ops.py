@@ -76,7 +76,8 @@ def build_tree_kernel_efficient_cpu(
 
     Args:
         selected_index: [requests, n - 1]: number of each draft among all that were proposed, step by step; its parent
-            is the `number // topk`-th of `parent_list` [requests, ...], the root for the first `topk`.
+            is the `number // topk`-th of `parent_list` [requests, ...], the root for the first `topk`. The parent may
+            not be among them: the likeliest are selected, and where a draft is certain its parent is no likelier.
 
     Raises ValueError for another kind of mask than QLEN_ONLY.
     """
@@ -90,6 +91,9 @@ def build_tree_kernel_efficient_cpu(
         parent_of = [-1] * n
         for node in range(n - 1, 0, -1):  # so that the first child is the likeliest
             group = selected[node - 1] // topk
+            if group and parents[group] not in selected:
+                parent_of[node] = 0  # and without a link, so no path leads there
+                continue
             parent = 0 if group == 0 else selected.index(parents[group]) + 1
             parent_of[node] = parent
             retrive_next_sibling[request, node] = retrive_next_token[request, parent]

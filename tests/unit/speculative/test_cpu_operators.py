@@ -41,6 +41,16 @@ def test_branches_see_their_own_ancestors():
     assert sibling.tolist() == [[-1, 2, -1, -1, -1]]
 
 
+def test_no_path_leads_to_a_draft_whose_parent_was_left_out():
+    """Draft 4 is certain after draft 1, so both are equally likely, and only one of them was selected."""
+    mask, positions, _, child, sibling = build([[0, 2, 4]], [[-1, 0, 1]], [10], topk=2, n=4)
+    seen = [[i for i in range(4) if mask[0, node, i]] for node in range(4)]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 3]]
+    assert positions.tolist() == [10, 11, 12, 11]
+    assert child.tolist() == [[1, 2, -1, -1]]
+    assert sibling.tolist() == [[-1] * 4]
+
+
 def test_another_mask_is_refused():
     with pytest.raises(ValueError, match="must be of mode QLEN_ONLY"):
         ops.build_tree_kernel_efficient_cpu(*[torch.zeros(1)] * 8, 1, 1, 1, 0)
