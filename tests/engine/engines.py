@@ -222,3 +222,4 @@ def assert_balanced(seen: dict[str, Any]) -> None:
     assert seen["protected"] == 0, seen
     assert seen["free_rows"] == seen["rows"], seen
     assert seen["query_slots_in_use"] == 0, seen
+    assert seen["stale_queries"] == 0, seen

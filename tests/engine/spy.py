@@ -14,6 +14,7 @@ from sglang_rpc.contract.targets import hooks_in
 from sglang_rpc.contract.windows import full_slots_free, has_own_windows
 from sglang_rpc.hooks.install import install
 from sglang_rpc.startup.cpu import drafts, idle_ranks, window_reads
+from tests.engine import fresh_queries
 
 #: Set, the tree loses every recurrent state that no running request holds, whenever a retracted request waits.
 EVICT_STATES = "SGLANG_RPC_TEST_EVICT_STATES"
@@ -32,6 +33,7 @@ def run_scheduler_process(*args, **kwargs):
     install(hooks_in(idle_ranks, window_reads))  # without RPC too, where SGLang would crash, or read the wrong slots
     if args[0].speculative_algorithm is not None:
         install(hooks_in(drafts))
+    fresh_queries.watch()
     scheduler.Scheduler.spy = _spy
     scheduler.Scheduler.spy_on_ranks = _spy_on_ranks
     scheduler.Scheduler.spy_on_peak = _spy_on_peak
@@ -120,6 +122,7 @@ def _counts(self) -> dict[str, object]:
         "decodes": _decodes,
         "decodes_beside_waiting": _decodes_beside_waiting,
         "launched_ahead": _launched_ahead,
+        "stale_queries": fresh_queries.stale(),
         "host_backup_bytes": self.rpc.backups.used if getattr(self, "rpc", None) else 0,
     }
 
