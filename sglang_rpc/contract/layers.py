@@ -13,7 +13,13 @@ from sglang_rpc.contract.sglang.memory import (
     LatentPool,
     ReqToTokenPool,
 )
-from sglang_rpc.contract.sglang.model import AttentionLayer, HookableLayer, LatentAttention, ModelRunner
+from sglang_rpc.contract.sglang.model import (
+    AttentionLayer,
+    HookableLayer,
+    LatentAttention,
+    ModelConfig,
+    ModelRunner,
+)
 from sglang_rpc.contract.windows import has_own_windows, parts_of
 from sglang_rpc.types import KVLayer
 
@@ -85,6 +91,12 @@ def pool_bytes(pool: KVPool) -> int:
     return sum(buffer.nbytes for part in parts_of(pool) for buffer in (*part.k_buffer, *part.v_buffer))
 
 
+def query_dim(config: ModelConfig) -> int:
+    """Of each head's queries as they are scored, those of latent attention (MLA) absorbed. Before the model is built."""
+    latent = config.attention_arch.name == "MLA"
+    return config.kv_lora_rank + config.qk_rope_head_dim if latent else config.head_dim
+
+
 def moved_layers(model_runner: ModelRunner, layers: Sequence[Layer]) -> list[Layer]:
     """Those of `layers` whose KV a compression moves: all but windows with a pool of their own."""
     own = has_own_windows(model_runner.token_to_kv_pool_allocator.get_kvcache())
@@ -93,6 +105,9 @@ def moved_layers(model_runner: ModelRunner, layers: Sequence[Layer]) -> list[Lay
 
 def kv_layer(model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
     """Where this layer's KV lies in the pool, and how its logits are scaled."""
+    if model_runner.is_draft_worker:  # the allocator's pool is that of the model it drafts for
+        pool = model_runner.token_to_kv_pool
+        return _layer_in(pool, layer.layer_id - pool.start_layer, model_runner, layer)
     allocator = model_runner.token_to_kv_pool_allocator
     pool, hybrid = kv_pool(allocator), hybrid_pool(allocator)
     if hybrid is not None:
@@ -103,6 +118,10 @@ def kv_layer(model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
         pool = pool.full_kv_pool
     else:
         index = layer.layer_id - pool.start_layer
+    return _layer_in(pool, index, model_runner, layer)
+
+
+def _layer_in(pool: KVPool, index: int, model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
     # Keys quantised to FP8 are stored divided by k_scale.
     k_scale = 1.0 if layer.k_scale_float is None else layer.k_scale_float
     if is_latent(pool):

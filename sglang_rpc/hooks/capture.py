@@ -61,9 +61,7 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     if config is None or model_runner.is_draft_worker:
         return
     refusals.refuse_model_runner(gather_facts(model_runner), config)
-    latent = latent_attentions(model_runner.model)
-    if latent:
-        install([hook_of(absorb)])
+    split = absorbing(model_runner.model)
     layers = decoder_layers(model_runner.model)
     recorded = full_attention(layers)
     drafts = drafts_of(model_runner.server_args)
@@ -96,7 +94,17 @@ def install_query_ring(_result: object, model_runner: ModelRunner) -> None:
     if drafts:
         model_runner.req_to_token_pool.rpc_ring = ring  # for the draft model, whose runner comes next
     model_runner.rpc = ModelRPC(ring, kv_layers, every_step, slots, window_pool_of(model_runner), speculative)
-    load_kernels(ring, latent[0].kv_lora_rank if latent else None)
+    load_kernels(ring, split)
+
+
+def absorbing(model: torch.nn.Module) -> int | None:
+    """Have a model with latent attention (MLA) absorb the queries that are recorded. The dims of each that belong to
+    the latent, before those with rope; None of another model."""
+    latent = latent_attentions(model)
+    if not latent:
+        return None
+    install([hook_of(absorb)])
+    return latent[0].kv_lora_rank
 
 
 def record_queries(ring: QueryRing | DraftQueries, layers: Sequence[HookableLayer], capture: type["Capture"]) -> None:

@@ -27,6 +27,12 @@ _ATTENTION = "sglang.srt.layers.attention"
     "positions of draft steps are taken for row lengths",
     SPECULATIVE,
 )
+@hook(
+    AROUND,
+    f"{_ATTENTION}.flashinfer_mla_backend.FlashInferMLAMultiStepDraftBackend.common_template",
+    "positions of draft steps are taken for row lengths",
+    SPECULATIVE,
+)
 def count_entries(
     original: Callable[..., None], steps: DraftSteps, forward_batch: ForwardBatch, *args: object, **kwargs: object
 ) -> None:

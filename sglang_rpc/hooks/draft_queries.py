@@ -6,20 +6,19 @@ has at i + 1. So its candidates, and its window, are one token newer than the mo
 outputs would be the same, and fewer drafts would be accepted.
 """
 
-from sglang_rpc.contract.layers import decoder_layers, window_of
+from sglang_rpc.contract.layers import decoder_layers, is_latent, kv_layer, window_of
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.memory import KVPool
-from sglang_rpc.contract.sglang.model import AttentionLayer, ModelRunner
+from sglang_rpc.contract.sglang.model import ModelRunner
 from sglang_rpc.contract.targets import AFTER, SPECULATIVE, hook
 from sglang_rpc.errors import UnsupportedError
-from sglang_rpc.hooks.capture import DraftCapture, load_kernels, record_queries
+from sglang_rpc.hooks.capture import DraftCapture, absorbing, load_kernels, record_queries
 from sglang_rpc.hooks.model import DraftRPC
 from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
-from sglang_rpc.types import KVLayer
 
-#: Exactly this class: a subclass may store K/V in another layout.
-POOL = "MHATokenToKVPool"
+#: Exactly these classes: a subclass may store K/V in another layout.
+POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
 
 
 @hook(
@@ -41,7 +40,8 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
     layers = decoder_layers(model_runner.model)
     pool: KVPool = model_runner.token_to_kv_pool
     shapes = {(layer.tp_q_head_num, layer.qk_head_dim) for layer in layers}
-    if type(pool).__name__ != POOL or pool.kv_cache_layout != "nhd" or any(map(window_of, layers)) or len(shapes) > 1:
+    laid_out = type(pool).__name__ in POOLS and (is_latent(pool) or pool.kv_cache_layout == "nhd")
+    if not laid_out or any(map(window_of, layers)) or len(shapes) > 1:
         raise UnsupportedError(
             f"a draft model with a KV pool of the class {type(pool).__name__}, with sliding windows, or with layers of "
             "several shapes, does not work with RPC: a compression moves its KV, which has been checked for full "
@@ -51,12 +51,5 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
     heads, head_dim = shapes.pop()
     queries = DraftQueries(ring, layers=len(layers), heads=heads, head_dim=head_dim, dtype=model_runner.dtype)
     record_queries(queries, layers, DraftCapture)
-    load_kernels(queries)
-    model_runner.rpc_draft = DraftRPC(queries, [_layer(pool, layer) for layer in layers])
-
-
-def _layer(pool: KVPool, layer: AttentionLayer) -> KVLayer:
-    index = layer.layer_id - pool.start_layer
-    # Keys quantised to FP8 are stored divided by k_scale.
-    scaling = layer.scaling * (1.0 if layer.k_scale_float is None else layer.k_scale_float)
-    return KVLayer(pool.k_buffer[index], pool.v_buffer[index], pool.dtype, scaling, layer.logit_cap or 0.0)
+    load_kernels(queries, absorbing(model_runner.model))
+    model_runner.rpc_draft = DraftRPC(queries, [kv_layer(model_runner, layer) for layer in layers])

@@ -10,7 +10,7 @@ import torch
 
 from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.layers import decoder_layers, full_attention
+from sglang_rpc.contract.layers import decoder_layers, full_attention, query_dim
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, SpecAuxConfig
@@ -135,7 +135,7 @@ def draft_slot_bytes(draft: SpecAuxConfig, config: RPCConfig, dtype: torch.dtype
         layers=draft.draft_kv_num_layers or 0,
         window=config.window,
         heads=model.get_num_attention_heads(1 if group is None else group.world_size),
-        head_dim=model.head_dim,
+        head_dim=query_dim(model),
         dtype=dtype,
         drafts=drafts,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def server_args(config: RPCConfig | None) -> ServerArgs:
 
 @dataclass(eq=False)
 class ModelConfig:
+    attention_arch: Any = field(default_factory=lambda: SimpleNamespace(name="MHA"))
     context_len: int = 10_000
     kv_heads: int = 1
     hf_config: Any = None
@@ -48,6 +50,8 @@ class ModelConfig:
     num_attention_heads: int | None = None
     use_ngram_embedding: bool = False
     head_dim: int = 1
+    kv_lora_rank: int = 0
+    qk_rope_head_dim: int = 0
 
     def get_num_attention_heads(self, tensor_parallel_size: int) -> int:
         return (self.num_attention_heads or 1) // tensor_parallel_size

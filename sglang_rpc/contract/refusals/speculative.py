@@ -115,12 +115,6 @@ def _model(facts: Callable[[ServingFacts], object], what: str, why: str, which: 
 
 
 SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
-    speculative_latents=_model(
-        lambda f: f.latent_attention,
-        "latent attention (MLA)",
-        "where drafts are verified, queries do not always come as they are scored",
-        "models with latent attention (MLA)",
-    ),
     speculative_states=_model(
         lambda f: f.recurrent,
         "recurrent layers",

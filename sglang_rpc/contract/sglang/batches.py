@@ -70,6 +70,11 @@ class ScheduleBatch(Protocol):
     "the attention of a draft's steps, for all of which metadata is made together",
     SPECULATIVE,
 )
+@assumed(
+    "sglang.srt.layers.attention.flashinfer_mla_backend.FlashInferMLAMultiStepDraftBackend",
+    "the attention of a draft's steps, for all of which metadata is made together",
+    SPECULATIVE,
+)
 class DraftSteps(Protocol):
     req_to_token_pool: ReqToTokenPool
 

@@ -13,13 +13,16 @@ from sglang_rpc.contract.targets import LATENT, assumed
 
 @assumed("sglang.srt.configs.model_config.ModelConfig", "what the model is, for the refusals, and how long it reads")
 class ModelConfig(Protocol):
+    attention_arch: Enum  #: MLA: latent attention
     context_len: int  #: tokens
     head_dim: int
     hf_config: Any  #: Transformers', of this model's own class
     is_encoder_decoder: bool
     is_generation: bool
+    kv_lora_rank: int  #: of latent attention alone
     model_is_mrope: bool  #: whether positions have three axes
     num_attention_heads: int | None  #: of the model, not of this rank
+    qk_rope_head_dim: int  #: of latent attention alone
     use_ngram_embedding: bool
 
     def get_num_attention_heads(self, tensor_parallel_size: int) -> int:
