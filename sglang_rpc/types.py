@@ -75,11 +75,15 @@ class KVLayer:
     def buffers(self) -> tuple[torch.Tensor, ...]:
         """All that belongs to a slot, and moves with it: keys; values, unless they are a part of the keys; and what has
         been accumulated."""
+        kv = (self.keys,) if self.latent else (self.keys, self.values)
+        return kv if self.accumulated is None else (*kv, self.accumulated)
+
+    @property
+    def latent(self) -> bool:
+        """Whether an entry is key and value in one, of all heads (MLA)."""
         offset = self.values.data_ptr() - self.keys.data_ptr()
         entry_bytes = self.keys.shape[2] * self.keys.element_size()
-        inside = self.keys.stride() == self.values.stride() and 0 <= offset < entry_bytes
-        kv = (self.keys,) if inside else (self.keys, self.values)
-        return kv if self.accumulated is None else (*kv, self.accumulated)
+        return self.keys.stride() == self.values.stride() and 0 <= offset < entry_bytes
 
 
 @dataclass(frozen=True)

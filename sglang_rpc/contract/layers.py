@@ -92,7 +92,7 @@ def pool_bytes(pool: KVPool) -> int:
 
 
 def query_dim(config: ModelConfig) -> int:
-    """Of each head's queries as they are scored, those of latent attention (MLA) absorbed. Before the model is built."""
+    """Of each head's queries as they are scored, those of latent attention (MLA) absorbed. Needs no built model."""
     latent = config.attention_arch.name == "MLA"
     return config.kv_lora_rank + config.qk_rope_head_dim if latent else config.head_dim
 

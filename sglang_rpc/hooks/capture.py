@@ -17,7 +17,7 @@ from sglang_rpc.contract.layers import (
     pool_bytes,
 )
 from sglang_rpc.contract.refusals import model as refusals
-from sglang_rpc.contract.refusals.facts import gather_facts
+from sglang_rpc.contract.refusals.facts import drafts_branch, gather_facts
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.batches import ForwardBatch, ScheduleBatch
@@ -34,7 +34,7 @@ from sglang_rpc.hooks import ranks
 from sglang_rpc.hooks.accumulate import Accumulate, accumulating
 from sglang_rpc.hooks.install import install
 from sglang_rpc.hooks.model import ModelRPC, model_rpc
-from sglang_rpc.hooks.query_slots import count_slots, drafts_branch, drafts_of, ring_shape, slot_bytes_of
+from sglang_rpc.hooks.query_slots import count_slots, drafts_of, ring_shape, slot_bytes_of
 from sglang_rpc.hooks.runtime import is_recorded
 from sglang_rpc.hooks.step import attention_call, decodes, single_rows
 from sglang_rpc.hooks.window_pool import window_pool_of

@@ -6,7 +6,10 @@ has at i + 1. So its candidates, and its window, are one token newer than the mo
 outputs would be the same, and fewer drafts would be accepted.
 """
 
+import torch
+
 from sglang_rpc.contract.layers import decoder_layers, is_latent, kv_layer, window_of
+from sglang_rpc.contract.refusals.facts import latents_of_own_kind
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.memory import KVPool
@@ -46,6 +49,13 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
             f"a draft model with a KV pool of the class {type(pool).__name__}, with sliding windows, or with layers of "
             "several shapes, does not work with RPC: a compression moves its KV, which has been checked for full "
             "attention alone; use another --speculative-draft-model-path, or start with --disable-rpc",
+            "unsupported.draft_layers",
+        )
+    if latents_of_own_kind(model_runner.model) or (is_latent(pool) and torch.version.hip is not None):
+        raise UnsupportedError(
+            "a draft model with latent attention (MLA) of its own kind, or on ROCm, does not work with RPC: only of "
+            "DeepSeek's layers, on NVIDIA GPUs, RPC knows in which steps they read latents as they are stored; use "
+            "another --speculative-draft-model-path, or start with --disable-rpc",
             "unsupported.draft_layers",
         )
     heads, head_dim = shapes.pop()

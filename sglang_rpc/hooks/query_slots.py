@@ -11,6 +11,7 @@ import torch
 from sglang_rpc.backends.base import SCRATCH_BYTES
 from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.layers import decoder_layers, full_attention, query_dim
+from sglang_rpc.contract.refusals.facts import drafts_branch
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.model import AttentionLayer, KVCacheConfigurator, SpecAuxConfig
@@ -109,11 +110,6 @@ def drafts_of(server_args: ServerArgs) -> int:
     from sglang.srt.runtime_context import max_speculative_num_draft_tokens
 
     return int(max_speculative_num_draft_tokens())
-
-
-def drafts_branch(server_args: ServerArgs) -> bool:
-    """Whether rows of a request that are verified together may share a position."""
-    return server_args.speculative_algorithm == "NGRAM" or (server_args.speculative_eagle_topk or 1) > 1
 
 
 def slot_bytes_of(server_args: ServerArgs, draft: SpecAuxConfig, config: RPCConfig, shape: dict[str, Any]) -> int:

@@ -1,12 +1,13 @@
 """RPC in one scheduler: built when the scheduler is whole, found by every hook through `runtime_of`."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
 import sglang_rpc
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.layers import is_latent, kv_pool, recurrent_states
+from sglang_rpc.contract.layers import recurrent_states
 from sglang_rpc.contract.refusals import model as refusals
 from sglang_rpc.contract.refusals.facts import gather_facts
 from sglang_rpc.contract.refused import ends_if_refused
@@ -28,6 +29,7 @@ from sglang_rpc.runtime.per_step import PerStep
 from sglang_rpc.runtime.pressure import Watermarks
 from sglang_rpc.runtime.request_state import RequestState
 from sglang_rpc.trace.tracer import Tracer
+from sglang_rpc.types import KVLayer
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +54,6 @@ class SchedulerRPC:
         self.reserve = slots_for_drafts(scheduler)  #: slots that a row has after its entries while it decodes
         drafts = draft_layers(scheduler)
         group, everyone = ranks.tensor_parallel_group(), ranks.every_rank()
-        # A latent is every head's, and every rank has a copy: all must keep the same ones, `group` or not.
-        latent = is_latent(kv_pool(scheduler.token_to_kv_pool_allocator))
-        together = config.aggregation == "all" or latent
         self.compressor = Compressor(
             config,
             model.layers,
@@ -63,9 +62,10 @@ class SchedulerRPC:
             markers=find_markers(scheduler, config),
             gists=find_gists(scheduler, config),
             window_pool=model.window_pool,
-            reduce=group.all_reduce if group is not None and together else None,
+            reduce=group.all_reduce if group is not None and _together(config, model.layers) else None,
             speculative=self.speculative,
             drafts=drafts,
+            reduce_drafts=group.all_reduce if group is not None and _together(config, drafts) else None,
         )
         ranks.require_same(everyone, (config.to_json(), self.ring.slots, self.compressor.implementations))
         if group is not None and self.compressor.reduces:
@@ -135,6 +135,12 @@ class SchedulerRPC:
         """Order the current stream after the forward pass in flight. The host does not wait."""
         if self._forward_stream is not None:
             torch.cuda.current_stream().wait_stream(self._forward_stream)
+
+
+def _together(config: RPCConfig, layers: Sequence[KVLayer]) -> bool:
+    """Whether ranks add up their scores of `layers`. A latent is every head's, and every rank has a copy: all must keep
+    the same ones, with aggregation `group` too."""
+    return config.aggregation == "all" or any(layer.latent for layer in layers)
 
 
 def runtime_of(owner: Scheduler | ReqToTokenPool) -> SchedulerRPC | None:

@@ -44,6 +44,7 @@ class Compressor:
         reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
         speculative: SpeculativeRows | None = None,
         drafts: Sequence[KVLayer] = (),
+        reduce_drafts: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         """
         Args:
@@ -54,6 +55,7 @@ class Compressor:
             window_pool: of window layers that are not among `layers`, but have a pool of their own.
             reduce: sums a float32 tensor over tensor-parallel ranks; None on one rank, or where heads stay apart.
             drafts: a draft model's layers, in the order of the ring's queries of it.
+            reduce_drafts: as `reduce`, of these; heads may stay apart in one model, and share latents in the other.
             speculative: where a step may add several tokens; it is told what rows lack and where they must stop.
         """
         self.config = config
@@ -69,14 +71,14 @@ class Compressor:
         self.gists = gists
         self.dates_kept = config.when == "always"  #: whether due dates are kept: always, or under memory pressure
         self.counters = Counters()
-        self.reduces = reduce is not None
+        self.reduces = reduce is not None or reduce_drafts is not None
         self.speculative = speculative
         self.recorder = Recorder(ring)
         self._backend = make_backend(config, layers, ring, req_to_token, reduce)
         self._draft: Backend | None = None
         if drafts:
             assert ring.draft is not None, "a draft's layers are scored with its own queries"
-            made = make_backend(config, drafts, ring.draft, req_to_token, reduce)
+            made = make_backend(config, drafts, ring.draft, req_to_token, reduce_drafts)
             self._draft = DraftBackend(made, drafts, req_to_token)
 
     def begin(self, state: RequestState, prompt: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sglang_rpc import RPCConfig
-from tests.engine import dense, on_cuda
+from tests.engine import dense, latent, on_cuda
 from tests.engine.engines import assert_balanced, engine, look_inside, with_and_without
 from tests.engine.oracle import Oracle, Rule
 from tests.engine.speculative import AHEAD, branching, drafting, eagle_of, one_layer
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algorithm, page, graphs, ahead):
-    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=False):
         pytest.skip(reason)
     draft = model if algorithm == "STANDALONE" else eagle_of(model, tmp_path / "draft")
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
@@ -69,11 +69,39 @@ def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algori
         assert receipt["tokens_per_step_compressed"] > 0.7 * receipt["tokens_per_step"]
 
 
+@pytest.mark.parametrize(("graphs", "ahead"), [(True, AHEAD), (False, {})], ids=["graphs-overlap", "eager"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drafts_of_latents(tmp_path, backend, graphs, ahead):
+    """Latent attention (MLA), whose queries come in two parts on some backends: of a verify, and of the step after it.
+
+    Of three layers with random weights, the model as its own draft keeps other latents than it keeps itself."""
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=True):
+        pytest.skip(reason)
+    model = latent.write_model(tmp_path / "latent", latent.DEEPSEEK)
+    rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
+    args = drafting(model, 4, attention_backend=backend, **ahead)
+    if not graphs:
+        args["cuda_graph_backend_decode"] = "disabled"
+    with engine(model, rpc, device="cuda", dtype="bfloat16", **args) as running:
+        prompts, results = with_and_without(running, TOKENS)
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    oracle = latent.LatentOracle(model)
+    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
+    otherwise = mean_gap(oracle, prompts, results[:8], None)
+    assert compressed <= alone + 0.05 * otherwise
+    for result in results[:8]:
+        receipt = result["meta_info"]["rpc"]
+        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+        assert receipt["tokens_per_step"] > 2
+        assert receipt["tokens_per_step_compressed"] > 1.2  # 1 where positions spoil drafts
+
+
 @pytest.mark.parametrize(("graphs", "ahead"), [(True, {}), (True, AHEAD), (False, {})])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
     """The queries of siblings are written in the graph, and those that were accepted move after it."""
-    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=False):
         pytest.skip(reason)
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
     args = drafting(None, 6, attention_backend=backend, page_size=1, **ahead)
@@ -103,7 +131,7 @@ def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
 def test_drafts_of_a_model_branch(model, tmp_path, backend, algorithm, page, graphs, ahead):
     """A step's rows are as many as the branches; behind the entries of a row each branch has slots, or pages, of its
     own."""
-    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=False):
         pytest.skip(reason)
     draft = model if algorithm == "STANDALONE" else eagle_of(model, tmp_path / "draft")
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from sglang_rpc import RPCConfig
-from tests.engine import engines, speculative
 from tests.engine.engines import assert_balanced, engine, greedy, look_inside
 from tests.engine.latent import write_model
 from tests.engine.speculative import AHEAD, branching, speculating

@@ -18,7 +18,7 @@ from sglang_rpc.contract.refusals.row import OFF
 from sglang_rpc.contract.sglang.memory import KVPool
 from sglang_rpc.contract.sglang.model import LatentAttention, ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.scheduler import Scheduler
-from sglang_rpc.contract.sglang.server import ParallelArgs
+from sglang_rpc.contract.sglang.server import ParallelArgs, ServerArgs
 from sglang_rpc.contract.versions import SUPPORTED
 from sglang_rpc.contract.windows import POOL, allocator_name, has_own_windows, parts_of, pool_name
 from sglang_rpc.errors import IncompatibleSGLangError
@@ -82,6 +82,7 @@ class ServingFacts:
     host_tier: bool = False  #: the tree keeps KV in host memory too (HiCache)
     linked: bool = False  #: the tree is linked to an external store
     speculates: bool = False  #: drafts of another model are verified
+    drafts_branch: bool = False  #: rows of a request that are verified together may share a position
     mrope: bool = False  #: positions have three axes
 
     @property
@@ -128,9 +129,20 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         host_tier=tree is not None and tree.cache_controller is not None,
         linked=getattr(tree, "linker", None) is not None,
         speculates=runner.server_args.speculative_algorithm is not None,
+        drafts_branch=drafts_branch(runner.server_args),
         mrope=runner.model_config.model_is_mrope,
         **_pool_facts(runner),
     )
+
+
+def drafts_branch(server_args: ServerArgs) -> bool:
+    """Whether rows of a request that are verified together may share a position."""
+    return server_args.speculative_algorithm == "NGRAM" or (server_args.speculative_eagle_topk or 1) > 1
+
+
+def latents_of_own_kind(model: torch.nn.Module) -> int:
+    """How many of its latent attentions decide in another way than DeepSeek's when to expand latents."""
+    return sum(_dispatcher(attention) != DEEPSEEK for attention in latent_attentions(model))
 
 
 def facts_of_config(model_config: ModelConfig) -> ServingFacts:
@@ -195,7 +207,7 @@ def _layer_facts(runner: ModelRunner, pool: KVPool | None) -> dict[str, int]:
         distance_layers=sum(m.xai_temperature_len > 0 or m.pos_encoding_mode != "NONE" for m in decoder),
         capped_oddly=sum(bool(m.logit_cap) and m.logit_capping_method != "tanh" for m in decoder),
         shared_kv=len(decoder) - len({m.layer_id for m in decoder}),
-        own_dispatch=sum(_dispatcher(m) != DEEPSEEK for m in latent_attentions(runner.model)),
+        own_dispatch=latents_of_own_kind(runner.model),
         head_shapes=len({(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in full_attention(decoder)}),
     )
 

@@ -115,6 +115,17 @@ def _model(facts: Callable[[ServingFacts], object], what: str, why: str, which: 
 
 
 SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
+    speculative_latents=Row(
+        lambda f, _: (
+            f.latent_attention
+            and f.drafts_branch
+            and "flashinfer" in (f.prefill_backend, f.decode_backend)
+            and f"drafts that branch with {f.model}, which has latent attention (MLA) on flashinfer,"
+        ),
+        "SGLang's flashinfer backend has no mask for latents: each row would see all drafts before it",
+        "use --attention-backend fa3 or triton, or no branches (--speculative-eagle-topk 1)",
+        "drafts that branch, those of NGRAM among them, with latent attention (MLA) on flashinfer",
+    ),
     speculative_states=_model(
         lambda f: f.recurrent,
         "recurrent layers",

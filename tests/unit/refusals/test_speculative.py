@@ -61,6 +61,10 @@ SERVER = {
     "speculative_accumulation": ({}, RPCConfig(policy="h2o"), "--rpc-policy h2o"),
 }
 MODEL = {
+    "speculative_latents": (
+        dict(latent_attention=True, kv_pool="MLATokenToKVPool", prefill_backend="flashinfer", drafts_branch=True),
+        "latent attention",
+    ),
     "speculative_states": (dict(row_pool="HybridReqToTokenPool"), "recurrent layers"),
     "speculative_windows": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "sliding-window"),
     "speculative_mrope": (dict(mrope=True), "three axes"),
