@@ -93,5 +93,5 @@ def test_without_the_drafts_move_only_acceptance_falls(model, expected, monkeypa
         means.append(sum(receipt["tokens_per_step_compressed"] for receipt in receipts) / len(receipts))
         assert min(receipt["tokens_per_step"] for receipt in receipts) > 2
     moving, leaving = means
-    print("tokens per step after a compression: %.2f, and %.2f without the move" % (moving, leaving))
+    print(f"tokens per step after a compression: {moving:.2f}, and {leaving:.2f} without the move")
     assert moving > 1.2 * leaving

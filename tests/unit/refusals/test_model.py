@@ -166,6 +166,7 @@ def test_facts_of_latent_attention(latent_runner):
     refuse_model_runner(replace(facts, tp_size=1), replace(CONFIG, policy="rkv"))
     with pytest.raises(UnsupportedError, match="--rpc-policy rkv with --tp-size 2"):
         refuse_model_runner(facts, replace(CONFIG, policy="rkv"))
+    refuse_model_runner(replace(facts, speculates=True), CONFIG)
     # Its one latent is on every rank, and all ranks keep the same ones.
     refuse_model_runner(replace(facts, tp_size=8), replace(CONFIG, aggregation="group"))
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.config import RPCConfig
-from sglang_rpc.contract.refusals.facts import ServingFacts
+from sglang_rpc.contract.refusals.facts import ServingFacts, drafts_branch
 from sglang_rpc.contract.refusals.model import refuse_model_runner
 from sglang_rpc.contract.refusals.row import refuse
 from sglang_rpc.contract.refusals.server import Arguments
@@ -104,6 +104,22 @@ def test_a_model_is_refused_for_its_drafts_alone(row):
     with pytest.raises(UnsupportedError) as caught:
         refuse_model_runner(ServingFacts(**facts, speculates=True), USUAL)
     assert_refused(caught.value, row, named)
+
+
+@pytest.mark.parametrize(
+    ("given", "branch"),
+    [({}, False), ({"speculative_eagle_topk": 2}, True), ({"speculative_algorithm": "NGRAM"}, True)],
+)
+def test_which_drafts_branch(given, branch):
+    assert drafts_branch(SimpleNamespace(**{**PLAIN, **given})) is branch
+
+
+@pytest.mark.parametrize(
+    "facts", [dict(drafts_branch=False), dict(prefill_backend="fa3"), dict(latent_attention=False)]
+)
+def test_other_drafts_of_latents_and_on_flashinfer_pass(facts):
+    refused, _ = MODEL["speculative_latents"]
+    refuse_model_runner(ServingFacts(**{**refused, **facts}, speculates=True), USUAL)
 
 
 @pytest.mark.parametrize("row", SPECULATIVE_ROWS, ids=lambda row: row.name)

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.refusals.facts import DEEPSEEK
+from sglang_rpc.errors import UnsupportedError
 from sglang_rpc.hooks import capture, draft_queries, query_slots
 from sglang_rpc.memory.host_backup import HostBackup
 from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
@@ -110,6 +112,11 @@ def test_a_slot_has_room_for_both(monkeypatch):
     left = query_slots.leave_room(10**8, asked, 80)
     made = ring()
     assert 10**8 - left == made.nbytes == made.buffer.nbytes + made.draft.buffer.nbytes
+    latent = ModelConfig(
+        SimpleNamespace(name="MLA"), num_attention_heads=2, head_dim=9, kv_lora_rank=3, qk_rope_head_dim=2
+    )
+    asked.spec_aux_config = SpecAuxConfig(3, latent)  # whose absorbed queries have a size of their own
+    assert 10**8 - query_slots.leave_room(10**8, asked, 80) == made.nbytes
     asked.spec_aux_config = SpecAuxConfig()  # drafts come from no model
     assert query_slots.leave_room(10**8, asked, 80) - left == made.draft.buffer.nbytes
 
@@ -136,7 +143,7 @@ def draft_runner(monkeypatch, pool: object, **of_last: int) -> ModelRunner:
     monkeypatch.setattr(draft_queries, "decoder_layers", lambda model: layers)
     rows = ReqToTokenPool(rpc_ring=ring())
     return ModelRunner(is_draft_worker=True, server_args=server_args(RPCConfig()), req_to_token_pool=rows,
-                       token_to_kv_pool=pool)  # fmt: skip
+                       model=torch.nn.ModuleList(layers), token_to_kv_pool=pool)  # fmt: skip
 
 
 def test_its_layers_are_recorded_and_found_in_its_own_pool(monkeypatch):
@@ -150,6 +157,60 @@ def test_its_layers_are_recorded_and_found_in_its_own_pool(monkeypatch):
     assert {layer.scaling for layer in made.layers} == {1.0}
     found = draft_queries.decoder_layers(None)
     assert all(len(layer._forward_pre_hooks) == 1 for layer in found)
+
+
+class MLATokenToKVPool:
+    kv_lora_rank = 3
+
+    def __init__(self, layers: int):
+        self.kv_buffer = [torch.zeros(9, 1, 5) for _ in range(layers)]
+        self.dtype, self.start_layer, self.kv_cache_dim = torch.float32, 0, 5
+
+
+class Latent(torch.nn.Module):
+    """As DeepSeek's, with `mqa` for its latents."""
+
+    def __init__(self, mqa: torch.nn.Module):
+        super().__init__()
+        self.attn_mqa, self.attn_mha, self.kv_lora_rank = mqa, torch.nn.Module(), 3
+
+    def dispatch_attn_forward_method(self, forward_batch: object) -> None: ...
+
+
+def latent_runner(monkeypatch, kind: type[Latent] = Latent) -> ModelRunner:
+    runner = draft_runner(monkeypatch, MLATokenToKVPool(2))
+    runner.model = torch.nn.ModuleList([kind(layer) for layer in draft_queries.decoder_layers(None)])
+    module, _, Latent.__qualname__ = DEEPSEEK.rpartition(".")
+    monkeypatch.setattr(Latent, "__module__", module)
+    return runner
+
+
+def test_latents_of_a_draft_are_recorded_absorbed_and_found_in_its_own_pool(monkeypatch):
+    put_on = []
+    monkeypatch.setattr(capture, "install", put_on.extend)
+    runner = latent_runner(monkeypatch)
+    draft_queries.install_draft_queries(None, runner)
+    assert [hook.target for hook in put_on] == [f"{DEEPSEEK}.dispatch_attn_forward_method"]
+    for layer, latents in zip(runner.rpc_draft.layers, runner.token_to_kv_pool.kv_buffer, strict=True):
+        assert layer.latent
+        assert layer.keys is latents
+        assert torch.equal(layer.values, latents[..., :3])
+        assert layer.buffers == (latents,)
+        assert layer.scaling == 0.5  # latents are stored as they are, but for triton
+
+
+def test_a_latent_draft_that_expands_by_rules_of_its_own_ends_the_start(monkeypatch):
+    class Other(Latent):
+        def dispatch_attn_forward_method(self, forward_batch: object) -> None: ...
+
+    with pytest.raises(UnsupportedError, match="of its own kind"):
+        draft_queries.install_draft_queries.__wrapped__(None, latent_runner(monkeypatch, Other))
+
+
+def test_a_latent_draft_on_rocm_ends_the_start(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(UnsupportedError, match="on ROCm"):
+        draft_queries.install_draft_queries.__wrapped__(None, latent_runner(monkeypatch))
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,21 @@ def test_a_compressor_moves_both_in_their_own_shapes():
     assert compressor.implementations == ("reference", "reference")
     for layer, values in zip((*case.model, *other.draft), before, strict=True):
         assert not torch.equal(layer.values, values)
+
+
+def test_ranks_add_up_the_scores_of_a_drafts_layers_where_only_these_are_shared():
+    """As of a draft's latents, beside a model whose heads stay apart; and the other way round."""
+    summed: dict[str, list[torch.Size]] = {"model": [], "draft": []}
+
+    def reduce(of: str):
+        return lambda scores: summed[of].append(scores.shape) or scores
+
+    for given in ("reduce", "reduce_drafts"):
+        case = Case("group")
+        of = "model" if given == "reduce" else "draft"
+        compressor = Compressor(
+            case.config, case.model, case.ring, case.table, drafts=case.draft, **{given: reduce(of)}
+        )
+        assert compressor.reduces
+        compressor.compress([compression()])
+    assert len(summed["model"]) == len(summed["draft"]) > 0
