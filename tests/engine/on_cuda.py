@@ -89,9 +89,9 @@ def attention_backends(named: str | None) -> list[str]:
     return [backend for backend in every if backend in usable]
 
 
-def lacks(capability: tuple[int, int], backend: str, kv_dtype: str, latent: bool) -> str | None:
+def lacks(capability: tuple[int, int], backend: str, kv_dtype: str, latents: bool) -> str | None:
     """Why SGLang cannot serve this on a GPU of `capability`, whose attention backend it has; None if it can."""
-    if backend == "fa3" and latent and capability[0] != 9:
+    if backend == "fa3" and latents and capability[0] != 9:
         return "SGLang has fa3 for latent attention on Hopper alone"
     if backend == "fa3" and kv_dtype == "fp8_e5m2":
         return "SGLang takes triton instead of fa3, which has no e5m2"

@@ -4,6 +4,7 @@ lengths. There, logical positions would leave outputs as they are, and spoil eve
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,19 @@ def model(tmp_path_factory):
     return one_layer(dense.write_model(folder / "like"), folder / "model")
 
 
+def receipts_of_what_follows(
+    oracle: Oracle, prompts: list[list[int]], results: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of those that `with_and_without` compresses, whose tokens follow from what the oracle keeps, all on time."""
+    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
+    otherwise = mean_gap(oracle, prompts, results[:8], None)
+    assert compressed <= alone + 0.05 * otherwise
+    receipts = [result["meta_info"]["rpc"] for result in results[:8]]
+    compressions = (TOKENS - 1 - RULE.window) // RULE.interval
+    assert [(receipt["compressions"], receipt["late"]) for receipt in receipts] == [(compressions, 0)] * 8
+    return receipts
+
+
 @pytest.mark.parametrize(
     ("algorithm", "page", "graphs", "ahead"),
     [
@@ -46,7 +60,7 @@ def model(tmp_path_factory):
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algorithm, page, graphs, ahead):
-    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=False):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
         pytest.skip(reason)
     draft = model if algorithm == "STANDALONE" else eagle_of(model, tmp_path / "draft")
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
@@ -58,13 +72,7 @@ def test_drafts_are_as_good_after_a_compression(model, tmp_path, backend, algori
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
     assert (seen["launched_ahead"] > sum(seen["decodes"].values()) / 2) == bool(ahead)
-    oracle = Oracle(model)
-    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
-    otherwise = mean_gap(oracle, prompts, results[:8], None)
-    assert compressed <= alone + 0.05 * otherwise
-    for result in results[:8]:
-        receipt = result["meta_info"]["rpc"]
-        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+    for receipt in receipts_of_what_follows(Oracle(model), prompts, results):
         assert receipt["tokens_per_step"] > 2  # or this test says nothing
         assert receipt["tokens_per_step_compressed"] > 0.7 * receipt["tokens_per_step"]
 
@@ -75,7 +83,7 @@ def test_drafts_of_latents(tmp_path, backend, graphs, ahead):
     """Latent attention (MLA), whose queries come in two parts on some backends: of a verify, and of the step after it.
 
     Of three layers with random weights, the model as its own draft keeps other latents than it keeps itself."""
-    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=True):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=True):
         pytest.skip(reason)
     model = latent.write_model(tmp_path / "latent", latent.DEEPSEEK)
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
@@ -86,13 +94,7 @@ def test_drafts_of_latents(tmp_path, backend, graphs, ahead):
         prompts, results = with_and_without(running, TOKENS)
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
-    oracle = latent.LatentOracle(model)
-    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
-    otherwise = mean_gap(oracle, prompts, results[:8], None)
-    assert compressed <= alone + 0.05 * otherwise
-    for result in results[:8]:
-        receipt = result["meta_info"]["rpc"]
-        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+    for receipt in receipts_of_what_follows(latent.LatentOracle(model), prompts, results):
         assert receipt["tokens_per_step"] > 2
         assert receipt["tokens_per_step_compressed"] > 1.2  # 1 where positions spoil drafts
 
@@ -101,7 +103,7 @@ def test_drafts_of_latents(tmp_path, backend, graphs, ahead):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
     """The queries of siblings are written in the graph, and those that were accepted move after it."""
-    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=False):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
         pytest.skip(reason)
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
     args = drafting(None, 6, attention_backend=backend, page_size=1, **ahead)
@@ -112,13 +114,7 @@ def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
         prompts, results = with_and_without(running, TOKENS)  # once more, so that texts are known
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
-    oracle = Oracle(model)
-    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
-    otherwise = mean_gap(oracle, prompts, results[:8], None)
-    assert compressed <= alone + 0.05 * otherwise
-    for result in results[:8]:
-        receipt = result["meta_info"]["rpc"]
-        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+    for receipt in receipts_of_what_follows(Oracle(model), prompts, results):
         assert receipt["tokens_per_step_compressed"] > 1.5
 
 
@@ -131,7 +127,7 @@ def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
 def test_drafts_of_a_model_branch(model, tmp_path, backend, algorithm, page, graphs, ahead):
     """A step's rows are as many as the branches; behind the entries of a row each branch has slots, or pages, of its
     own."""
-    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latent=False):
+    if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
         pytest.skip(reason)
     draft = model if algorithm == "STANDALONE" else eagle_of(model, tmp_path / "draft")
     rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
@@ -143,11 +139,5 @@ def test_drafts_of_a_model_branch(model, tmp_path, backend, algorithm, page, gra
         prompts, results = with_and_without(running, TOKENS)
         seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
-    oracle = Oracle(model)
-    compressed, alone = mean_gap(oracle, prompts, results[:8], RULE), mean_gap(oracle, prompts, results[8:], None)
-    otherwise = mean_gap(oracle, prompts, results[:8], None)
-    assert compressed <= alone + 0.05 * otherwise
-    for result in results[:8]:
-        receipt = result["meta_info"]["rpc"]
-        assert (receipt["compressions"], receipt["late"]) == ((TOKENS - 1 - RULE.window) // RULE.interval, 0)
+    for receipt in receipts_of_what_follows(Oracle(model), prompts, results):
         assert receipt["tokens_per_step_compressed"] > 0.6 * receipt["tokens_per_step"] > 1

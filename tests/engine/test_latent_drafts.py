@@ -10,6 +10,7 @@ import pytest
 from sglang_rpc import RPCConfig
 from tests.engine.engines import assert_balanced, engine, greedy, look_inside
 from tests.engine.latent import write_model
+from tests.engine.latent_drafts import with_mtp
 from tests.engine.speculative import AHEAD, branching, speculating
 from tests.engine.test_speculative import assert_same
 
@@ -80,3 +81,35 @@ def test_every_token_is_as_without_drafts(model, another, expected, tmp_path, sh
     if own:
         assert min(receipt["tokens_per_step"] for receipt in receipts) > 1.5, receipts
         assert sum(receipt["cuts"] for receipt in receipts) > 0
+
+
+@pytest.fixture(scope="module")
+def with_layer(model, tmp_path_factory):
+    return with_mtp(model, tmp_path_factory.mktemp("latent-mtp") / "model")
+
+
+@pytest.fixture(scope="module")
+def expected_with_layer(with_layer) -> list[dict[str, Any]]:
+    with engine(with_layer, RPC, disable_overlap_schedule=True) as running:
+        return run(running)
+
+
+@pytest.mark.parametrize(
+    ("n", "more"),
+    [
+        pytest.param(4, {**AHEAD, "page_size": 16}, id="chain, overlap"),
+        pytest.param(6, branching(3, 2), id="tree", marks=pytest.mark.long),
+    ],
+)
+def test_a_layer_that_the_model_brings_along(with_layer, expected_with_layer, tmp_path, n, more):
+    """Multi-token prediction, as DeepSeek V3 has it."""
+    with speculating(with_layer, RPC, with_layer, n, speculative_algorithm="NEXTN", **more) as running:
+        results = run(running)
+        seen = look_inside(running, tmp_path, [1])
+    assert_same(results, expected_with_layer)
+    assert_balanced(seen)
+    for result in results:
+        receipt = result["meta_info"]["rpc"]
+        assert receipt["tokens_per_step"] > 2, receipt
+        if receipt["compressions"]:
+            assert receipt["tokens_per_step_compressed"] > 2, receipt

@@ -8,8 +8,8 @@ from `sglang.srt` (it caches "no CPU engine" for the process, and `prepare` then
 How every process of the server gets it: SGLang starts its processes with multiprocessing's spawn, which hands the
 parent's environment and sys.path to each child. So environment variables and one directory at the end of sys.path are
 all there is: no import hook, and nothing that depends on a child's main module. What lies there sets
-`torch.cuda.current_device`, and changes SGLang itself in the process that runs a model with gated delta nets, and there
-alone (`recurrent_ops`).
+`torch.cuda.current_device` and `torch.cuda.synchronize`, and changes SGLang itself in the process that runs a model
+with gated delta nets, and there alone (`recurrent_ops`).
 """
 
 import os
