@@ -121,12 +121,6 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "where drafts are verified, queries do not always come as they are scored",
         "models with latent attention (MLA)",
     ),
-    speculative_states=_model(
-        lambda f: f.recurrent,
-        "recurrent layers",
-        "states of rejected drafts are taken back, which has not been checked with restored requests",
-        "models with recurrent layers beside attention",
-    ),
     speculative_windows=_model(
         lambda f: f.window_layers,
         "sliding-window layers",

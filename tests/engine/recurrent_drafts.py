@@ -1,0 +1,67 @@
+"""Small models with recurrent layers, and drafts for them that are right most of the time.
+
+What a recurrent layer adds is made small, so a model without it says the same next token more often than not. Where it
+says another, the step takes the states of its drafts back.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tests.engine import recurrent
+
+WEIGHTS = "model.safetensors"
+#: Of what recurrent layers, and MLPs, add to the hidden states.
+SHARE = 0.2
+#: A draft turns whole heads by their position.
+WHOLE_HEADS = {"partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type": "default"}
+
+
+def write_model(folder: Path, family: str, layers: int = 4) -> Path:
+    """A model whose layers alternate, the recurrent ones weak, and whose attention has gates that are always half
+    open."""
+    recurrent.write_model(folder, family, layers=layers, rope_parameters=WHOLE_HEADS, partial_rotary_factor=1.0)
+    weights = load_file(folder / WEIGHTS)
+    for name, weight in weights.items():
+        if name.endswith(("out_proj.weight", "down_proj.weight")):
+            weight *= SHARE
+        elif name.endswith("q_proj.weight"):
+            _by_head(weight)[:, 1] = 0
+        elif "embed" in name:  # of length 1 in each dimension, as after a norm
+            weight *= weight.shape[1] ** 0.5 / weight.norm(dim=1, keepdim=True)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def _by_head(q_proj: torch.Tensor) -> torch.Tensor:
+    """[heads, queries and gates, head dim, hidden]."""
+    return q_proj.view(recurrent.SHARED["num_attention_heads"], 2, recurrent.SHARED["head_dim"], -1)
+
+
+def dense_draft(model: Path, folder: Path) -> Path:
+    """A draft for STANDALONE: the layers with attention of a model that `write_model` made, and no others."""
+    weights, config = load_file(model / WEIGHTS), json.loads((model / "config.json").read_text())
+    attending = [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
+    own = {name: weights[name] for name in ("lm_head.weight", "model.embed_tokens.weight")}
+    own["model.norm.weight"] = 1 + weights["model.norm.weight"]
+    for index, layer in enumerate(attending):
+        of = {n.removeprefix(f"model.layers.{layer}."): w for n, w in weights.items() if f".layers.{layer}." in n}
+        of |= {name: 1 + weight for name, weight in of.items() if "norm" in name}
+        of["self_attn.q_proj.weight"] = _by_head(of["self_attn.q_proj.weight"])[:, 0].flatten(0, 1)
+        of["self_attn.o_proj.weight"] = of["self_attn.o_proj.weight"] / 2
+        wide, size = config["intermediate_size"], config["hidden_size"]
+        for name, shape in (("gate", (wide, size)), ("up", (wide, size)), ("down", (size, wide))):
+            of.setdefault(f"mlp.{name}_proj.weight", torch.zeros(shape))
+        own |= {f"model.layers.{index}.{n}": w.contiguous() for n, w in of.items() if "expert" not in n and "mlp.gate.w" not in n}
+    known = {n: config[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")}
+    known |= {n: config[n] for n in ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")}
+    known |= dict(num_hidden_layers=len(attending), tie_word_embeddings=False, rope_parameters=WHOLE_HEADS)
+    transformers.Qwen3Config(**known, architectures=["Qwen3ForCausalLM"], dtype="float32").save_pretrained(folder)
+    save_file(own, folder / WEIGHTS, {"format": "pt"})
+    return folder
