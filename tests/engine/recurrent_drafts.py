@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from tests.engine import recurrent
 
 WEIGHTS = "model.safetensors"
-#: Of what recurrent layers, and MLPs, add to the hidden states.
-SHARE = 0.2
+#: Of what recurrent layers and MLPs add to the hidden states.
+SHARES = {"out_proj.weight": 0.05, "down_proj.weight": 0.02}
 #: A draft turns whole heads by their position.
 WHOLE_HEADS = {"partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type": "default"}
 
@@ -29,9 +29,10 @@ def write_model(folder: Path, family: str, layers: int = 4) -> Path:
     recurrent.write_model(folder, family, layers=layers, rope_parameters=WHOLE_HEADS, partial_rotary_factor=1.0)
     weights = load_file(folder / WEIGHTS)
     for name, weight in weights.items():
-        if name.endswith(("out_proj.weight", "down_proj.weight")):
-            weight *= SHARE
-        elif name.endswith("q_proj.weight"):
+        for ending, share in SHARES.items():
+            if name.endswith(ending):
+                weight *= share
+        if name.endswith("q_proj.weight"):
             _by_head(weight)[:, 1] = 0
         elif "embed" in name:  # of length 1 in each dimension, as after a norm
             weight *= weight.shape[1] ** 0.5 / weight.norm(dim=1, keepdim=True)
@@ -64,4 +65,20 @@ def dense_draft(model: Path, folder: Path) -> Path:
     known |= dict(num_hidden_layers=len(attending), tie_word_embeddings=False, rope_parameters=WHOLE_HEADS)
     transformers.Qwen3Config(**known, architectures=["Qwen3ForCausalLM"], dtype="float32").save_pretrained(folder)
     save_file(own, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def with_mtp(model: Path, folder: Path) -> Path:
+    """A model of two layers that `write_model` made, and brings along a layer for multi-token prediction, as Qwen3-Next's
+    checkpoints do: its own layer with attention, which heeds no hidden states."""
+    weights, config = load_file(model / WEIGHTS), json.loads((model / "config.json").read_text())
+    size = config["hidden_size"]
+    own = {n.replace("model.layers.1", "mtp.layers.0"): w for n, w in weights.items() if ".layers.1." in n}
+    own["mtp.fc.weight"] = torch.cat([torch.eye(size), torch.zeros(size, size)], 1)
+    own["mtp.norm.weight"] = weights["model.norm.weight"]
+    own["mtp.pre_fc_norm_embedding.weight"] = own["mtp.pre_fc_norm_hidden.weight"] = torch.zeros(size)
+    own = {name: tensor.clone() for name, tensor in own.items()}  # safetensors shares no memory
+    folder.mkdir()
+    save_file({**weights, **own}, folder / WEIGHTS, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -75,3 +75,5 @@ def supply(namespace) -> None:
 supply(torch.ops.sgl_kernel)
 # Qwen3-Next asks for the device that it is built on. Where PyTorch is built for CUDA, and there is no GPU, that raises.
 torch.cuda.current_device = torch.cpu.current_device  # type: ignore[assignment]
+# Its layer for multi-token prediction waits for the device, once it has the model's own embeddings.
+torch.cuda.synchronize = torch.cpu.synchronize
