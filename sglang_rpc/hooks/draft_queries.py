@@ -6,10 +6,13 @@ has at i + 1. So its candidates, and its window, are one token newer than the mo
 outputs would be the same, and fewer drafts would be accepted.
 """
 
-from sglang_rpc.contract.layers import decoder_layers, window_of
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from sglang_rpc.contract.layers import HYBRID_POOL, decoder_layers, window_of
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
-from sglang_rpc.contract.sglang.memory import KVPool
+from sglang_rpc.contract.sglang.memory import HybridPool, KVPool
 from sglang_rpc.contract.sglang.model import AttentionLayer, ModelRunner
 from sglang_rpc.contract.targets import AFTER, SPECULATIVE, hook
 from sglang_rpc.errors import UnsupportedError
@@ -39,7 +42,7 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
     ring = model_runner.req_to_token_pool.rpc_ring
     assert isinstance(ring, QueryRing), "a model's runner is set up before its draft's"
     layers = decoder_layers(model_runner.model)
-    pool: KVPool = model_runner.token_to_kv_pool
+    pool, number = _pool_of(model_runner, layers)
     shapes = {(layer.tp_q_head_num, layer.qk_head_dim) for layer in layers}
     if type(pool).__name__ != POOL or pool.kv_cache_layout != "nhd" or any(map(window_of, layers)) or len(shapes) > 1:
         raise UnsupportedError(
@@ -52,11 +55,24 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
     queries = DraftQueries(ring, layers=len(layers), heads=heads, head_dim=head_dim, dtype=model_runner.dtype)
     record_queries(queries, layers, DraftCapture)
     load_kernels(queries)
-    model_runner.rpc_draft = DraftRPC(queries, [_layer(pool, layer) for layer in layers])
+    model_runner.rpc_draft = DraftRPC(queries, [_layer(pool, number[layer.layer_id], layer) for layer in layers])
 
 
-def _layer(pool: KVPool, layer: AttentionLayer) -> KVLayer:
-    index = layer.layer_id - pool.start_layer
+def _pool_of(model_runner: ModelRunner, layers: Sequence[AttentionLayer]) -> tuple[KVPool, Mapping[int, int]]:
+    """The pool of a draft's attention layers, and the number of each there, by layer id.
+
+    What a model with recurrent layers brings along has attention alone, and a pool as the model has. A whole model with
+    recurrent layers would keep its states in slots that are the model's: that is left as a pool of another class.
+    """
+    pool = model_runner.token_to_kv_pool
+    if type(pool).__name__ == HYBRID_POOL and model_runner.server_args.speculative_algorithm != "STANDALONE":
+        hybrid = cast("HybridPool", pool)
+        return hybrid.full_kv_pool, hybrid.full_attention_layer_id_mapping
+    first = 0 if type(pool).__name__ != POOL else pool.start_layer
+    return pool, {layer.layer_id: layer.layer_id - first for layer in layers}
+
+
+def _layer(pool: KVPool, index: int, layer: AttentionLayer) -> KVLayer:
     # Keys quantised to FP8 are stored divided by k_scale.
     scaling = layer.scaling * (1.0 if layer.k_scale_float is None else layer.k_scale_float)
     return KVLayer(pool.k_buffer[index], pool.v_buffer[index], pool.dtype, scaling, layer.logit_cap or 0.0)

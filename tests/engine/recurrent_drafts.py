@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.engine import recurrent
+from tests.engine import recurrent, spy
 
 WEIGHTS = "model.safetensors"
 #: Of what recurrent layers and MLPs add to the hidden states.
@@ -26,6 +26,7 @@ WHOLE_HEADS = {"partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type":
 def write_model(folder: Path, family: str, layers: int = 4) -> Path:
     """A model whose layers alternate, the recurrent ones weak, and whose attention has gates that are always half
     open."""
+    folder.mkdir(exist_ok=True)
     recurrent.write_model(folder, family, layers=layers, rope_parameters=WHOLE_HEADS, partial_rotary_factor=1.0)
     weights = load_file(folder / WEIGHTS)
     for name, weight in weights.items():
@@ -59,7 +60,11 @@ def dense_draft(model: Path, folder: Path) -> Path:
         wide, size = config["intermediate_size"], config["hidden_size"]
         for name, shape in (("gate", (wide, size)), ("up", (wide, size)), ("down", (size, wide))):
             of.setdefault(f"mlp.{name}_proj.weight", torch.zeros(shape))
-        own |= {f"model.layers.{index}.{n}": w.contiguous() for n, w in of.items() if "expert" not in n and "mlp.gate.w" not in n}
+        own |= {
+            f"model.layers.{index}.{n}": w.contiguous()
+            for n, w in of.items()
+            if "expert" not in n and "mlp.gate.w" not in n
+        }
     known = {n: config[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")}
     known |= {n: config[n] for n in ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")}
     known |= dict(num_hidden_layers=len(attending), tie_word_embeddings=False, rope_parameters=WHOLE_HEADS)
@@ -69,8 +74,8 @@ def dense_draft(model: Path, folder: Path) -> Path:
 
 
 def with_mtp(model: Path, folder: Path) -> Path:
-    """A model of two layers that `write_model` made, and brings along a layer for multi-token prediction, as Qwen3-Next's
-    checkpoints do: its own layer with attention, which heeds no hidden states."""
+    """A model of two layers that `write_model` made, and brings along a layer for multi-token prediction, as
+    checkpoints of Qwen3-Next do: its own layer with attention, which heeds no hidden states."""
     weights, config = load_file(model / WEIGHTS), json.loads((model / "config.json").read_text())
     size = config["hidden_size"]
     own = {n.replace("model.layers.1", "mtp.layers.0"): w for n, w in weights.items() if ".layers.1." in n}
@@ -82,3 +87,24 @@ def with_mtp(model: Path, folder: Path) -> Path:
     save_file({**weights, **own}, folder / WEIGHTS, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def with_states_past_the_cut(*args: Any, **kwargs: Any) -> Any:
+    """A scheduler that gives a request the state after all that a step accepted, though it is cut at a due date."""
+    from sglang.srt.speculative import eagle_worker_common
+
+    from sglang_rpc.memory.speculative_rows import SpeculativeRows
+
+    cut, commit = SpeculativeRows.cut, eagle_worker_common.commit_mamba_states_after_verify
+    accepted: list[torch.Tensor] = []
+
+    def remember(self: SpeculativeRows, rows: Any, lengths: Any, lens: torch.Tensor, index: torch.Tensor) -> Any:
+        accepted[:] = [lens.clone(), index.clone()]
+        return cut(self, rows, lengths, lens, index)
+
+    def past_the_cut(worker: Any, batch: Any, lens: Any, index: Any, *rest: Any, **more: Any) -> None:
+        commit(worker, batch, *accepted, *rest, **more)
+
+    SpeculativeRows.cut = remember
+    eagle_worker_common.commit_mamba_states_after_verify = past_the_cut
+    return spy.run_scheduler_process(*args, **kwargs)

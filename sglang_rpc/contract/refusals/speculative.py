@@ -121,6 +121,12 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "where drafts are verified, queries do not always come as they are scored",
         "models with latent attention (MLA)",
     ),
+    speculative_states=_model(
+        lambda f: f.states_behind,
+        "recurrent states that a verify leaves to the next (KDA on flashinfer without a prefix tree)",
+        "a retracted request's state is saved in between, when it is not yet that of its newest token",
+        "models whose recurrent states the next verify brings up to date",
+    ),
     speculative_windows=_model(
         lambda f: f.window_layers,
         "sliding-window layers",

@@ -62,7 +62,7 @@ SERVER = {
 }
 MODEL = {
     "speculative_latents": (dict(latent_attention=True, kv_pool="MLATokenToKVPool"), "latent attention"),
-    "speculative_states": (dict(row_pool="HybridReqToTokenPool"), "recurrent layers"),
+    "speculative_states": (dict(row_pool="HybridReqToTokenPool", states_behind=True), "recurrent states"),
     "speculative_windows": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "sliding-window"),
     "speculative_mrope": (dict(mrope=True), "three axes"),
 }
