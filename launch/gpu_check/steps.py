@@ -179,7 +179,7 @@ REST = (
         "-k",
         "not branch",
         "tests/engine/test_gpu_speculative.py",
-        box=420,
+        box=540,
     ),
     engines(
         "branches",
@@ -187,7 +187,7 @@ REST = (
         "-k",
         "branch",
         "tests/engine/test_gpu_speculative.py",
-        box=420,
+        box=480,
     ),
     engines("lora", "an adapter and its base model in one batch", "tests/engine/test_lora.py", box=170, goldens=True),
     engines(

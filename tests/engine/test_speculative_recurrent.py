@@ -6,14 +6,14 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sglang_rpc import RPCConfig
-from tests.engine import engines, recurrent_drafts, speculative
+from tests.engine import recurrent_drafts
 from tests.engine.engines import assert_balanced, engine, flush, greedy, look_inside
 from tests.engine.recurrent import FAMILIES, ON_A_CPU
 from tests.engine.speculative import branching, speculating
@@ -106,11 +106,11 @@ def test_together_as_without_drafts(case, tmp_path):
     assert_same(results, made.expected)
     assert sum(receipt["compressions"] for receipt in compressed(results)) > 25
     if SHAPES[shape][1]:
-        _took_drafts_and_rejected_some(results, SHAPES[shape][0])
+        assert_some_taken(results, SHAPES[shape][0])
     assert_balanced(look_inside(running, tmp_path, [1]))
 
 
-def _took_drafts_and_rejected_some(results: list[dict[str, Any]], tokens: int) -> None:
+def assert_some_taken(results: list[dict[str, Any]], tokens: int) -> None:
     receipts = compressed(results)
     assert sum(receipt["cuts"] for receipt in receipts) > 5, receipts
     for receipt in receipts:
@@ -135,61 +135,3 @@ def test_once_more_beside_what_the_tree_has(case, tmp_path):
     anew = [running.generate(input_ids=prompt, sampling_params=params) for prompt in prompts]
     assert [result["output_ids"] for result in again] == [result["output_ids"] for result in anew]
     assert_balanced(look_inside(running, tmp_path, [1]))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "drafts"), [(4, True), pytest.param(6, False, marks=pytest.mark.long)], ids=["chain", "earlier text"]
-)
-@pytest.mark.parametrize("backed_up", [True, pytest.param(False, marks=pytest.mark.long)], ids=["", "computed anew"])
-def test_retracted_over_and_over(known, tmp_path, tokens, drafts, backed_up):
-    """Each comes back with the state of its newest token; without a backup, prefilled again, and compressed late."""
-    made = known("qwen3_next")
-    rpc = RPC if backed_up else replace(RPC, host_backup_gb=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SGLANG_TEST_RETRACT", "1")
-        patch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "7")
-        with speculating(made.model, rpc, made.draft if drafts else None, tokens) as running:
-            results = run(running)
-            seen = look_inside(running, tmp_path, [1])
-    assert_balanced(seen)
-    assert seen["host_backup_bytes"] == 0
-    receipts = compressed(results)
-    assert sum(receipt["retractions"] for receipt in receipts) > 5, receipts
-    assert (sum(receipt["restored"] for receipt in receipts) > 5) == backed_up
-    on_time = [i for i, result in enumerate(results) if not (result["meta_info"].get("rpc") or {"late": 0})["late"]]
-    assert len(on_time) == len(results) or not backed_up
-    assert len(on_time) > 1
-    assert_same([results[i] for i in on_time], [made.expected[i] for i in on_time])
-
-
-@pytest.mark.parametrize("family", ["qwen3_next", pytest.param("qwen3_5_text", marks=pytest.mark.long)])
-def test_mtp_that_a_model_brings_along(tmp_path, family):
-    layer = recurrent_drafts.write_model(tmp_path / "layers", family, layers=2)
-    model = recurrent_drafts.with_mtp(layer, tmp_path / "model")
-    with engine(model, RPC, **ON_A_CPU) as running:
-        expected = run(running)
-    more = {"speculative_algorithm": "NEXTN", "speculative_draft_model_path": None}
-    with speculating(model, RPC, model, 4, **more) as running:
-        results = run(running)
-        seen = look_inside(running, tmp_path, [1])
-    assert_same(results, expected)
-    _took_drafts_and_rejected_some(results, 4)
-    assert_balanced(seen)
-
-
-@pytest.mark.parametrize(
-    "without", [speculative.without_the_cut, recurrent_drafts.with_states_past_the_cut], ids=["the cut", "its state"]
-)
-def test_without_a_part_it_differs(known, monkeypatch, without):
-    made = known("qwen3_next")
-    monkeypatch.setattr(engines._spied(), "run_scheduler_process_func", staticmethod(without))
-    monkeypatch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "0")
-    with speculating(made.model, RPC, made.draft, 4) as running:
-        results = run(running)
-    date = RPC.interval + RPC.window
-    assert results[0]["output_ids"][:date] == made.expected[0]["output_ids"][:date]
-    assert results[2]["output_ids"] == made.expected[2]["output_ids"]  # of the one without compression
-    differing = [
-        i for i, (a, b) in enumerate(zip(results, made.expected, strict=True)) if a["output_ids"] != b["output_ids"]
-    ]
-    assert len(differing) > 2
