@@ -143,7 +143,7 @@ RETRACTED = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "11"}
     ],
     ids=[
         *("standalone", "standalone-retracted-16", "standalone-retracted-no-overlap", "mtp"),
-        *("branches-of-earlier-text", "branches-of-earlier-text-no-overlap"),
+        *("earlier-text", "earlier-text-no-overlap"),
     ],
 )
 def test_drafts_of_models_with_recurrent_layers(tmp_path, monkeypatch, algorithm, tokens, more, environment):
