@@ -6,17 +6,22 @@ says another, the step takes the states of its drafts back.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.engine import recurrent, spy
+from tests.engine.speculative import AHEAD, speculating
 
 WEIGHTS = "model.safetensors"
+AHEAD_WITHOUT_A_TREE = {**AHEAD, "disable_radix_cache": True}
 #: Of what recurrent layers and MLPs add to the hidden states.
 SHARES = {"out_proj.weight": 0.05, "down_proj.weight": 0.02}
 #: A draft turns whole heads by their position.
@@ -87,6 +92,20 @@ def with_mtp(model: Path, folder: Path) -> Path:
     save_file({**weights, **own}, folder / WEIGHTS, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@contextlib.contextmanager
+def verifying(*args: Any, **more: Any) -> Iterator[Any]:
+    """An engine with the arguments of `speculating`; with those of `AHEAD_WITHOUT_A_TREE` it schedules ahead on a CPU
+    too. SGLang does not beside a tree that takes a request's own state when it ends: by then it may be a step ahead."""
+    from sglang.srt.arg_groups import mamba_hook
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not more.get("disable_overlap_schedule", True):
+            assert more["disable_radix_cache"]
+            patch.setattr(mamba_hook, "validate_mamba_no_buffer", lambda view, architecture: None)
+        with speculating(*args, **more) as running:
+            yield running
 
 
 def with_states_past_the_cut(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,8 @@ from sglang_rpc import RPCConfig
 from tests.engine import recurrent_drafts
 from tests.engine.engines import assert_balanced, engine, flush, greedy, look_inside
 from tests.engine.recurrent import FAMILIES, ON_A_CPU
-from tests.engine.speculative import branching, speculating
+from tests.engine.recurrent_drafts import AHEAD_WITHOUT_A_TREE, verifying
+from tests.engine.speculative import branching
 from tests.engine.test_speculative import assert_same
 
 RPC = RPCConfig(interval=41, window=8, ratio=2, scope="all", host_backup_gb=0.5)
@@ -47,20 +48,21 @@ def compressed(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [receipt for receipt in receipts if receipt and receipt["compressions"]]
 
 
-CHAIN, EARLIER = "chain of 4", "6 of earlier text"
+CHAIN, AHEAD, EARLIER = "chain of 4", "chain of 4, overlap, no tree", "6 of earlier text"
 #: Rows that a request verifies, whether a model drafts them, and what else differs.
 SHAPES: dict[str, tuple[int, bool, dict[str, Any]]] = {
     CHAIN: (4, True, {}),
     "chain of 2": (2, True, {}),
     "chain of 3, chunked": (3, True, {"chunked_prefill_size": 16}),
     "chain of 5, no tree": (5, True, {"disable_radix_cache": True}),
+    AHEAD: (4, True, AHEAD_WITHOUT_A_TREE),
     "chain of 4, tp 2": (4, True, {"tp_size": 2}),
     "branches": (8, True, branching(3, 2)),
     EARLIER: (6, False, {}),
     "12 of earlier text": (12, False, {"speculative_ngram_match_type": "PROB"}),
     "3 of earlier text, in a chain": (3, False, {"speculative_ngram_max_bfs_breadth": 1}),
 }
-BY_DEFAULT = (("qwen3_next", CHAIN), ("qwen3_next", EARLIER), ("qwen3_5_text", CHAIN))
+BY_DEFAULT = (("qwen3_next", CHAIN), ("qwen3_next", EARLIER), ("qwen3_5_text", AHEAD))
 RUNS = [
     pytest.param(
         (family, shape), id=f"{family}, {shape}", marks=() if (family, shape) in BY_DEFAULT else pytest.mark.long
@@ -96,7 +98,7 @@ def known(tmp_path_factory) -> Callable[[str], Known]:
 def case(request, known) -> Iterator[tuple[Any, Known, str]]:
     family, shape = request.param
     made, (tokens, drafts, more) = known(family), SHAPES[shape]
-    with speculating(made.model, RPC, made.draft if drafts else None, tokens, **more) as running:
+    with verifying(made.model, RPC, made.draft if drafts else None, tokens, **more) as running:
         yield running, made, shape
 
 

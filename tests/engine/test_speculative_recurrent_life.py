@@ -10,6 +10,7 @@ import pytest
 from tests.engine import engines, recurrent_drafts, speculative
 from tests.engine.engines import assert_balanced, engine, look_inside
 from tests.engine.recurrent import ON_A_CPU
+from tests.engine.recurrent_drafts import AHEAD_WITHOUT_A_TREE, verifying
 from tests.engine.speculative import speculating
 from tests.engine.test_speculative import assert_same
 from tests.engine.test_speculative_recurrent import RPC, assert_some_taken, compressed, known, run  # noqa: F401
@@ -18,15 +19,16 @@ from tests.engine.test_speculative_recurrent import RPC, assert_some_taken, comp
 @pytest.mark.parametrize(
     ("tokens", "drafts"), [(4, True), pytest.param(6, False, marks=pytest.mark.long)], ids=["chain", "earlier text"]
 )
+@pytest.mark.parametrize("ahead", [{}, AHEAD_WITHOUT_A_TREE], ids=["", "overlap"])
 @pytest.mark.parametrize("backed_up", [True, pytest.param(False, marks=pytest.mark.long)], ids=["", "computed anew"])
-def test_retracted_over_and_over(known, tmp_path, tokens, drafts, backed_up):  # noqa: F811
+def test_retracted_over_and_over(known, tmp_path, tokens, drafts, backed_up, ahead):  # noqa: F811
     """Each comes back with the state of its newest token; without a backup, prefilled again, and compressed late."""
     made = known("qwen3_next")
     rpc = RPC if backed_up else replace(RPC, host_backup_gb=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SGLANG_TEST_RETRACT", "1")
         patch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "7")
-        with speculating(made.model, rpc, made.draft if drafts else None, tokens) as running:
+        with verifying(made.model, rpc, made.draft if drafts else None, tokens, **ahead) as running:
             results = run(running)
             seen = look_inside(running, tmp_path, [1])
     assert_balanced(seen)
