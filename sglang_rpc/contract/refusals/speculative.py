@@ -115,6 +115,12 @@ def _model(facts: Callable[[ServingFacts], object], what: str, why: str, which: 
 
 
 SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
+    speculative_recurrent_latents=_model(
+        lambda f: f.recurrent and f.latent_attention,
+        "latent attention (MLA) beside recurrent layers",
+        "a verify of latents and of states together has not been checked",
+        "models with latent attention (MLA) beside recurrent layers",
+    ),
     speculative_latents=_model(
         lambda f: f.latent_attention,
         "latent attention (MLA)",
