@@ -61,7 +61,11 @@ def latent_attentions(model: torch.nn.Module) -> list[LatentAttention]:
 def hybrid_pool(allocator: Allocator) -> HybridPool | None:
     """The pool of a model with recurrent layers beside attention; None of another, or of a class that RPC does not
     know."""
-    pool = allocator.get_kvcache()
+    return hybrid_in(allocator.get_kvcache())
+
+
+def hybrid_in(pool: KVPool) -> HybridPool | None:
+    """`pool` as what `hybrid_pool` gives."""
     return cast("HybridPool", pool) if type(pool).__name__ == HYBRID_POOL else None
 
 
@@ -105,23 +109,18 @@ def moved_layers(model_runner: ModelRunner, layers: Sequence[Layer]) -> list[Lay
 
 def kv_layer(model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
     """Where this layer's KV lies in the pool, and how its logits are scaled."""
-    if model_runner.is_draft_worker:  # the allocator's pool is that of the model it drafts for
-        pool = model_runner.token_to_kv_pool
-        return _layer_in(pool, layer.layer_id - pool.start_layer, model_runner, layer)
-    allocator = model_runner.token_to_kv_pool_allocator
-    pool, hybrid = kv_pool(allocator), hybrid_pool(allocator)
+    # A draft shares the allocator, whose pool is that of the model it drafts for.
+    own = model_runner.is_draft_worker
+    pool = model_runner.token_to_kv_pool if own else model_runner.token_to_kv_pool_allocator.get_kvcache()
+    hybrid = hybrid_in(pool)
     if hybrid is not None:
-        index = hybrid.full_attention_layer_id_mapping[layer.layer_id]
+        index, pool = hybrid.full_attention_layer_id_mapping[layer.layer_id], hybrid.full_kv_pool
     elif has_own_windows(pool):
-        index, own = pool.layers_mapping[layer.layer_id]
-        assert not own, f"layer {layer.layer_id} has no window, and its KV is in the pool for windows"
+        index, in_window = pool.layers_mapping[layer.layer_id]
+        assert not in_window, f"layer {layer.layer_id} has no window, and its KV is in the pool for windows"
         pool = pool.full_kv_pool
     else:
         index = layer.layer_id - pool.start_layer
-    return _layer_in(pool, index, model_runner, layer)
-
-
-def _layer_in(pool: KVPool, index: int, model_runner: ModelRunner, layer: AttentionLayer) -> KVLayer:
     # Keys quantised to FP8 are stored divided by k_scale.
     k_scale = 1.0 if layer.k_scale_float is None else layer.k_scale_float
     if is_latent(pool):

@@ -8,7 +8,7 @@ outputs would be the same, and fewer drafts would be accepted.
 
 import torch
 
-from sglang_rpc.contract.layers import decoder_layers, is_latent, kv_layer, window_of
+from sglang_rpc.contract.layers import decoder_layers, hybrid_in, is_latent, kv_layer, window_of
 from sglang_rpc.contract.refusals.facts import latents_of_own_kind
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
@@ -41,7 +41,7 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
     ring = model_runner.req_to_token_pool.rpc_ring
     assert isinstance(ring, QueryRing), "a model's runner is set up before its draft's"
     layers = decoder_layers(model_runner.model)
-    pool: KVPool = model_runner.token_to_kv_pool
+    pool = _pool_of(model_runner)
     shapes = {(layer.tp_q_head_num, layer.qk_head_dim) for layer in layers}
     laid_out = type(pool).__name__ in POOLS and (is_latent(pool) or pool.kv_cache_layout == "nhd")
     if not laid_out or any(map(window_of, layers)) or len(shapes) > 1:
@@ -63,3 +63,14 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
     record_queries(queries, layers, DraftCapture)
     load_kernels(queries, absorbing(model_runner.model))
     model_runner.rpc_draft = DraftRPC(queries, [kv_layer(model_runner, layer) for layer in layers])
+
+
+def _pool_of(model_runner: ModelRunner) -> KVPool:
+    """The pool of a draft's attention layers.
+
+    What a model with recurrent layers brings along has attention alone, and a pool as the model has. A whole model with
+    recurrent layers would keep its states in slots that are the model's: that is left as a pool of another class.
+    """
+    pool, whole = model_runner.token_to_kv_pool, model_runner.server_args.speculative_algorithm == "STANDALONE"
+    hybrid = None if whole else hybrid_in(pool)
+    return pool if hybrid is None else hybrid.full_kv_pool

@@ -1,18 +1,25 @@
 """What happens to recurrent states beside compressed KV: nothing. They hold the whole text, and no compression moves
 them. But SGLang keys a state in the tree by a number of tokens, which it takes from the KV length, and a compressed
-row is shorter than its text. So of a compressed request no state is tracked, and none enters the tree."""
+row is shorter than its text. So of a compressed request no state is tracked, and none enters the tree.
+
+A step that verifies drafts computes the state after each of them. Those of rejected drafts are taken back: once it is
+known what the step accepts, and that is cut at a due date (speculative.py), SGLang makes the state after the last
+accepted token the request's."""
+
+from collections.abc import Callable
 
 from sglang_rpc.contract.sglang.batches import ScheduleBatch
 from sglang_rpc.contract.sglang.memory import Tree
 from sglang_rpc.contract.sglang.requests import Req
-from sglang_rpc.contract.targets import BEFORE, hook
+from sglang_rpc.contract.targets import AROUND, BEFORE, SPECULATIVE, hook
 from sglang_rpc.hooks.runtime import state_of
+
+_PROCESSOR = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 
 
 @hook(
     BEFORE,
-    "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
-    ".process_batch_result_decode",
+    f"{_PROCESSOR}.process_batch_result_decode",
     "where a decode step has copied a state, SGLang takes the KV length for a number of tokens, and asserts it",
 )
 def track_no_state(_processor: object, batch: ScheduleBatch, _result: object) -> None:
@@ -30,6 +37,23 @@ def track_no_state(_processor: object, batch: ScheduleBatch, _result: object) ->
             batch.mamba_track_mask_cpu[i] = False
             if batch.mamba_track_mask_next_cpu is not None:
                 batch.mamba_track_mask_next_cpu[i] = False
+
+
+@hook(
+    AROUND,
+    f"{_PROCESSOR}._mamba_prefix_cache_update",
+    "where a verify has copied a state, SGLang notes it under the text's length, and copied it at the KV length's",
+    SPECULATIVE,
+)
+def track_no_state_of_drafts(
+    original: Callable[..., None], processor: object, req: Req, *args: object, **kwargs: object
+) -> None:
+    """AROUND SchedulerBatchResultProcessor._mamba_prefix_cache_update, once per row of a verify's result: of a
+    compressed request nothing is noted. What was copied is in the one of its own two slots that nobody reads, and
+    the next copy goes there too."""
+    state = state_of(req)
+    if state is None or not state.evicted:
+        original(processor, req, *args, **kwargs)
 
 
 @hook(

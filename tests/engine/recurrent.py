@@ -51,10 +51,11 @@ FOR_SGLANG = dict(full_attention_interval=2, linear_num_key_heads_cpu=2, linear_
 ON_A_CPU = dict(disable_overlap_schedule=True)
 
 
-def write_model(path: Path, family: str, seed: int = 0) -> Path:
+def write_model(path: Path, family: str, seed: int = 0, layers: int = 4, **more: Any) -> Path:
     """Random weights, large enough that attention is sharp, greedy tokens differ, and states remember."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**SHARED, **FAMILIES[family]})
+    alternate = dict(num_hidden_layers=layers, layer_types=[*KINDS] * (layers // 2))
+    config = AutoConfig.for_model(family, **{**SHARED, **FAMILIES[family], **alternate, **more})
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -4,13 +4,14 @@ lengths. There, logical positions would leave outputs as they are, and spoil eve
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 import pytest
 import torch
 
 from sglang_rpc import RPCConfig
-from tests.engine import dense, latent, on_cuda
+from tests.engine import dense, latent, on_cuda, recurrent, recurrent_drafts, test_recurrent
 from tests.engine.engines import assert_balanced, engine, look_inside, with_and_without
 from tests.engine.oracle import Oracle, Rule
 from tests.engine.speculative import AHEAD, branching, drafting, eagle_of, one_layer
@@ -141,3 +142,52 @@ def test_drafts_of_a_model_branch(model, tmp_path, backend, algorithm, page, gra
     assert_balanced(seen)
     for receipt in receipts_of_what_follows(Oracle(model), prompts, results):
         assert receipt["tokens_per_step_compressed"] > 0.6 * receipt["tokens_per_step"] > 1
+
+
+#: With states copied for the tree as a request decodes, which SGLang does under overlap.
+TRACKED = test_recurrent.BESIDE
+RETRACTED = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "11"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "tokens", "more", "environment"),
+    [
+        ("STANDALONE", 4, TRACKED, {}),
+        ("STANDALONE", 4, {**TRACKED, "page_size": 16}, RETRACTED),
+        ("STANDALONE", 4, {}, RETRACTED),
+        ("NEXTN", 4, TRACKED, {}),
+        ("NGRAM", 6, TRACKED, {}),
+        ("NGRAM", 6, {}, {}),
+    ],
+    ids=[
+        *("standalone", "standalone-retracted-16", "standalone-retracted-no-overlap", "mtp"),
+        *("earlier-text", "earlier-text-no-overlap"),
+    ],
+)
+def test_drafts_of_models_with_recurrent_layers(tmp_path, monkeypatch, algorithm, tokens, more, environment):
+    """A verify keeps the state after each row, and the graph's, that of the last accepted one: in float32 a judge tells
+    every state, and every tracked one that the tree has, from any other."""
+    for name, value in {**environment, "SGLANG_MAMBA_CONV_DTYPE": "float32"}.items():
+        monkeypatch.setenv(name, value)
+    path = recurrent_drafts.write_model(tmp_path / "model", "qwen3_next", layers=2)
+    judge = recurrent.Judge(path)
+    if algorithm == "NEXTN":
+        path = recurrent_drafts.with_mtp(path, tmp_path / "mtp")
+        more = {**more, "speculative_algorithm": algorithm, "speculative_draft_model_path": None}
+    draft = None if algorithm == "NGRAM" else recurrent_drafts.dense_draft(path, tmp_path / "draft")
+    rpc = RPCConfig(interval=40, window=8, ratio=2, scope="all", host_backup_gb=0.5)
+    prompts, options, lengths = zip(*test_recurrent.requests(random.Random(5)), strict=True)
+    with engine(path, rpc, **drafting(draft, tokens, **more)) as running:
+        results = [test_recurrent.generate(running, list(prompts), options, lengths) for _ in range(2)][-1]
+        texts = [[*prompt, *result["output_ids"], 77] for prompt, result in zip(prompts, results, strict=True)]
+        again = [test_recurrent.generate(running, [text], [{"enabled": False}], [12])[0] for text in texts]
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    judged = sum(test_recurrent.check(judge, *each) for each in zip(prompts, options, results, strict=True))
+    assert judged > len(prompts) // 2
+    for text, result in zip(texts, again, strict=True):
+        assert test_recurrent.check(judge, text, {}, result)
+    receipts = [result["meta_info"]["rpc"] for result in results if result["meta_info"]["rpc"]["compressions"]]
+    assert sum(receipt["cuts"] for receipt in receipts) > 5
+    assert sum(receipt["restored"] for receipt in receipts) >= bool(environment)
+    assert all(receipt["tokens_per_step_compressed"] > 1.15 for receipt in receipts)

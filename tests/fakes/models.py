@@ -88,6 +88,7 @@ class SpecAuxConfig:
 class ModelRunner:
     """`rpc` is None where RPC is off, or before its query ring is built."""
 
+    attn_backend: Any = None
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     is_draft_worker: bool = False

@@ -16,7 +16,7 @@ from sglang_rpc.contract.layers import (
 )
 from sglang_rpc.contract.refusals.row import OFF
 from sglang_rpc.contract.sglang.memory import KVPool
-from sglang_rpc.contract.sglang.model import LatentAttention, ModelConfig, ModelRunner
+from sglang_rpc.contract.sglang.model import HybridBackend, LatentAttention, ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.scheduler import Scheduler
 from sglang_rpc.contract.sglang.server import ParallelArgs, ServerArgs
 from sglang_rpc.contract.versions import SUPPORTED
@@ -83,6 +83,7 @@ class ServingFacts:
     linked: bool = False  #: the tree is linked to an external store
     speculates: bool = False  #: drafts of another model are verified
     drafts_branch: bool = False  #: rows of a request that are verified together may share a position
+    states_behind: bool = False  #: a verify leaves recurrent states behind its newest token
     mrope: bool = False  #: positions have three axes
 
     @property
@@ -113,7 +114,7 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
     parallel: ParallelArgs = get_parallel()
     tree = None if scheduler is None else scheduler.tree_cache
     config = facts_of_config(runner.model_config)
-    return replace(
+    facts = replace(
         config,
         generates=config.generates and runner.model_config.is_generation,
         latent_attention=runner.use_mla_backend,
@@ -133,6 +134,11 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         mrope=runner.model_config.model_is_mrope,
         **_pool_facts(runner),
     )
+    return replace(facts, states_behind=facts.speculates and facts.recurrent and _states_behind(runner))
+
+
+def _states_behind(runner: ModelRunner) -> bool:
+    return cast("HybridBackend", runner.attn_backend).linear_attn_backend.accept_lens_pool is not None
 
 
 def drafts_branch(server_args: ServerArgs) -> bool:

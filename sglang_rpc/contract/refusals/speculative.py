@@ -115,6 +115,12 @@ def _model(facts: Callable[[ServingFacts], object], what: str, why: str, which: 
 
 
 SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
+    speculative_recurrent_latents=_model(
+        lambda f: f.recurrent and f.latent_attention,
+        "latent attention (MLA) beside recurrent layers",
+        "a verify of latents and of states together has not been checked",
+        "models with latent attention (MLA) beside recurrent layers",
+    ),
     speculative_latents=Row(
         lambda f, _: (
             f.latent_attention
@@ -127,10 +133,10 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "drafts that branch, those of NGRAM among them, with latent attention (MLA) on flashinfer",
     ),
     speculative_states=_model(
-        lambda f: f.recurrent,
-        "recurrent layers",
-        "states of rejected drafts are taken back, which has not been checked with restored requests",
-        "models with recurrent layers beside attention",
+        lambda f: f.states_behind,
+        "recurrent states that a verify leaves to the next (KDA on flashinfer without a prefix tree)",
+        "a retracted request's state is saved in between, when it is not yet that of its newest token",
+        "models whose recurrent states the next verify brings up to date",
     ),
     speculative_windows=_model(
         lambda f: f.window_layers,

@@ -70,9 +70,28 @@ class HookableLayer(AttentionLayer, Protocol):
     def register_forward_hook(self, hook: Callable[..., None], *, with_kwargs: bool) -> object: ...
 
 
+@assumed(
+    "sglang.srt.layers.attention.hybrid_linear_attn_backend.MambaAttnBackendBase",
+    "whether a verify leaves it to the next to bring recurrent states up to date",
+)
+class RecurrentBackend(Protocol):
+    accept_lens_pool: (
+        torch.Tensor | None
+    )  #: tokens that the last verify accepted, by state slot; None: it is done there
+
+
+@assumed(
+    "sglang.srt.layers.attention.hybrid_linear_attn_backend.HybridLinearAttnBackend",
+    "the backends of a model with recurrent layers beside attention",
+)
+class HybridBackend(Protocol):
+    linear_attn_backend: RecurrentBackend
+
+
 @assumed("sglang.srt.model_executor.model_runner.ModelRunner", "the model, its pools and what serves it")
 class ModelRunner(Protocol):
     attention_chunk_size: int | None
+    attn_backend: object  #: of a model with recurrent layers, a HybridBackend
     decode_attention_backend_str: str
     device: str
     dtype: torch.dtype

@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sglang_rpc.startup.cpu import recurrent_verify
+from sglang_rpc.startup.cpu.recurrent_verify import delta_of_rows
+
 _GATES: dict[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "silu": F.silu, "sigmoid": torch.sigmoid}
 
 
@@ -124,11 +127,29 @@ def fused_sigmoid_gating_delta_rule_update_cpu(
     use_qk_l2norm_in_kernel: bool,
     softplus_beta: float,
     softplus_threshold: float,
+    is_kda: bool = False,
+    disable_state_update: bool = False,
+    intermediate_states_buffer: Tensor | None = None,
+    intermediate_state_indices: Tensor | None = None,
+    cache_steps: int = 1,
+    retrieve_parent_token: Tensor | None = None,
 ) -> Tensor:
-    """The same for one token of each request, its gates included: `a` and `b` [requests, HV]."""
+    """The same for one token of each request, its gates included: `a` and `b` [requests, HV].
+
+    With `intermediate_states_buffer`, for `cache_steps` rows of each request that verify drafts (`recurrent_verify`).
+    """
     assert use_qk_l2norm_in_kernel, "SGLang leaves the norm to the operator"
+    assert not is_kda, "of a gated delta net"
     slots = initial_state_indices.long()
     g, beta = _gates(A_log, a, b, dt_bias, softplus_beta, softplus_threshold)
+    if intermediate_states_buffer is not None and intermediate_state_indices is not None:
+        assert disable_state_update, "a slot's state is that of what is accepted"
+        slots = slots[: q.shape[1] // cache_steps]
+        rows = tuple(each.view(len(slots), cache_steps, *each.shape[1:]) for each in (q[0], k[0], v[0], g, beta))
+        places = intermediate_state_indices[: len(slots)].long()
+        before = initial_state_source[slots]
+        out = delta_of_rows(_delta, rows, before, intermediate_states_buffer, places, retrieve_parent_token)
+        return out.view(v.shape).to(v.dtype)
     out, state = _delta(q[0], k[0], v[0], g, beta, initial_state_source[slots].float())
     initial_state_source[slots] = state.to(initial_state_source.dtype)
     return out[None].to(v.dtype)
@@ -230,6 +251,7 @@ def replace_triton_kernels() -> None:
     ):
         getattr(module, name)
         setattr(module, name, function)
+    recurrent_verify.replace()
 
 
 def rms_norm_gated(

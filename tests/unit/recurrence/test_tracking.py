@@ -120,3 +120,33 @@ def test_a_step_launched_before_the_compression_and_processed_after_it_notes_not
     req.rpc.clock.evict(9, 23)
     req.kv.kv_committed_len -= 9
     assert process(processor, req, batch, hooked=True) == (None, 0)
+
+
+def verified(processor, evicted: int, accepted: int, hooked: bool) -> tuple[int | None, int]:
+    """The same after a verify that accepted so many tokens, the last of them the 36th with KV."""
+    req = request(generated=27, evicted=evicted, lookahead=0)
+    req.seqlen = PROMPT + 27
+    batch = batch_of(req, 0)
+    batch.spec_algorithm.is_none = lambda: False
+    result = SimpleNamespace(
+        num_correct_drafts_per_req_cpu=[accepted - 1], num_non_draft_tokens_per_req=1, grammar_retained_tokens=None
+    )
+    update = processor._mamba_prefix_cache_update
+    if hooked:
+        original = type(processor)._mamba_prefix_cache_update
+        recurrence.track_no_state_of_drafts(original, processor, req, batch, result, 0)
+    else:
+        update(req, batch, result, 0)
+    return req.kv.mamba_last_track_seqlen, req.kv.mamba_next_track_idx
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_verify_that_passes_a_boundary_is_noted_before_the_first_compression(processor, hooked):
+    assert verified(processor, 0, accepted=5, hooked=hooked) == (32, 1)
+    assert verified(processor, 0, accepted=4, hooked=hooked) == (None, 0)
+
+
+def test_of_a_compressed_request_no_verify_is_noted(processor):
+    """SGLang would note one after 32 tokens, where none was copied: by the KV length, from 22 to 27, none is due."""
+    assert verified(processor, 9, accepted=5, hooked=False) == (32, 1)
+    assert verified(processor, 9, accepted=5, hooked=True) == (None, 0)

@@ -55,6 +55,12 @@ class UnifiedRadixCache:
     linker = None
 
 
+class HybridReqToTokenPool:
+    """As much of SGLang's as the facts read."""
+
+    _aux_cache = None
+
+
 def test_facts_of_a_model_runner(model_runner):
     facts = gather_facts(model_runner)
     assert facts == ServingFacts(
@@ -115,6 +121,18 @@ def test_a_layer_attends_within_chunks_where_the_model_has_a_size_of_chunks(mode
     assert gather_facts(model_runner).chunked_layers == 1
     with pytest.raises(UnsupportedError, match="1 layers of chunked attention"):
         refuse_model_runner(gather_facts(model_runner), CONFIG)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("speculates", [False, True])
+def test_whether_a_verify_leaves_states_behind(model_runner, behind, speculates):
+    """Asked only where there are recurrent layers, and drafts."""
+    assert not gather_facts(model_runner).states_behind
+    model_runner.req_to_token_pool = HybridReqToTokenPool()
+    model_runner.server_args = SimpleNamespace(speculative_algorithm="EAGLE" if speculates else None)
+    pool = SimpleNamespace(accept_lens_pool=object() if behind else None)
+    model_runner.attn_backend = SimpleNamespace(linear_attn_backend=pool)
+    assert gather_facts(model_runner).states_behind == (behind and speculates)
 
 
 def test_windows_that_compressions_leave_whole_are_no_obstacle(model_runner):

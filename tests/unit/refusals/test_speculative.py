@@ -61,11 +61,15 @@ SERVER = {
     "speculative_accumulation": ({}, RPCConfig(policy="h2o"), "--rpc-policy h2o"),
 }
 MODEL = {
+    "speculative_recurrent_latents": (
+        dict(row_pool="HybridReqToTokenPool", latent_attention=True, kv_pool="MLATokenToKVPool"),
+        "beside recurrent layers",
+    ),
     "speculative_latents": (
         dict(latent_attention=True, kv_pool="MLATokenToKVPool", prefill_backend="flashinfer", drafts_branch=True),
         "latent attention",
     ),
-    "speculative_states": (dict(row_pool="HybridReqToTokenPool"), "recurrent layers"),
+    "speculative_states": (dict(row_pool="HybridReqToTokenPool", states_behind=True), "recurrent states"),
     "speculative_windows": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "sliding-window"),
     "speculative_mrope": (dict(mrope=True), "three axes"),
 }

@@ -135,5 +135,5 @@ def test_hooks_of_speculation_are_put_on_where_a_server_speculates(monkeypatch, 
     assert {hook.when for hook in put_on} == occasions
     own = {hook.function.__name__ for hook in put_on if hook.when == SPECULATIVE}
     every = {"cut_at_due_date", "count_entries", "see_the_tree", "offer_pytorch", "install_draft_queries"}
-    every |= {"wait_for_lengths", "compress_before_launch"}
+    every |= {"wait_for_lengths", "compress_before_launch", "track_no_state_of_drafts"}
     assert own == (set() if algorithm is None else every)

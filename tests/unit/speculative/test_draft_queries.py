@@ -128,6 +128,11 @@ class MHATokenToKVPool:
         self.dtype, self.start_layer, self.kv_cache_layout = torch.float32, 0, "nhd"
 
 
+class HybridLinearKVPool:
+    def __init__(self, number: dict[int, int]):
+        self.full_kv_pool, self.full_attention_layer_id_mapping = MHATokenToKVPool(2), number
+
+
 class Layer(AttentionLayer, torch.nn.Module):
     def __init__(self, **fields):
         torch.nn.Module.__init__(self)
@@ -211,6 +216,27 @@ def test_a_latent_draft_on_rocm_ends_the_start(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     with pytest.raises(UnsupportedError, match="on ROCm"):
         draft_queries.install_draft_queries.__wrapped__(None, latent_runner(monkeypatch))
+
+
+def test_what_a_model_with_recurrent_layers_brings_along_has_a_pool_like_the_models(monkeypatch):
+    pool = HybridLinearKVPool({0: 1, 1: 0})
+    runner = draft_runner(monkeypatch, pool)
+    draft_queries.install_draft_queries(None, runner)
+    inside = pool.full_kv_pool
+    assert [layer.keys is k for layer, k in zip(runner.rpc_draft.layers, inside.k_buffer[::-1], strict=True)] == [
+        True
+    ] * 2
+    assert [layer.values is v for layer, v in zip(runner.rpc_draft.layers, inside.v_buffer[::-1], strict=True)] == [
+        True
+    ] * 2
+
+
+def test_a_whole_model_with_recurrent_layers_is_no_draft(monkeypatch):
+    """Its states would be in the slots of the model."""
+    runner = draft_runner(monkeypatch, HybridLinearKVPool({0: 0, 1: 1}))
+    runner.server_args.speculative_algorithm = "STANDALONE"
+    with pytest.raises(Exception, match="a KV pool of the class HybridLinearKVPool"):
+        draft_queries.install_draft_queries.__wrapped__(None, runner)
 
 
 @pytest.mark.parametrize(

@@ -75,5 +75,5 @@ def supply(namespace) -> None:
 supply(torch.ops.sgl_kernel)
 # Qwen3-Next asks for the device that it is built on. Where PyTorch is built for CUDA, and there is no GPU, that raises.
 torch.cuda.current_device = torch.cpu.current_device  # type: ignore[assignment]
-# DeepSeek's layer for multi-token prediction waits for the device once it shares the model's embedding.
+# So do layers for multi-token prediction wait for it, once they share the model's embeddings.
 torch.cuda.synchronize = torch.cpu.synchronize
