@@ -129,7 +129,8 @@ def test_whether_a_verify_leaves_states_behind(model_runner, behind, speculates)
     """Asked only where there are recurrent layers, and drafts."""
     assert not gather_facts(model_runner).states_behind
     model_runner.req_to_token_pool = HybridReqToTokenPool()
-    model_runner.server_args = SimpleNamespace(speculative_algorithm="EAGLE" if speculates else None)
+    algorithm = "EAGLE" if speculates else None
+    model_runner.server_args = SimpleNamespace(speculative_algorithm=algorithm, speculative_eagle_topk=None)
     pool = SimpleNamespace(accept_lens_pool=object() if behind else None)
     model_runner.attn_backend = SimpleNamespace(linear_attn_backend=pool)
     assert gather_facts(model_runner).states_behind == (behind and speculates)
