@@ -83,6 +83,7 @@ def test_without_the_cut_it_differs(model, expected, monkeypatch):  # noqa: F811
 
 
 def test_without_the_drafts_move_only_acceptance_falls(model, expected, monkeypatch):  # noqa: F811
+    """From 1.88 tokens per step after a compression to 1.33."""
     kind, means = engines._spied(), []
     for function in (kind.run_scheduler_process_func, speculative.without_the_drafts_move):
         monkeypatch.setattr(kind, "run_scheduler_process_func", staticmethod(function))
