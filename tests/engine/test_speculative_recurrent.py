@@ -60,7 +60,7 @@ SHAPES: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "branches": (8, True, branching(3, 2)),
     EARLIER: (6, False, {}),
     "12 of earlier text": (12, False, {"speculative_ngram_match_type": "PROB"}),
-    "3 of earlier text, in a chain": (3, False, {"speculative_ngram_max_bfs_breadth": 1}),
+    "3 of earlier text": (3, False, {}),
 }
 BY_DEFAULT = (("qwen3_next", CHAIN), ("qwen3_next", EARLIER), ("qwen3_5_text", AHEAD))
 RUNS = [

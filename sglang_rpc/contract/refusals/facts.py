@@ -83,6 +83,7 @@ class ServingFacts:
     linked: bool = False  #: the tree is linked to an external store
     speculates: bool = False  #: drafts of another model are verified
     drafts_branch: bool = False  #: rows of a request that are verified together may share a position
+    drafts_in_a_line: bool = False  #: of earlier text, and SGLang takes a verify's rows to follow one another
     states_behind: bool = False  #: a verify leaves recurrent states behind its newest token
     mrope: bool = False  #: positions have three axes
 
@@ -131,10 +132,15 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         linked=getattr(tree, "linker", None) is not None,
         speculates=runner.server_args.speculative_algorithm is not None,
         drafts_branch=drafts_branch(runner.server_args),
+        drafts_in_a_line=_drafts_in_a_line(runner.server_args),
         mrope=runner.model_config.model_is_mrope,
         **_pool_facts(runner),
     )
     return replace(facts, states_behind=facts.speculates and facts.recurrent and _states_behind(runner))
+
+
+def _drafts_in_a_line(args: ServerArgs) -> bool:
+    return args.speculative_algorithm == "NGRAM" and args.speculative_eagle_topk == 1
 
 
 def _states_behind(runner: ModelRunner) -> bool:

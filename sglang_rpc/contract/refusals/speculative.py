@@ -105,11 +105,17 @@ SPECULATIVE_ROWS: tuple[Row[[Arguments, RPCConfig]], ...] = named(
 )
 
 
-def _model(facts: Callable[[ServingFacts], object], what: str, why: str, which: str) -> Row[[ServingFacts, RPCConfig]]:
+def _model(
+    facts: Callable[[ServingFacts], object],
+    what: str,
+    why: str,
+    which: str,
+    way_out: str = "remove --speculative-algorithm",
+) -> Row[[ServingFacts, RPCConfig]]:
     return Row(
         lambda f, _: facts(f) and f"--speculative-algorithm with {f.model}, which has {what},",
         why,
-        "remove --speculative-algorithm",
+        way_out,
         which,
     )
 
@@ -137,6 +143,13 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "recurrent states that a verify leaves to the next (KDA on flashinfer without a prefix tree)",
         "a retracted request's state is saved in between, when it is not yet that of its newest token",
         "models whose recurrent states the next verify brings up to date",
+    ),
+    speculative_states_in_a_line=_model(
+        lambda f: f.recurrent and f.drafts_in_a_line,
+        "recurrent layers, from earlier text of breadth 1",
+        "there SGLang takes each row's state from the row before, though drafts of earlier text may branch",
+        "--speculative-ngram-max-bfs-breadth 1 with recurrent layers",
+        "leave out --speculative-ngram-max-bfs-breadth 1",
     ),
     speculative_windows=_model(
         lambda f: f.window_layers,

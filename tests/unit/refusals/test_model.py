@@ -136,6 +136,14 @@ def test_whether_a_verify_leaves_states_behind(model_runner, behind, speculates)
     assert gather_facts(model_runner).states_behind == (behind and speculates)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "breadth", "line"), [("NGRAM", 1, True), ("NGRAM", 2, False), ("EAGLE", 1, False)]
+)
+def test_whether_drafts_of_earlier_text_are_taken_for_a_line(model_runner, algorithm, breadth, line):
+    model_runner.server_args = SimpleNamespace(speculative_algorithm=algorithm, speculative_eagle_topk=breadth)
+    assert gather_facts(model_runner).drafts_in_a_line == line
+
+
 def test_windows_that_compressions_leave_whole_are_no_obstacle(model_runner):
     model_runner.model[1].sliding_window_size = 1056
     model_runner.model[1].tp_q_head_num = 8  # of a window layer no query is recorded

@@ -70,6 +70,10 @@ MODEL = {
         "latent attention",
     ),
     "speculative_states": (dict(row_pool="HybridReqToTokenPool", states_behind=True), "recurrent states"),
+    "speculative_states_in_a_line": (
+        dict(row_pool="HybridReqToTokenPool", drafts_in_a_line=True),
+        "earlier text of breadth 1",
+    ),
     "speculative_windows": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "sliding-window"),
     "speculative_mrope": (dict(mrope=True), "three axes"),
 }
