@@ -49,6 +49,7 @@ def model_runner(resolved, monkeypatch):
     pool = MHATokenToKVPool(8, 1, torch.float32, 2, 16, 3, "cpu", False)
     layers = [RadixAttention(4, 16, 0.25, num_kv_heads=2, layer_id=i) for i in range(3)]
     return SimpleNamespace(
+        is_draft_worker=False,
         server_args=resolved,
         model_config=model_config_of(resolved),
         model=torch.nn.ModuleList(layers),

@@ -103,7 +103,7 @@ def runner_of(model_config: Any, model: torch.nn.Module) -> Any:
 
     pool, rows, allocator = pool_of(model_config)
     return SimpleNamespace(
-        server_args=SimpleNamespace(speculative_algorithm=None),
+        server_args=SimpleNamespace(speculative_algorithm=None, speculative_eagle_topk=None),
         model_config=model_config,
         model=model,
         sliding_window_size=resolve_sliding_window_size(model, model_config),
