@@ -45,6 +45,7 @@ def test_retracted_over_and_over(model, expected, tmp_path, more):  # noqa: F811
     assert sum(receipt.get("late", 0) for receipt in receipts) == 0
 
 
+@pytest.mark.long
 def test_drafts_of_a_model_with_heads(model, with_heads, expected, tmp_path):  # noqa: F811
     with speculating(model, RPC, with_heads, 3, page_size=16, **AHEAD) as running:
         results = run(running)
@@ -71,6 +72,7 @@ def test_latents_draft_for_a_model_with_heads(model, with_heads, tmp_path, more)
     assert results[0]["meta_info"]["rpc"]["compressions"] > 2
 
 
+@pytest.mark.long
 def test_without_the_cut_it_differs(model, expected, monkeypatch):  # noqa: F811
     kind = engines._spied()
     monkeypatch.setattr(kind, "run_scheduler_process_func", staticmethod(speculative.without_the_cut))
@@ -82,6 +84,7 @@ def test_without_the_cut_it_differs(model, expected, monkeypatch):  # noqa: F811
     assert results[0]["output_ids"] != expected[0]["output_ids"]
 
 
+@pytest.mark.long
 def test_without_the_drafts_move_only_acceptance_falls(model, expected, monkeypatch):  # noqa: F811
     """From 1.88 tokens per step after a compression to 1.33."""
     kind, means = engines._spied(), []

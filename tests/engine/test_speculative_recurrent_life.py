@@ -19,7 +19,7 @@ from tests.engine.test_speculative_recurrent import RPC, assert_some_taken, comp
 @pytest.mark.parametrize(
     ("tokens", "drafts"), [(4, True), pytest.param(6, False, marks=pytest.mark.long)], ids=["chain", "earlier text"]
 )
-@pytest.mark.parametrize("ahead", [{}, AHEAD_WITHOUT_A_TREE], ids=["", "overlap"])
+@pytest.mark.parametrize("ahead", [pytest.param({}, marks=pytest.mark.long), AHEAD_WITHOUT_A_TREE], ids=["", "overlap"])
 @pytest.mark.parametrize("backed_up", [True, pytest.param(False, marks=pytest.mark.long)], ids=["", "computed anew"])
 def test_retracted_over_and_over(known, tmp_path, tokens, drafts, backed_up, ahead):  # noqa: F811
     """Each comes back with the state of its newest token; without a backup, prefilled again, and compressed late."""
@@ -58,7 +58,9 @@ def test_mtp_that_a_model_brings_along(tmp_path, family):
 
 
 @pytest.mark.parametrize(
-    "without", [speculative.without_the_cut, recurrent_drafts.with_states_past_the_cut], ids=["the cut", "its state"]
+    "without",
+    [pytest.param(speculative.without_the_cut, marks=pytest.mark.long), recurrent_drafts.with_states_past_the_cut],
+    ids=["the cut", "its state"],
 )
 def test_without_a_part_it_differs(known, monkeypatch, without):  # noqa: F811
     made = known("qwen3_next")
