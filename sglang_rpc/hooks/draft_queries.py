@@ -9,7 +9,7 @@ outputs would be the same, and fewer drafts would be accepted.
 import torch
 
 from sglang_rpc.contract.layers import decoder_layers, hybrid_in, is_latent, kv_layer, window_of
-from sglang_rpc.contract.refusals.facts import latents_of_own_kind
+from sglang_rpc.contract.refusals.facts import latents_of_own_kind, speculation
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.memory import KVPool
@@ -71,6 +71,6 @@ def _pool_of(model_runner: ModelRunner) -> KVPool:
     What a model with recurrent layers brings along has attention alone, and a pool as the model has. A whole model with
     recurrent layers would keep its states in slots that are the model's: that is left as a pool of another class.
     """
-    pool, whole = model_runner.token_to_kv_pool, model_runner.server_args.speculative_algorithm == "STANDALONE"
-    hybrid = None if whole else hybrid_in(pool)
+    pool, args = model_runner.token_to_kv_pool, speculation(model_runner.server_args)
+    hybrid = None if args.speculative_algorithm == "STANDALONE" else hybrid_in(pool)
     return pool if hybrid is None else hybrid.full_kv_pool

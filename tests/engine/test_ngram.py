@@ -10,7 +10,7 @@ from tests.engine.test_speculative import assert_same, expected, golden, run  # 
 
 #: Rows that a request verifies; what else differs. Where pages have several slots, SGLang takes branches on GPUs alone.
 SHAPES = {
-    "6": (6, {}),
+    "6": (6, {"speculative_algorithm": "ngram"}),  # which SGLang takes in any case of letters
     "2": (2, {}),
     "12, chunked": (12, {"chunked_prefill_size": 16}),
     "5, page 16": (5, {"page_size": 16, "speculative_ngram_max_bfs_breadth": 1}),

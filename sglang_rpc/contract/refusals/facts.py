@@ -18,7 +18,7 @@ from sglang_rpc.contract.refusals.row import OFF
 from sglang_rpc.contract.sglang.memory import KVPool
 from sglang_rpc.contract.sglang.model import HybridBackend, LatentAttention, ModelConfig, ModelRunner
 from sglang_rpc.contract.sglang.scheduler import Scheduler
-from sglang_rpc.contract.sglang.server import ParallelArgs, ServerArgs
+from sglang_rpc.contract.sglang.server import ParallelArgs, ServerArgs, SpeculativeArgs
 from sglang_rpc.contract.versions import SUPPORTED
 from sglang_rpc.contract.windows import POOL, allocator_name, has_own_windows, parts_of, pool_name
 from sglang_rpc.errors import IncompatibleSGLangError
@@ -139,7 +139,8 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
     return replace(facts, states_behind=facts.speculates and facts.recurrent and _states_behind(runner))
 
 
-def _drafts_in_a_line(args: ServerArgs) -> bool:
+def _drafts_in_a_line(server_args: ServerArgs) -> bool:
+    args = speculation(server_args)
     return args.speculative_algorithm == "NGRAM" and args.speculative_eagle_topk == 1
 
 
@@ -149,7 +150,19 @@ def _states_behind(runner: ModelRunner) -> bool:
 
 def drafts_branch(server_args: ServerArgs) -> bool:
     """Whether rows of a request that are verified together may share a position."""
-    return server_args.speculative_algorithm == "NGRAM" or (server_args.speculative_eagle_topk or 1) > 1
+    args = speculation(server_args)
+    return args.speculative_algorithm == "NGRAM" or (args.speculative_eagle_topk or 1) > 1
+
+
+def speculation(server_args: ServerArgs) -> SpeculativeArgs:
+    """How a server speculates, as SGLang decided: the arguments themselves hold what was typed, in any case of letters,
+    and nothing where SGLang was to choose."""
+    if server_args.speculative_algorithm is None:
+        return server_args
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    decided: SpeculativeArgs = resolving_view(server_args)
+    return decided
 
 
 def latents_of_own_kind(model: torch.nn.Module) -> int:

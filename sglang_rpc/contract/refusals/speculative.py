@@ -135,7 +135,7 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
             and f"drafts that branch with {f.model}, which has latent attention (MLA) on flashinfer,"
         ),
         "SGLang's flashinfer backend has no mask for latents: each row would see all drafts before it",
-        "use --attention-backend fa3 or triton, or no branches (--speculative-eagle-topk 1)",
+        "use --attention-backend fa3 or triton, or, of a draft model, no branches (--speculative-eagle-topk 1)",
         "drafts that branch, those of NGRAM among them, with latent attention (MLA) on flashinfer",
     ),
     speculative_states=_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from sglang_rpc.contract.refusals.server import resolved as resolve
 from sglang_rpc.contract.refusals.speculative import ALGORITHMS, SPECULATIVE_MODEL_ROWS, SPECULATIVE_ROWS
 from sglang_rpc.contract.settings import attach, attach_and_refuse
 from sglang_rpc.errors import UnsupportedError
+from sglang_rpc.startup import cpu
 from tests.unit.refusals.examples import ROOT, assert_refused
 
 USUAL = RPCConfig()
@@ -120,6 +122,23 @@ def test_a_model_is_refused_for_its_drafts_alone(row):
 )
 def test_which_drafts_branch(given, branch):
     assert drafts_branch(SimpleNamespace(**{**PLAIN, **given})) is branch
+
+
+@pytest.mark.parametrize(
+    ("given", "branch"),
+    [({"speculative_algorithm": "EAGLE"}, True), ({"speculative_algorithm": "ngram"}, True), ({}, False)],
+    ids=["a tree, where SGLang is to choose", "ngram in lower case", "STANDALONE"],
+)
+def test_what_sglang_decides_counts(sglang_arguments, given, branch):
+    """Not what was typed: a draft of EAGLE for a Llama branches unless told not to."""
+    reasoner = str(ROOT / "eval" / "reasoner" / "model")
+    given = {"speculative_algorithm": "STANDALONE", "speculative_draft_model_path": reasoner, **given}
+    server_args = sglang_arguments(
+        model_path=reasoner, skip_tokenizer_init=True, page_size=1, **{**cpu.server_defaults(), **given}
+    )
+    server_args.resolve_once()
+    assert drafts_branch(server_args) is branch
+    assert drafts_branch(pickle.loads(pickle.dumps(server_args))) is branch  # as a scheduler gets them
 
 
 @pytest.mark.parametrize(
