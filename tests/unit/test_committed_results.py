@@ -96,7 +96,7 @@ def test_the_committed_summary_of_interrupted_thoughts_is_what_its_problems_give
     assert (folder / "summary.md").read_text() == reuse_accuracy.summary(rows)
 
 
-@pytest.mark.parametrize("name", ["cpu-reasoner-drafts", "cpu-reasoner-drafts-cuts"])
+@pytest.mark.parametrize("name", [folder.name for folder in sorted(RESULTS.glob("cpu-reasoner-drafts*"))])
 def test_the_committed_summary_of_drafts_is_what_its_problems_give(name):
     folder = RESULTS / name
     rows = speculative.read(folder / "drafts.csv")
