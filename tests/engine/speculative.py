@@ -116,6 +116,22 @@ def eagle_of(model: Path, folder: Path) -> Path:
     return folder
 
 
+def as_llama(model: Path, folder: Path) -> Path:
+    """A Qwen2, or its draft for EAGLE, that is called a Llama: the same layers, with biases."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights, config = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_text())
+    outputs = [name for name in weights if name.endswith("o_proj.weight")]
+    biases = {name.replace("weight", "bias"): torch.zeros(config["hidden_size"]) for name in outputs}
+    folder.mkdir()
+    save_file({**weights, **biases}, folder / "model.safetensors", {"format": "pt"})
+    named = [architecture.replace("Qwen2", "Llama") for architecture in config["architectures"]]
+    more = {"architectures": named, "model_type": "llama", "attention_bias": True}
+    (folder / "config.json").write_text(json.dumps({**config, **more}))
+    return folder
+
+
 def with_mtp(model: Path, folder: Path) -> Path:
     """A model that `one_layer` made, and brings along a layer for multi-token prediction, as MiMo's checkpoints do: its
     own, which heeds no hidden states."""

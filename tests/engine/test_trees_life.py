@@ -49,6 +49,25 @@ def test_compressed_early_where_lengths_are_not_known(goldens, golden, tmp_path,
     assert sum(receipt["early"] for receipt in receipts) > 0, receipts
 
 
+def test_a_tree_that_sglang_chooses(golden, tmp_path):
+    """For a Llama EAGLE branches unless it is told not to: five steps of four branches, eight rows of a verify."""
+    plain = speculative.one_layer(golden.path, tmp_path / "plain")
+    model = speculative.as_llama(plain, tmp_path / "model")
+    draft = speculative.as_llama(speculative.eagle_of(plain, tmp_path / "plain-draft"), tmp_path / "draft")
+    prompts, params = [golden.prompt, golden.prompt[5:], golden.prompt[9:]], [greedy(300)] * 3
+    with engine(model, golden.config, disable_overlap_schedule=True) as running:
+        expected = running.generate(input_ids=prompts, sampling_params=params)
+    args = {"speculative_algorithm": "EAGLE", "speculative_draft_model_path": str(draft), "page_size": 1}
+    with engine(model, golden.config, disable_overlap_schedule=True, **args) as running:
+        results = running.generate(input_ids=prompts, sampling_params=params)
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    assert [result["output_ids"] for result in results] == [result["output_ids"] for result in expected]
+    receipts = [result["meta_info"]["rpc"] for result in results]
+    assert min(receipt["compressions"] for receipt in receipts) > 2
+    assert min(receipt["tokens_per_step"] for receipt in receipts) > 1.5, receipts
+
+
 @pytest.mark.parametrize("page", [pytest.param(1, marks=pytest.mark.long), 16])
 def test_eagle_branches(golden, tmp_path, page):
     model = speculative.one_layer(golden.path, tmp_path / "model")
