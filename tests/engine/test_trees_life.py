@@ -49,6 +49,7 @@ def test_compressed_early_where_lengths_are_not_known(goldens, golden, tmp_path,
     assert sum(receipt["early"] for receipt in receipts) > 0, receipts
 
 
+@pytest.mark.long
 def test_a_tree_that_sglang_chooses(golden, tmp_path):
     """For a Llama EAGLE branches unless it is told not to: five steps of four branches, eight rows of a verify."""
     plain = speculative.one_layer(golden.path, tmp_path / "plain")
