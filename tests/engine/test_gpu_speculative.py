@@ -126,7 +126,7 @@ def test_drafts_of_earlier_text_branch(model, tmp_path, backend, graphs, ahead):
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_of_a_model_branch(model, tmp_path, backend, algorithm, page, graphs, ahead):
-    """A step's rows are as many as the branches; behind the entries of a row each branch has slots, or pages, of its
+    """A step's rows are as many as the branches; after the entries of a row each branch has slots, or pages, of its
     own."""
     if reason := on_cuda.lacks(torch.cuda.get_device_capability(), backend, "auto", latents=False):
         pytest.skip(reason)

@@ -21,6 +21,6 @@ def test_keeps_what_the_reference_keeps(aggregation, policy, more):
         case.compress(c)
     assert not torch.equal(wanted.draft[0].values, before)
     for layer, reference in zip((*found.model, *found.draft), (*wanted.model, *wanted.draft), strict=True):
-        slots = wanted.table[1, : c.new_end].long()  # what lies behind is nobody's
+        slots = wanted.table[1, : c.new_end].long()  # what lies after them is nobody's
         for buffer, expected in ((layer.keys, reference.keys), (layer.values, reference.values)):
             assert torch.equal(buffer.cpu()[slots], expected[slots])

@@ -84,7 +84,7 @@ class ServingFacts:
     speculates: bool = False  #: drafts of another model are verified
     drafts_branch: bool = False  #: rows of a request that are verified together may share a position
     drafts_in_a_line: bool = False  #: of earlier text, and SGLang takes a verify's rows to follow one another
-    states_behind: bool = False  #: a verify leaves recurrent states behind its newest token
+    states_pending: bool = False  #: a verify leaves it to the next to bring recurrent states up to date
     mrope: bool = False  #: positions have three axes
 
     @property
@@ -136,7 +136,7 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         mrope=runner.model_config.model_is_mrope,
         **_pool_facts(runner),
     )
-    return replace(facts, states_behind=facts.speculates and facts.recurrent and _states_behind(runner))
+    return replace(facts, states_pending=facts.speculates and facts.recurrent and _states_pending(runner))
 
 
 def _drafts_in_a_line(server_args: ServerArgs) -> bool:
@@ -144,7 +144,7 @@ def _drafts_in_a_line(server_args: ServerArgs) -> bool:
     return args.speculative_algorithm == "NGRAM" and args.speculative_eagle_topk == 1
 
 
-def _states_behind(runner: ModelRunner) -> bool:
+def _states_pending(runner: ModelRunner) -> bool:
     return cast("HybridBackend", runner.attn_backend).linear_attn_backend.accept_lens_pool is not None
 
 

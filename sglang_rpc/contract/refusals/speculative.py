@@ -139,7 +139,7 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "drafts that branch, those of NGRAM among them, with latent attention (MLA) on flashinfer",
     ),
     speculative_states=_model(
-        lambda f: f.states_behind,
+        lambda f: f.states_pending,
         "recurrent states that a verify leaves to the next (KDA on flashinfer without a prefix tree)",
         "a retracted request's state is saved in between, when it is not yet that of its newest token",
         "models whose recurrent states the next verify brings up to date",

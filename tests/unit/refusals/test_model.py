@@ -123,17 +123,17 @@ def test_a_layer_attends_within_chunks_where_the_model_has_a_size_of_chunks(mode
         refuse_model_runner(gather_facts(model_runner), CONFIG)
 
 
-@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("pending", [False, True])
 @pytest.mark.parametrize("speculates", [False, True])
-def test_whether_a_verify_leaves_states_behind(model_runner, behind, speculates):
+def test_whether_a_verify_leaves_states_pending(model_runner, pending, speculates):
     """Asked only where there are recurrent layers, and drafts."""
-    assert not gather_facts(model_runner).states_behind
+    assert not gather_facts(model_runner).states_pending
     model_runner.req_to_token_pool = HybridReqToTokenPool()
     algorithm = "EAGLE" if speculates else None
     model_runner.server_args = SimpleNamespace(speculative_algorithm=algorithm, speculative_eagle_topk=None)
-    pool = SimpleNamespace(accept_lens_pool=object() if behind else None)
+    pool = SimpleNamespace(accept_lens_pool=object() if pending else None)
     model_runner.attn_backend = SimpleNamespace(linear_attn_backend=pool)
-    assert gather_facts(model_runner).states_behind == (behind and speculates)
+    assert gather_facts(model_runner).states_pending == (pending and speculates)
 
 
 @pytest.mark.parametrize(

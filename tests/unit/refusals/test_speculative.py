@@ -71,7 +71,7 @@ MODEL = {
         dict(latent_attention=True, kv_pool="MLATokenToKVPool", prefill_backend="flashinfer", drafts_branch=True),
         "latent attention",
     ),
-    "speculative_states": (dict(row_pool="HybridReqToTokenPool", states_behind=True), "recurrent states"),
+    "speculative_states": (dict(row_pool="HybridReqToTokenPool", states_pending=True), "recurrent states"),
     "speculative_states_in_a_line": (
         dict(row_pool="HybridReqToTokenPool", drafts_in_a_line=True),
         "earlier text of breadth 1",

@@ -46,8 +46,8 @@ def test_each_branch_sees_its_own(pool, branches):
     backends = drafts._steps_class()(runner, steps).attn_backends
     assert len(backends) == steps - 1
     # As SGLang lays them out: of each request, a branch's slots lie one after the other.
-    behind = LENGTHS[:, None, None] + torch.arange(branches)[:, None] * steps + torch.arange(steps)
-    slots = table[rows[:, None, None], behind].long().view(-1, steps)
+    after = LENGTHS[:, None, None] + torch.arange(branches)[:, None] * steps + torch.arange(steps)
+    slots = table[rows[:, None, None], after].long().view(-1, steps)
     loaded = slots.new_empty(2 * branches)  # one for all steps, as SGLang's runner has it
     for step, backend in enumerate(backends):
         loaded.copy_(slots[:, step])
