@@ -14,7 +14,7 @@ from eval.accuracy import __main__ as command
 class Server(ThreadingHTTPServer):
     """What of SGLang's server a run asks for; `say` gives (thoughts, answer, finish) for a message."""
 
-    daemon_threads = True
+    daemon_threads = False  # closing waits for all, so that none prints into a later test's output
 
     def __init__(self, say=lambda message: (None, r"\boxed{4}", "stop"), seconds=0.0):
         super().__init__(("127.0.0.1", 0), Handler)

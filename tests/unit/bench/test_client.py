@@ -20,6 +20,7 @@ class Fake(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     in_flight, most, seen = 0, 0, []
     lock = threading.Lock()
+    over = threading.Event()  # of the test: a request that is never answered ends with it, and prints nothing later
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -36,10 +37,12 @@ class Fake(BaseHTTPRequestHandler):
     def answer(self, body):
         sampling = body["sampling_params"]
         wanted, n, how = sampling["max_new_tokens"], sampling["n"], sampling["temperature"]
-        time.sleep(30 if how == 9 else 0.02)
+        if how == 9:
+            self.over.wait()
+        time.sleep(0.02)
         if how == 4:
             self.reply(400, {"error": {"message": "no"}})
-        elif how == 5:
+        elif how in {5, 9}:
             self.close_connection = True  # without an answer
         elif body["stream"]:
             self.stream(wanted - (how == 3), n, sampling["stream_interval"], broken=how == 6, refused=how == 7)
@@ -91,10 +94,12 @@ class Fake(BaseHTTPRequestHandler):
 @pytest.fixture
 def url():
     Fake.in_flight, Fake.most, Fake.seen = 0, 0, []
+    Fake.over.clear()
     running = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
-    running.daemon_threads = True
+    running.daemon_threads = False  # closing waits for all
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
+    Fake.over.set()
     running.shutdown()
     running.server_close()
 
