@@ -26,6 +26,9 @@ from tests.engine.servers import server
 MODEL = ROOT / "eval" / "reasoner" / "model"
 PROMPT, TOKENS, P, R = 12, 100, 16, 4
 NAMES = ("one", "two")
+#: Bounds of what float32 leaves of equal computations, which the server may do for one text or for both: it decides by
+#: the moment in which each arrives. A compression makes 0.01 nats and more.
+SAME_KL, SAME_LOSS = 1e-6, 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_the_command_measures_what_a_plain_loop_does(running, files, tmp_path, m
         row = told["rpc", text.name]
         assert float(row["kl"]) == pytest.approx(loop[R + P + 1 :, 0].mean(), rel=1e-3)
         assert float(row["kl"]) > 0.01
-        assert abs(float(row["kl_before"])) < 1e-9
+        assert abs(float(row["kl_before"])) < SAME_KL
         assert (row["compressions"], row["peak_entries"]) == ("5", str(TOKENS - 1 - 5 * (P - P // 4)))
         assert (told[FULL, text.name]["kl"], told[FULL, text.name]["to_full"]) == ("0", "0")
     assert command.main([*given, *sizes]) == 0
@@ -120,7 +123,7 @@ def test_without_an_eviction_nothing_changes(running, files, tmp_path):
     serving.measure(running, late, read_texts, store)
     for text in read_texts:
         ours = read(store.tokens(late, text))
-        assert np.abs(ours[:, 0]).max() < 1e-9
+        assert np.abs(ours[:, 0]).max() < SAME_KL
         assert ours[:, 1].all()
         assert ours[:, 3].tolist() == list(range(TOKENS))
-        assert np.allclose(ours[:, 2], read(store.tokens(full, text))[:, 2], rtol=1e-4)
+        assert np.allclose(ours[:, 2], read(store.tokens(full, text))[:, 2], rtol=SAME_LOSS)
