@@ -26,13 +26,16 @@ AHEAD_WITHOUT_A_TREE = {**AHEAD, "disable_radix_cache": True}
 SHARES = {"out_proj.weight": 0.05, "down_proj.weight": 0.02}
 #: A draft turns whole heads by their position.
 WHOLE_HEADS = {"partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type": "default"}
+#: As checkpoints of Qwen3.5 have it, even those that read no images.
+THREE_AXES = {"mrope_interleaved": True, "mrope_section": [3, 3, 2]}
 
 
 def write_model(folder: Path, family: str, layers: int = 4) -> Path:
     """A model whose layers alternate, the recurrent ones weak, and whose attention has gates that are always half
     open."""
     folder.mkdir(exist_ok=True)
-    recurrent.write_model(folder, family, layers=layers, rope_parameters=WHOLE_HEADS, partial_rotary_factor=1.0)
+    rope = WHOLE_HEADS | (THREE_AXES if family == "qwen3_5_text" else {})
+    recurrent.write_model(folder, family, layers=layers, rope_parameters=rope, partial_rotary_factor=1.0)
     weights = load_file(folder / WEIGHTS)
     for name, weight in weights.items():
         for ending, share in SHARES.items():

@@ -153,11 +153,13 @@ def with_mtp(model: Path, folder: Path) -> Path:
 
 
 def eagle3_of(model: Path, folder: Path) -> Path:
-    """A draft for EAGLE3 of random weights, which reads the hidden states before and after the model's layers."""
+    """A draft for EAGLE3 of random weights, which reads the hidden states before and after the model's layers. Of a
+    model that reads images it has the rope."""
     import torch
     from safetensors.torch import save_file
 
     config = json.loads((model / "config.json").read_text())
+    config = config.get("text_config", config)
     hidden, wide, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     made, layer = torch.Generator().manual_seed(1), "midlayer"
@@ -180,6 +182,7 @@ def eagle3_of(model: Path, folder: Path) -> Path:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     known = {name: config[name] for name in ("hidden_size", "intermediate_size", "vocab_size", "rms_norm_eps")}
     known |= {name: config[name] for name in ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
+    known |= {name: config[name] for name in ("rope_parameters",) if "mrope_section" in config.get(name, {})}
     own = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_act": "silu"}
     own |= {"num_hidden_layers": 1, "draft_vocab_size": words, "tie_word_embeddings": False, "torch_dtype": "float32"}
     own["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [-1, 0, 1]}

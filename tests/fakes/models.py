@@ -46,7 +46,6 @@ class ModelConfig:
     hf_config: Any = None
     is_encoder_decoder: bool = False
     is_generation: bool = True
-    model_is_mrope: bool = False
     num_attention_heads: int | None = None
     use_ngram_embedding: bool = False
     head_dim: int = 1

@@ -85,7 +85,6 @@ class ServingFacts:
     drafts_branch: bool = False  #: rows of a request that are verified together may share a position
     drafts_in_a_line: bool = False  #: of earlier text, and SGLang takes a verify's rows to follow one another
     states_pending: bool = False  #: a verify leaves it to the next to bring recurrent states up to date
-    mrope: bool = False  #: positions have three axes
 
     @property
     def recurrent(self) -> bool:
@@ -133,7 +132,6 @@ def _gather(owner: Scheduler | ModelRunner) -> ServingFacts:
         speculates=runner.server_args.speculative_algorithm is not None,
         drafts_branch=drafts_branch(runner.server_args),
         drafts_in_a_line=_drafts_in_a_line(runner.server_args),
-        mrope=runner.model_config.model_is_mrope,
         **_pool_facts(runner),
     )
     return replace(facts, states_pending=facts.speculates and facts.recurrent and _states_pending(runner))

@@ -157,10 +157,4 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "windows of rows that verify drafts have not been checked",
         "models with sliding-window layers",
     ),
-    speculative_mrope=_model(
-        lambda f: f.mrope,
-        "positions of three axes (M-RoPE)",
-        "positions of drafts are counted from KV entries there",
-        "models with M-RoPE",
-    ),
 )

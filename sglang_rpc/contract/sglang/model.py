@@ -20,7 +20,6 @@ class ModelConfig(Protocol):
     is_encoder_decoder: bool
     is_generation: bool
     kv_lora_rank: int  #: of latent attention alone
-    model_is_mrope: bool  #: whether positions have three axes
     num_attention_heads: int | None  #: of the model, not of this rank
     qk_rope_head_dim: int  #: of latent attention alone
     use_ngram_embedding: bool

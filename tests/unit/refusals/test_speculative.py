@@ -77,7 +77,6 @@ MODEL = {
         "earlier text of breadth 1",
     ),
     "speculative_windows": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "sliding-window"),
-    "speculative_mrope": (dict(mrope=True), "three axes"),
 }
 
 

@@ -44,27 +44,34 @@ def drafting(pool: ReqToTokenPool) -> ModelRunner:
     return ModelRunner(is_draft_worker=True, req_to_token_pool=pool, rpc_draft=draft)
 
 
-def forward(mode: ForwardMode, runner: ModelRunner, counted: torch.Tensor, lens=(1, 1), evicted=29) -> torch.Tensor:
-    """Positions after the hook, of rows of which the second has lost entries; SGLang `counted` them physically."""
+def forward(
+    mode: ForwardMode, runner: ModelRunner, counted: torch.Tensor, lens=(1, 1), evicted=29, axes=None
+) -> ForwardBatch:
+    """What the hook makes of a step's rows, of which the second has lost entries. SGLang `counted` their positions
+    physically, and those of the three `axes` of mrope."""
     reqs = [request(10, 20, 30), request(10, 50, 31, evicted)]
     batch = ScheduleBatch(reqs, mode, extend_lens=list(lens), req_pool_indices=ROWS)
 
     def init_new(cls, batch, model_runner):
         return cls(
             mode, ROWS, counted, seq_lens=torch.tensor([30, 31]), orig_seq_lens=torch.tensor([10, 10]),
-            extend_seq_lens=torch.tensor(lens),
+            extend_seq_lens=torch.tensor(lens), mrope_positions=axes,
         )  # fmt: skip
 
-    return positions.make_logical(init_new, ForwardBatch, batch, runner).positions
+    return positions.make_logical(init_new, ForwardBatch, batch, runner)
 
 
-def test_rows_that_verify_count_their_text(table, pool):
+def verifying(table, pool) -> ModelRunner:
     ring = QueryRing(
         layers=1, slots=1, rows=8, window=4, heads=1, head_dim=1, dtype=torch.float32, device="cpu", drafts=3
     )
     model = ModelRPC(ring, [], False, QuerySlots(1, 1, 0), speculative=table)
+    return ModelRunner(rpc=model, req_to_token_pool=pool)
+
+
+def test_rows_that_verify_count_their_text(table, pool):
     counted = torch.tensor([30, 31, 32, 31, 32, 33])
-    found = forward(ForwardMode.TARGET_VERIFY, ModelRunner(rpc=model, req_to_token_pool=pool), counted)
+    found = forward(ForwardMode.TARGET_VERIFY, verifying(table, pool), counted).positions
     assert found.tolist() == [30, 31, 32, 60, 61, 62]
     assert counted.tolist() == [30, 31, 32, 31, 32, 33]  # SGLang's own tensor is another's, too
 
@@ -79,17 +86,39 @@ def test_rows_that_verify_count_their_text(table, pool):
 )
 def test_so_does_the_draft(pool, mode, lens, counted, logical):
     draft = drafting(pool)
-    assert forward(mode, draft, torch.tensor(counted), lens).tolist() == logical
+    assert forward(mode, draft, torch.tensor(counted), lens).positions.tolist() == logical
+
+
+def test_all_axes_of_mrope_count_the_text(table, pool):
+    """After an image of 7 tokens that takes 3 positions, SGLang counts 4 less on each axis."""
+    for mode, runner in (
+        (ForwardMode.TARGET_VERIFY, verifying(table, pool)),
+        (ForwardMode.DRAFT_EXTEND_V2, drafting(pool)),
+    ):
+        axes = torch.tensor([[26, 27, 28, 27, 28, 29]] * 3)
+        found = forward(mode, runner, torch.tensor([30, 31, 32, 31, 32, 33]), (3, 3), axes=axes)
+        assert found.positions.tolist() == [30, 31, 32, 60, 61, 62]
+        assert found.mrope_positions.tolist() == [[26, 27, 28, 56, 57, 58]] * 3
+        assert axes.tolist() == [[26, 27, 28, 27, 28, 29]] * 3
+
+
+def test_a_draft_steps_on_along_the_axes(pool):
+    """SGLang adds 1 to them in place with each step, which must reach no tensor of another's."""
+    axes = torch.tensor([[26, 27]] * 3)
+    found = forward(ForwardMode.DECODE, drafting(pool), torch.tensor([30, 31]), axes=axes)
+    found.mrope_positions.add_(1)
+    assert found.mrope_positions.tolist() == [[27, 57]] * 3
+    assert axes.tolist() == [[26, 27]] * 3
 
 
 def test_nothing_is_added_where_nobody_is_compressed(pool):
     counted = torch.tensor([30, 31])
-    assert forward(ForwardMode.DECODE, drafting(pool), counted, evicted=0) is counted
+    assert forward(ForwardMode.DECODE, drafting(pool), counted, evicted=0).positions is counted
 
 
 def test_a_model_runner_without_rpc_is_left_alone():
     counted = torch.tensor([30, 31])
-    assert forward(ForwardMode.DECODE, ModelRunner(), counted) is counted
+    assert forward(ForwardMode.DECODE, ModelRunner(), counted).positions is counted
 
 
 def test_a_draft_records_a_restored_row_as_its_model_does(pool):
