@@ -113,10 +113,12 @@ def test_together_as_without_drafts(case, tmp_path):
 
 
 def assert_some_taken(results: list[dict[str, Any]], tokens: int) -> None:
+    """Of each request's drafts some, and not all: though of a text that goes in circles almost all may be."""
     receipts = compressed(results)
     assert sum(receipt["cuts"] for receipt in receipts) > 5, receipts
-    for receipt in receipts:
-        assert 1.15 < receipt["tokens_per_step_compressed"] < 0.9 * tokens, receipt
+    taken = [receipt["tokens_per_step_compressed"] for receipt in receipts]
+    assert min(taken) > 1.15
+    assert sum(taken) / len(taken) < 0.9 * tokens, taken
 
 
 def test_once_more_beside_what_the_tree_has(case, tmp_path):
