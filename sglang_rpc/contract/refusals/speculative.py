@@ -7,6 +7,7 @@ from sglang_rpc.config import RPCConfig
 from sglang_rpc.contract.refusals.facts import ServingFacts
 from sglang_rpc.contract.refusals.row import Row, named
 from sglang_rpc.contract.refusals.server import ATTENTION_BACKENDS, Arguments
+from sglang_rpc.contract.windows import POOL as WINDOW_POOL
 from sglang_rpc.policy import lightthinker
 from sglang_rpc.policy.resolve import accumulates
 
@@ -152,9 +153,9 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "leave out --speculative-ngram-max-bfs-breadth 1",
     ),
     speculative_windows=_model(
-        lambda f: f.window_layers,
-        "sliding-window layers",
-        "windows of rows that verify drafts have not been checked",
-        "models with sliding-window layers",
+        lambda f: f.kv_pool == WINDOW_POOL,
+        "sliding-window layers with a KV pool of their own",
+        "SGLang frees what leaves a window there, and that has not been checked with steps that are cut",
+        "models whose sliding-window layers have a KV pool of their own",
     ),
 )

@@ -44,14 +44,19 @@ def see_the_tree(
     queries = q.view(-1, n, layer.tp_q_head_num, layer.qk_head_dim)
     output = q.new_empty(*queries.shape[:3], layer.v_head_dim)
     masks = forward_batch.spec_info.custom_mask.view(-1, n, n)
+    depths = masks.sum(-1) - 1  # a row sees those before it on its branch, and itself
     table, rows = backend.req_to_token_pool.req_to_token, forward_batch.req_pool_indices.tolist()
     for index, (row, length) in enumerate(zip(rows, forward_batch.seq_lens.tolist(), strict=True)):
         slots = table[row, : length + n].long()
+        seen = torch.cat([torch.ones(n, length, dtype=torch.bool), masks[index]], 1)
+        if layer.sliding_window_size is not None and layer.sliding_window_size > -1:
+            at = torch.cat([torch.arange(length), length + depths[index]])
+            seen &= at >= length + depths[index][:, None] - layer.sliding_window_size
         output[index] = scaled_dot_product_attention(
             queries[index].movedim(0, 1)[None],
             keys[slots].to(q.dtype).movedim(0, 1)[None],
             values[slots].to(q.dtype).movedim(0, 1)[None],
-            attn_mask=torch.cat([torch.ones(n, length, dtype=torch.bool), masks[index]], 1),
+            attn_mask=seen,
             enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
             scale=layer.scaling,
         )[0].movedim(0, 1)

@@ -15,6 +15,7 @@ from sglang_rpc.contract.refusals.server import Arguments
 from sglang_rpc.contract.refusals.server import resolved as resolve
 from sglang_rpc.contract.refusals.speculative import ALGORITHMS, SPECULATIVE_MODEL_ROWS, SPECULATIVE_ROWS
 from sglang_rpc.contract.settings import attach, attach_and_refuse
+from sglang_rpc.contract.windows import ALLOCATOR, POOL
 from sglang_rpc.errors import UnsupportedError
 from sglang_rpc.startup import cpu
 from tests.unit.refusals.examples import ROOT, assert_refused
@@ -76,7 +77,10 @@ MODEL = {
         dict(row_pool="HybridReqToTokenPool", drafts_in_a_line=True),
         "earlier text of breadth 1",
     ),
-    "speculative_windows": (dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31), "sliding-window"),
+    "speculative_windows": (
+        dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31, kv_pool=POOL, allocator=ALLOCATOR),
+        "KV pool of their own",
+    ),
 }
 
 
