@@ -163,6 +163,8 @@ REST = (
     engines(
         "windows",
         "sliding windows with a KV pool of their own, in bfloat16 on each attention backend",
+        "-k",
+        "not drafts",
         "tests/engine/test_gpu_windows.py",
         box=420,
     ),
@@ -203,6 +205,14 @@ REST = (
         "-k",
         "recurrent",
         "tests/engine/test_gpu_speculative.py",
+        box=420,
+    ),
+    engines(
+        "drafts-windows",
+        "drafts of a model with sliding windows, in chains and trees, on each attention backend",
+        "-k",
+        "drafts",
+        "tests/engine/test_gpu_windows.py",
         box=420,
     ),
     engines("lora", "an adapter and its base model in one batch", "tests/engine/test_lora.py", box=170, goldens=True),

@@ -150,26 +150,27 @@ RETRACTED = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "11"}
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "tokens", "more", "environment"),
+    ("family", "algorithm", "tokens", "more", "environment"),
     [
-        ("STANDALONE", 4, TRACKED, {}),
-        ("STANDALONE", 4, {**TRACKED, "page_size": 16}, RETRACTED),
-        ("STANDALONE", 4, {}, RETRACTED),
-        ("NEXTN", 4, TRACKED, {}),
-        ("NGRAM", 6, TRACKED, {}),
-        ("NGRAM", 6, {}, {}),
+        ("qwen3_next", "STANDALONE", 4, TRACKED, {}),
+        ("qwen3_next", "STANDALONE", 4, {**TRACKED, "page_size": 16}, RETRACTED),
+        ("qwen3_next", "STANDALONE", 4, {}, RETRACTED),
+        ("qwen3_next", "NEXTN", 4, TRACKED, {}),
+        ("qwen3_5_text", "NEXTN", 4, TRACKED, {}),
+        ("qwen3_next", "NGRAM", 6, TRACKED, {}),
+        ("qwen3_next", "NGRAM", 6, {}, {}),
     ],
     ids=[
-        *("standalone", "standalone-retracted-16", "standalone-retracted-no-overlap", "mtp"),
+        *("standalone", "standalone-retracted-16", "standalone-retracted-no-overlap", "mtp", "mtp-three-axes"),
         *("earlier-text", "earlier-text-no-overlap"),
     ],
 )
-def test_drafts_of_models_with_recurrent_layers(tmp_path, monkeypatch, algorithm, tokens, more, environment):
+def test_drafts_of_models_with_recurrent_layers(tmp_path, monkeypatch, family, algorithm, tokens, more, environment):
     """A verify keeps the state after each row, and the graph's, that of the last accepted one: in float32 a judge tells
-    every state, and every tracked one that the tree has, from any other."""
+    every state, and every tracked one that the tree has, from any other. Qwen3.5's rope has three axes (M-RoPE)."""
     for name, value in {**environment, "SGLANG_MAMBA_CONV_DTYPE": "float32"}.items():
         monkeypatch.setenv(name, value)
-    path = recurrent_drafts.write_model(tmp_path / "model", "qwen3_next", layers=2)
+    path = recurrent_drafts.write_model(tmp_path / "model", family, layers=2)
     judge = recurrent.Judge(path)
     if algorithm == "NEXTN":
         path = recurrent_drafts.with_mtp(path, tmp_path / "mtp")

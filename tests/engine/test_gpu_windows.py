@@ -1,4 +1,4 @@
-"""Windows with a KV pool of their own on a CUDA device: backends that translate slots themselves, under CUDA graphs."""
+"""Windows on a CUDA device: with a KV pool of their own, where backends translate slots themselves, and with drafts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import torch
 
 from sglang_rpc import RPCConfig
 from tests.engine import on_cuda
-from tests.engine.engines import engine, look_inside, with_and_without
+from tests.engine.engines import assert_balanced, engine, look_inside, with_and_without
 from tests.engine.oracle import Rule
+from tests.engine.speculative import AHEAD, branching, drafting
+from tests.engine.test_window_drafts import weaken, without_windows
 from tests.engine.window_pool import FAMILIES, assert_both_pools_balanced
+from tests.engine.windows import FAMILIES as PLAIN
 from tests.engine.windows import Judge, write_model
 
 pytestmark = pytest.mark.gpu
@@ -43,6 +46,11 @@ def test_compression_adds_little_to_the_error_of_bfloat16(model, tmp_path, monke
         seen = look_inside(running, tmp_path, [1])
     assert_both_pools_balanced(seen)
     assert seen["decodes"]["eager"] == 0
+    assert_little_is_added(judge, prompts, results, page)
+
+
+def assert_little_is_added(judge, prompts, results, page=1) -> None:
+    """`results` of `with_and_without`; `page`: entries of which a compression evicts a multiple."""
     for result in results[:8]:
         assert result["meta_info"]["rpc"]["compressions"] == (TOKENS - 1 - RULE.window) // RULE.interval
 
@@ -55,3 +63,26 @@ def test_compression_adds_little_to_the_error_of_bfloat16(model, tmp_path, monke
     otherwise = mean_gap(results[:8], None)
     print(f"mean gap: with RPC {compressed:.4f}, alone {alone:.4f}, by a judge that does not compress {otherwise:.4f}")
     assert compressed <= alone + 0.05 * otherwise
+
+
+@pytest.mark.parametrize(
+    ("tokens", "more"),
+    [(4, {"page_size": 16, **AHEAD}), (6, branching(3, 2, page_size=1)), (6, {"speculative_algorithm": "NGRAM"})],
+    ids=["chain-overlap", "branches", "earlier-text"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drafts_of_a_model_with_windows(tmp_path, backend, tokens, more):
+    """In the plain pool: a verify's rows see the window that a decode step sees, in graphs too."""
+    family = PLAIN["olmo3"]
+    path = write_model(tmp_path / "model", replace(family, config={**family.config, "hidden_size": 256}))
+    weaken(path)
+    draft = None if "speculative_algorithm" in more else without_windows(path, tmp_path / "draft")
+    rpc = RPCConfig(interval=RULE.interval, window=RULE.window, ratio=RULE.ratio, scope="all")
+    args = drafting(draft, tokens, attention_backend=backend, **more)
+    with engine(path, rpc, device="cuda", dtype="bfloat16", **args) as running:
+        prompts, results = with_and_without(running, TOKENS)
+        prompts, results = with_and_without(running, TOKENS)  # once more, so that texts are known
+        seen = look_inside(running, tmp_path, [1])
+    assert_balanced(seen)
+    assert_little_is_added(Judge(path, family.reach), prompts, results)
+    assert all(result["meta_info"]["rpc"]["tokens_per_step_compressed"] > 1.3 for result in results[:8])
