@@ -115,7 +115,16 @@ def test_what_passes_on_stock_passes_with_rpc(outcomes, kit):
 @contextmanager
 def _serving(kind: Kind, model: Path, folder: Path) -> Iterator[Server]:
     strict = dict.fromkeys(STRICT, "1")
-    with server(folder, "--model-path", str(model), *FLAGS.split(), *kind.flags, module=kind.module, env=strict) as it:
+    with server(
+        folder,
+        "--model-path",
+        str(model),
+        *FLAGS.split(),
+        *kind.flags,
+        module=kind.module,
+        env=strict,
+        as_users_do=True,
+    ) as it:
         yield it
 
 

@@ -100,7 +100,7 @@ def pair(folder: Path, model: Path, rpc: dict[str, Any], decode: str = "", prefi
     flags += ("--disaggregation-bootstrap-port", str(port))
     with contextlib.ExitStack() as stack:
         servers = [
-            stack.enter_context(started(folder / f"{name}.log", *flags, *own, module=module, env=env))
+            stack.enter_context(started(folder / f"{name}.log", *flags, *own, module=module, env=env, as_users_do=True))
             for name, own, module in (
                 ("prefill", [*PREFILL, *prefill.split()], "sglang_rpc.launch_server"),
                 ("decode", [*DECODE, *decode.split()], "tests.engine.checked"),

@@ -1,8 +1,8 @@
 """Forking an engine's processes from a fork server that has imported SGLang.
 
 SGLang spawns its scheduler and detokenizer, and each imports SGLang again: 16 of the 20 CPU-seconds of a start. That is
-right for a server and wasteful for thirty engines in a row. Only tests do this. Servers that tests start over HTTP, and
-engines for which `possible` is false, are spawned as users have them.
+right for a server and wasteful for thirty engines in a row. Only tests do this. Engines for which `possible` is false
+are spawned as users have them. forked_server.py has the servers.
 """
 
 from __future__ import annotations

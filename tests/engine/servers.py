@@ -1,4 +1,7 @@
-"""Starting servers as a user does, in a process of their own, and talking to them over HTTP."""
+"""Starting servers, each in a process of its own, and talking to them over HTTP.
+
+Most are forked (forked_server.py). With `as_users_do`, and wherever a fork would not be the same, they are spawned.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.bench.server import free_port
-from tests.engine import on_cuda, starts
+from tests.engine import forked_server, on_cuda, starts
+from tests.engine.forked_server import ForkedServer
 
 START_SECONDS = 300
 
@@ -24,7 +29,7 @@ START_SECONDS = 300
 @dataclass
 class Server:
     url: str
-    process: subprocess.Popen
+    process: subprocess.Popen | ForkedServer
     log: Path
 
     def call(self, path: str, body: Any = None, method: str | None = None, timeout: float = 300) -> tuple[int, Any]:
@@ -61,9 +66,11 @@ def server(
     module: str = "sglang_rpc.launch_server",
     env: dict[str, str] | None = None,
     python: Path | str = sys.executable,
+    as_users_do: bool = False,
 ):
     """`python -m MODULE FLAGS` on a free port, with what `on_cuda` adds; ended by pid on leaving."""
-    with started(tmp_path / "server.log", *flags, module=module, env=env, python=python) as running:
+    log = tmp_path / "server.log"
+    with started(log, *flags, module=module, env=env, python=python, as_users_do=as_users_do) as running:
         wait_for(running)
         yield running
 
@@ -75,35 +82,56 @@ def started(
     module: str = "sglang_rpc.launch_server",
     env: dict[str, str] | None = None,
     python: Path | str = sys.executable,
+    as_users_do: bool = False,
 ):
     """As `server`, of which nobody has waited that it answers."""
     port = free_port()
     device = on_cuda.device_of(on_cuda.value_of("--device", flags))
     added = on_cuda.flags(flags, device)
-    command = [str(python), "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags, *added]
+    all_flags = ["--host", "127.0.0.1", "--port", str(port), *flags, *added]
     own = on_cuda.environment(device, on_cuda.value_of("--dtype", flags) or "auto")
-    starts.counts["server"] += 1
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=own | os.environ | (env or {}), start_new_session=True
-        )
+    environment = own | os.environ | (env or {})
+    process: subprocess.Popen | ForkedServer
+    if not as_users_do and forked_server.possible(environment, python):
+        starts.counts["server, forked"] += 1
+        process = ForkedServer(module, all_flags, log, environment)
+    else:
+        starts.counts["server, spawned"] += 1
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [str(python), "-m", module, *all_flags],
+                stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            )  # fmt: skip
     try:
         yield Server(f"http://127.0.0.1:{port}", process, log)
     finally:
         stop(process)
 
 
-def run_to_exit(*flags: str, module: str = "sglang_rpc.launch_server", env: dict[str, str] | None = None):
+def run_to_exit(
+    *flags: str,
+    module: str = "sglang_rpc.launch_server",
+    env: dict[str, str] | None = None,
+    as_users_do: bool = False,
+):
     """A program that ends by itself, as a start that is refused does: (exit code, output)."""
-    starts.counts["program"] += 1
-    command = [sys.executable, "-m", module, *flags]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=START_SECONDS, env={**os.environ, **(env or {})}
-    )
-    return done.returncode, done.stdout + done.stderr
+    environment = {**os.environ, **(env or {})}
+    if as_users_do or not forked_server.possible(environment, sys.executable):
+        starts.counts["program, spawned"] += 1
+        command = [sys.executable, "-m", module, *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, env=environment)
+        return done.returncode, done.stdout + done.stderr
+    starts.counts["program, forked"] += 1
+    with tempfile.TemporaryDirectory() as folder:
+        process = ForkedServer(module, flags, Path(folder) / "log", environment)
+        try:
+            process.wait(START_SECONDS)
+        finally:
+            stop(process)
+        return process.returncode, (Path(folder) / "log").read_text(errors="replace")
 
 
-def stop(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen | ForkedServer) -> None:
     """End the server and its children at once: a server told politely drains first."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

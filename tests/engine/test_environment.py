@@ -19,6 +19,7 @@ def test_a_plain_engine(goldens, asked):
         *(str(golden.path), json.dumps(golden.prompt), str(len(golden.output))),
         module="tests.engine.plain_engine",
         env=env,
+        as_users_do=True,
     )
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
     result = json.loads(line.removeprefix("RESULT "))
@@ -32,6 +33,7 @@ def test_a_wrong_configuration_stops_it(goldens):
         *(str(goldens / "gqa_all_p64"), "[1]", "4"),
         module="tests.engine.plain_engine",
         env={"SGLANG_RPC_CONFIG": '{"interval": 0}'},
+        as_users_do=True,
     )
     assert code == 1
     assert "sglang-rpc: SGLANG_RPC_CONFIG: interval must be an integer from 2" in output

@@ -35,6 +35,7 @@ def running(golden, tmp_path_factory) -> Iterator[Server]:
         *("--model-path", str(golden.path), "--rpc-config", json.dumps(RULE), "--enable-metrics", *FLAGS.split()),
         # A worker that is stopped answers nobody, and shall not be replaced for it.
         env={"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"},
+        as_users_do=True,
     ) as started:
         yield started
 

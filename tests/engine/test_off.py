@@ -23,7 +23,7 @@ def test_the_full_run(goldens, tmp_path, module, more):
     golden = Golden.load(goldens / "gqa_all_p64")
     arguments = {"module": module} if module else {}
     flags = ["--model-path", str(golden.path), *FLAGS, *more, "--log-level", "info"]
-    with server(tmp_path, *flags, **arguments) as running:
+    with server(tmp_path, *flags, as_users_do=True, **arguments) as running:
         result = running.generate(golden.prompt, len(golden.full))
         assert result["output_ids"] == golden.full
         assert "rpc" not in result["meta_info"]

@@ -65,7 +65,8 @@ def test_one_sentence(codes, line):
 
 
 def test_the_exit_code_and_nothing_behind_the_sentence(goldens):
-    code, output = run_to_exit("--model-path", str(goldens / "gqa_all_p64"), "--dcp-size", "2")
+    flags = ["--model-path", str(goldens / "gqa_all_p64"), "--dcp-size", "2"]
+    code, output = run_to_exit(*flags, as_users_do=True)
     assert code == 1
     assert output.rstrip().splitlines()[-1].startswith("sglang-rpc: --dcp-size 2 does not work with RPC: ")
     assert "Traceback" not in output

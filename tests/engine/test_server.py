@@ -36,6 +36,7 @@ def running(golden, tmp_path_factory):
     with server(
         tmp_path_factory.mktemp("server"),
         *("--model-path", str(golden.path), "--rpc-config", config, "--log-level", "debug", *flags.split()),
+        as_users_do=True,
     ) as started:
         yield started
 
