@@ -12,7 +12,7 @@ import sglang.srt.managers.detokenizer_manager  # noqa: E402
 import sglang.srt.managers.scheduler  # noqa: E402, F401
 from sglang.srt.models import registry  # noqa: E402, F401
 
-import sglang_rpc.hooks.install  # noqa: E402, F401
+import sglang_rpc.hooks.install  # noqa: E402
 import sglang_rpc.launch_server  # noqa: E402, F401
 from tests.engine import spy  # noqa: E402, F401
 

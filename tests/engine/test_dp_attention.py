@@ -24,6 +24,7 @@ SHAPES = {
     "retracted": {},
     "tight": dict(page_size=4, chunked_prefill_size=16, max_total_tokens=420),
 }
+BY_DEFAULT = ("retracted", "tight")
 ENVIRONMENT = {"retracted": {"SGLANG_TEST_RETRACT": "1"}}
 
 
@@ -61,7 +62,10 @@ def alone(model, asked) -> list[list[int]]:
         return [result["output_ids"] for result in staggered(running, asked)]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.long) for name in SHAPES],
+)
 def running(request, model, alone):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.get(request.param, {}).items():

@@ -15,7 +15,7 @@ SHAPES = {
     "tight": dict(**CHUNKS, max_total_tokens=420),
     "retracted_chunks": CHUNKS,
 }
-BY_DEFAULT = ("default", "retracted", "tight")
+BY_DEFAULT = ("retracted", "tight")
 ENVIRONMENT = {name: {"SGLANG_TEST_RETRACT": "1"} for name in ("retracted", "retracted_chunks")}
 
 

@@ -69,6 +69,7 @@ def test_it_is_served_by_its_name(python, goldens, tmp_path):
         assert '"long-keys"' in json.dumps(info)
 
 
+@pytest.mark.long
 def test_it_is_compared_by_its_name(python, tmp_path):
     # One policy's share of a comparison: the others' would start a server each.
     program = """if True:

@@ -78,7 +78,9 @@ class TestControls:
         ("without", "ahead"),
         [
             pytest.param(speculative.without_the_cut, {}, id="the cut"),
-            pytest.param(speculative.launching_on_due_dates, AHEAD, id="the result before a date"),
+            pytest.param(
+                speculative.launching_on_due_dates, AHEAD, id="the result before a date", marks=pytest.mark.long
+            ),
             pytest.param(speculative.without_the_relay, AHEAD, id="the relay of lengths", marks=pytest.mark.long),
         ],
     )

@@ -62,7 +62,7 @@ SHAPES: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "12 of earlier text": (12, False, {"speculative_ngram_match_type": "PROB"}),
     "3 of earlier text": (3, False, {}),
 }
-BY_DEFAULT = (("qwen3_next", CHAIN), ("qwen3_5_text", AHEAD))
+BY_DEFAULT = (("qwen3_5_text", AHEAD),)
 RUNS = [
     pytest.param(
         (family, shape), id=f"{family}, {shape}", marks=() if (family, shape) in BY_DEFAULT else pytest.mark.long

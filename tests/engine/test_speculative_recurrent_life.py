@@ -42,7 +42,7 @@ def test_retracted_over_and_over(known, tmp_path, tokens, drafts, backed_up, ahe
     assert_same([results[i] for i in on_time], [made.expected[i] for i in on_time])
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", pytest.param("qwen3_5_text", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", [pytest.param("qwen3_next", marks=pytest.mark.long), "qwen3_5_text"])
 def test_mtp_that_a_model_brings_along(tmp_path, family):
     layer = recurrent_drafts.write_model(tmp_path / "layers", family, layers=2)
     model = recurrent_drafts.with_mtp(layer, tmp_path / "model")

@@ -34,7 +34,7 @@ def run(loop: decode_loop.Loop, steps: int = 75) -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["all", "group"])
-@pytest.mark.parametrize("selector", ["official", "paper"])
+@pytest.mark.parametrize("selector", ["official", pytest.param("paper", marks=pytest.mark.long)])
 def test_keeps_what_the_oracle_keeps(aggregation, selector):
     run(Loop(config(aggregation=aggregation, selector=selector)))
 

@@ -17,7 +17,7 @@ scene = functools.partial(Scene, SHAPE, CONFIG, candidates=90, batch=2, prompt=1
 ENTRIES = 2 * 2 * 2 * 32 * 2  #: bytes of a key of both requests, in all layers: requests, layers, heads, dim, float16
 
 
-@pytest.mark.parametrize("policy", ["rpc", "peak"])
+@pytest.mark.parametrize("policy", [pytest.param("rpc", marks=pytest.mark.long), "peak"])
 def test_each_part_runs_and_the_kernels_do_what_the_reference_does(policy):
     scenes = [scene(policies=(policy,)) for _ in range(2)]
     total = {part.name: part for part in parts(scenes[0])}

@@ -261,11 +261,11 @@ def Loop(policy: str, aggregation: str = "all", **others) -> decode_loop.Loop:
 @pytest.mark.parametrize(
     ("policy", "aggregation"),
     [
-        ("peak", "all"),
+        pytest.param("peak", "all", marks=pytest.mark.long),
         ("peak", "group"),
-        ("sglang_rpc.policy.peak:grouped", "all"),
+        pytest.param("sglang_rpc.policy.peak:grouped", "all", marks=pytest.mark.long),
         ("sglang_rpc.policy.peak:paired", "all"),
-        ("sglang_rpc.policy.peak:paired", "group"),
+        pytest.param("sglang_rpc.policy.peak:paired", "group", marks=pytest.mark.long),
     ],
 )
 def test_keeps_what_the_oracle_keeps(policy, aggregation):

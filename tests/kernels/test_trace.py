@@ -10,7 +10,7 @@ from tests.loops.decode_loop import config
 from tests.loops.traced_loop import Traced
 
 
-@pytest.mark.parametrize("aggregation", ["all", "group"])
+@pytest.mark.parametrize("aggregation", [pytest.param("all", marks=pytest.mark.long), "group"])
 def test_a_trace_is_what_the_pool_holds(tmp_path, aggregation):
     traced = Traced(tmp_path, config(scoring="triton", aggregation=aggregation), device=DEVICE)
     assert traced.loop.compressor.scoring == "triton"
