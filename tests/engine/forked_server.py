@@ -1,9 +1,9 @@
 """Forking a server from the fork server that has imported SGLang, and its own processes from the server.
 
 A server that is spawned takes over 30 CPU-seconds to start, most of them for importing SGLang three times. A forked one
-runs `python -m MODULE FLAGS` all the same, in a session and with an environment of its own; only `multiprocessing` forks
-where SGLang asks it to spawn. So its processes have the hooks that it has itself: not those of a prefill server, whose
-scheduler has none. That one is spawned.
+runs `python -m MODULE FLAGS` all the same, in a session and with an environment of its own; only `multiprocessing`
+forks where SGLang asks it to spawn. So its processes have the hooks that it has itself: not those of a prefill server,
+whose scheduler has none. That one is spawned.
 """
 
 from __future__ import annotations
