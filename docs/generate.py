@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from docs import architectures
 from sglang_rpc import errors
 from sglang_rpc.config import CONFIG_ENV, SETTINGS, RPCConfig, flag, request_kinds
+from sglang_rpc.contract.refusals.draft import DRAFT_ROWS
 from sglang_rpc.contract.refusals.model import MODEL_ROWS
 from sglang_rpc.contract.refusals.request import REQUEST_ROWS
 from sglang_rpc.contract.refusals.reuse import REUSE_MODEL_ROWS, REUSE_ROWS
@@ -201,7 +202,8 @@ def limits_page() -> str:
     """The text of docs/limits.md."""
     server = ((f"`unsupported.{r.name}`", r.switches, r.why, r.way_out) for r in SERVER_ROWS)
     model = ((f"`unsupported.{r.name}`", *MODELS[r.name], r.why, r.way_out or ONLY_OFF) for r in MODEL_ROWS)
-    speculative, reuse = map(_beside, ((*SPECULATIVE_ROWS, *SPECULATIVE_MODEL_ROWS), (*REUSE_ROWS, *REUSE_MODEL_ROWS)))
+    speculative = _beside((*SPECULATIVE_ROWS, *SPECULATIVE_MODEL_ROWS, *DRAFT_ROWS))
+    reuse = _beside((*REUSE_ROWS, *REUSE_MODEL_ROWS))
     return "\n".join(
         [
             LIMITS,

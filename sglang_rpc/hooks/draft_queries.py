@@ -9,19 +9,17 @@ outputs would be the same, and fewer drafts would be accepted.
 import torch
 
 from sglang_rpc.contract.layers import decoder_layers, hybrid_in, is_latent, kv_layer, window_of
+from sglang_rpc.contract.refusals.draft import DRAFT_ROWS, POOLS, DraftFacts
 from sglang_rpc.contract.refusals.facts import latents_of_own_kind, speculation
+from sglang_rpc.contract.refusals.row import refuse
 from sglang_rpc.contract.refused import ends_if_refused
 from sglang_rpc.contract.settings import config_of
 from sglang_rpc.contract.sglang.memory import KVPool
 from sglang_rpc.contract.sglang.model import ModelRunner
 from sglang_rpc.contract.targets import AFTER, SPECULATIVE, hook
-from sglang_rpc.errors import UnsupportedError
 from sglang_rpc.hooks.capture import DraftCapture, absorbing, load_kernels, record_queries
 from sglang_rpc.hooks.model import DraftRPC
 from sglang_rpc.memory.query_ring import DraftQueries, QueryRing
-
-#: Exactly these classes: a subclass may store K/V in another layout.
-POOLS = ("MHATokenToKVPool", "MLATokenToKVPool")
 
 
 @hook(
@@ -43,21 +41,20 @@ def install_draft_queries(_result: object, model_runner: ModelRunner) -> None:
     layers = decoder_layers(model_runner.model)
     pool = _pool_of(model_runner)
     shapes = {(layer.tp_q_head_num, layer.qk_head_dim) for layer in layers}
-    laid_out = type(pool).__name__ in POOLS and (is_latent(pool) or pool.kv_cache_layout == "nhd")
-    if not laid_out or any(map(window_of, layers)) or len(shapes) > 1:
-        raise UnsupportedError(
-            f"a draft model with a KV pool of the class {type(pool).__name__}, with sliding windows, or with layers of "
-            "several shapes, does not work with RPC: a compression moves its KV, which has been checked for full "
-            "attention alone; use another --speculative-draft-model-path, or start with --disable-rpc",
-            "unsupported.draft_layers",
-        )
-    if latents_of_own_kind(model_runner.model) or (is_latent(pool) and torch.version.hip is not None):
-        raise UnsupportedError(
-            "a draft model with latent attention (MLA) of its own kind, or on ROCm, does not work with RPC: only of "
-            "DeepSeek's layers, on NVIDIA GPUs, RPC knows in which steps they read latents as they are stored; use "
-            "another --speculative-draft-model-path, or start with --disable-rpc",
-            "unsupported.draft_layers",
-        )
+    kind = type(pool).__name__
+    known = kind in POOLS
+    refuse(
+        DRAFT_ROWS,
+        DraftFacts(
+            pool=kind,
+            layout=pool.kv_cache_layout if known and not is_latent(pool) else "nhd",
+            windows=sum(window_of(layer) > 0 for layer in layers),
+            shapes=len(shapes),
+            latents=known and is_latent(pool),
+            own_dispatch=latents_of_own_kind(model_runner.model),
+            rocm=torch.version.hip is not None,
+        ),
+    )
     heads, head_dim = shapes.pop()
     queries = DraftQueries(ring, layers=len(layers), heads=heads, head_dim=head_dim, dtype=model_runner.dtype)
     record_queries(queries, layers, DraftCapture)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_rpc.config import RPCConfig
+from sglang_rpc.contract.refusals.draft import DRAFT_ROWS, DraftFacts
 from sglang_rpc.contract.refusals.facts import ServingFacts, drafts_branch
 from sglang_rpc.contract.refusals.model import refuse_model_runner
 from sglang_rpc.contract.refusals.row import refuse
@@ -83,6 +84,14 @@ MODEL = {
     ),
 }
 
+DRAFT = {
+    "draft_pool": (dict(pool="SWAKVPool"), "SWAKVPool"),
+    "draft_windows": (dict(windows=2), "2 sliding-window layers"),
+    "draft_shapes": (dict(shapes=2), "2 shapes"),
+    "draft_latents": (dict(latents=True, own_dispatch=1), "of its own kind"),
+    "draft_latents_on_rocm": (dict(latents=True, rocm=True), "on ROCm"),
+}
+
 
 def arguments(given: dict) -> Arguments:
     return Arguments(SimpleNamespace(**{**PLAIN, **given}), {})
@@ -91,6 +100,16 @@ def arguments(given: dict) -> Arguments:
 def test_every_row_has_an_example():
     assert [row.name for row in SPECULATIVE_ROWS] == list(SERVER)
     assert [row.name for row in SPECULATIVE_MODEL_ROWS] == list(MODEL)
+    assert [row.name for row in DRAFT_ROWS] == list(DRAFT)
+
+
+@pytest.mark.parametrize("row", DRAFT_ROWS, ids=lambda row: row.name)
+def test_a_draft_is_refused(row):
+    given, named = DRAFT[row.name]
+    refuse(DRAFT_ROWS, DraftFacts())
+    with pytest.raises(UnsupportedError) as caught:
+        refuse(DRAFT_ROWS, DraftFacts(**given))
+    assert_refused(caught.value, row, named)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -176,5 +195,5 @@ def test_before_a_process_starts(resolved):
 
 def test_the_page_has_every_row():
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
-    for row in (*SPECULATIVE_ROWS, *SPECULATIVE_MODEL_ROWS):
+    for row in (*SPECULATIVE_ROWS, *SPECULATIVE_MODEL_ROWS, *DRAFT_ROWS):
         assert f"| `unsupported.{row.name}` | {row.switches} | {row.why} | {row.way_out} |" in page

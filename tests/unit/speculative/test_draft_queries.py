@@ -240,16 +240,16 @@ def test_a_whole_model_with_recurrent_layers_is_no_draft(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pool", "last"),
+    ("pool", "last", "named"),
     [
-        (SimpleNamespace(), {}),
-        (MHATokenToKVPool(2), {"sliding_window_size": 8}),
-        (MHATokenToKVPool(2), {"qk_head_dim": 7}),
+        (SimpleNamespace(), {}, "a KV pool of the class SimpleNamespace"),
+        (MHATokenToKVPool(2), {"sliding_window_size": 8}, "1 sliding-window layers"),
+        (MHATokenToKVPool(2), {"qk_head_dim": 7}, "attention layers of 2 shapes"),
     ],
     ids=["another pool", "a window", "two shapes"],
 )
-def test_a_draft_that_cannot_be_scored_ends_the_start(monkeypatch, pool, last):
-    with pytest.raises(Exception, match="a draft model with a KV pool of the class"):
+def test_a_draft_that_cannot_be_scored_ends_the_start(monkeypatch, pool, last, named):
+    with pytest.raises(UnsupportedError, match=f"a draft model with {named}"):
         draft_queries.install_draft_queries.__wrapped__(None, draft_runner(monkeypatch, pool, **last))
 
 
