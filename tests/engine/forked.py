@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from typing import Any
 
@@ -59,23 +59,24 @@ def stop() -> None:
 
 
 class Forked:
-    """A process's function, which takes the environment of the test along: the fork server has its own.
+    """A process's function, which takes an environment along, the test's if none is given: the fork server has its own.
 
     The environment is set when the child unpickles this, before any code of SGLang or of RPC runs in the child.
     """
 
-    def __init__(self, function: Callable):
-        self.function = function
+    def __init__(self, function: Callable, environment: Mapping[str, str] | None = None):
+        self.function, self.environment = function, environment
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"function": self.function, "environment": dict(os.environ)}
+        environment = os.environ if self.environment is None else self.environment
+        return {"function": self.function, "environment": dict(environment)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if PRELOADED not in sys.modules:
             raise ImportError(f"the fork server could not import {PRELOADED}, and multiprocessing hides why")
         os.environ.clear()
         os.environ.update(state["environment"])
-        self.function = state["function"]
+        self.function, self.environment = state["function"], state["environment"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         _read_again()

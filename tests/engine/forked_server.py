@@ -16,7 +16,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from tests.engine import forked
+
+#: Of a process, as the system has it; `forked` names another.
+_PARENT = psutil.Process.parent
 
 
 def possible(env: Mapping[str, str], python: Path | str) -> bool:
@@ -33,7 +38,8 @@ class ForkedServer:
 
         assert sglang_rpc.Engine  # SGLang is made ready for a CPU here, as before any engine
         forked.start_by_fork()
-        main = forked.Forked(_Main(module, tuple(flags), str(log), dict(env)))
+        log.write_bytes(b"")
+        main = forked.Forked(_Main(module, tuple(flags), str(log)), env)
         self._process = multiprocessing.Process(target=main)
         self._process.start()
         assert self._process.pid is not None
@@ -57,16 +63,16 @@ class ForkedServer:
 class _Main:
     """`python -m MODULE FLAGS` in a process that was forked."""
 
-    def __init__(self, module: str, flags: tuple[str, ...], log: str, env: dict[str, str]):
-        self.module, self.flags, self.log, self.env = module, flags, log, env
+    def __init__(self, module: str, flags: tuple[str, ...], log: str):
+        self.module, self.flags, self.log = module, flags, log
 
     def __call__(self) -> None:
         os.setsid()
-        out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        out = os.open(self.log, os.O_WRONLY | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(out, stream)
-        os.environ.clear()
-        os.environ.update(self.env)
+        # Its own processes are forked from it, and signal it when they fail.
+        psutil.Process.parent = _PARENT
         sys.argv = [self.module, *self.flags]
         choose = multiprocessing.set_start_method
         multiprocessing.set_start_method = lambda method, force=False: choose("fork", force)

@@ -133,8 +133,9 @@ def run_to_exit(
 
 def stop(process: subprocess.Popen | ForkedServer) -> None:
     """End the server and its children at once: a server told politely drains first."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for end in (os.killpg, os.kill):  # it may not have a group yet
+        with contextlib.suppress(ProcessLookupError):
+            end(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from sglang_rpc.startup import cpu
 from tests.engine import forked
+from tests.engine.servers import run_to_exit
 
 pytestmark = pytest.mark.skipif(cpu.accelerator_available(), reason="engines on a GPU are spawned")
 
@@ -86,6 +87,13 @@ def test_shutting_down_ends_the_children_and_spares_the_server():
     shut_down(second)
     assert seen["parent"] == server() == serving
     assert psutil.Process(serving).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_program_is_as_if_started_with_its_environment():
+    """Its children signal it when they fail, and not the process that runs the tests."""
+    env = {"SGLANG_TEST_RETRACT_INTERVAL": "7", "SGLANG_RPC_TEST_MARK": "its own"}
+    code, output = run_to_exit(module="tests.engine.forked_program", env=env)
+    assert (code, output.splitlines()) == (3, ["child True 7", "program True its own"])
 
 
 @pytest.mark.parametrize("name", [forked.SPAWN, *forked.READ_AT_IMPORT])

@@ -70,9 +70,12 @@ def assert_little_is_added(judge, prompts, results, page=1) -> None:
     [(4, {"page_size": 16, **AHEAD}), (6, branching(3, 2, page_size=1)), (6, {"speculative_algorithm": "NGRAM"})],
     ids=["chain-overlap", "branches", "earlier-text"],
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "flashinfer"])
 def test_drafts_of_a_model_with_windows(tmp_path, backend, tokens, more):
-    """In the plain pool: a verify's rows see the window that a decode step sees, in graphs too."""
+    """In the plain pool: a verify's rows see the window that a decode step sees, in graphs too. Elsewhere SGLang counts
+    windows of drafts otherwise, and RPC refuses them."""
+    if backend != "fa3" and tokens == 6:
+        pytest.skip("of this backend a window follows no branch")
     family = PLAIN["olmo3"]
     path = write_model(tmp_path / "model", replace(family, config={**family.config, "hidden_size": 256}))
     weaken(path)

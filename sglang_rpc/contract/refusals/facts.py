@@ -53,6 +53,7 @@ class ServingFacts:
     other_attention: int = 0  #: encoder-only, bidirectional or cross attention
     window_layers: int = 0  #: sliding-window attention
     reach: int = 0  #: entries before its own that a token of these sees, at most
+    page: int = 1  #: slots
     window_page: int = 1  #: slots of a page, where window layers have a pool of their own
     other_windows: int = 0  #: layers with another window than the one that SGLang tells its attention backend
     chunked_layers: int = 0  #: chunked-local attention
@@ -202,6 +203,7 @@ def _pool_facts(runner: ModelRunner) -> dict[str, Any]:
         **names,
         **_layer_facts(runner, pool),
         kv_layout="nhd" if is_latent(pool) else getattr(first, "kv_cache_layout", "unknown"),
+        page=allocator.page_size,
         window_page=allocator.page_size if has_own_windows(pool) else 1,
         kv_dtype=str(pool.dtype).removeprefix("torch."),
         pool_layers=pool.layer_num,

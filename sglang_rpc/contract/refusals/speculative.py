@@ -121,6 +121,11 @@ def _model(
     )
 
 
+def _window_of_a_branch_missed(f: ServingFacts) -> bool:
+    backends = (f.prefill_backend, f.decode_backend)
+    return "triton" in backends or ("fa3" in backends and f.page > 1)
+
+
 SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
     speculative_recurrent_latents=_model(
         lambda f: f.recurrent and f.latent_attention,
@@ -157,5 +162,20 @@ SPECULATIVE_MODEL_ROWS: tuple[Row[[ServingFacts, RPCConfig]], ...] = named(
         "sliding-window layers with a KV pool of their own",
         "SGLang frees what leaves a window there, and that has not been checked with steps that are cut",
         "models whose sliding-window layers have a KV pool of their own",
+        "use --rpc-window-pool plain where the model can do without, remove --speculative-algorithm",
+    ),
+    speculative_windows_on_flashinfer=_model(
+        lambda f: f.window_layers and "flashinfer" in (f.prefill_backend, f.decode_backend),
+        "sliding-window layers, on flashinfer",
+        "there SGLang verifies a window layer over a row's oldest entries instead of its newest, without RPC too",
+        "models with sliding-window layers on flashinfer",
+        "use --attention-backend fa3 or triton, remove --speculative-algorithm",
+    ),
+    speculative_windows_in_trees=_model(
+        lambda f: f.window_layers and f.drafts_branch and _window_of_a_branch_missed(f),
+        "sliding-window layers, from drafts that branch,",
+        "triton counts the window of a draft by rows, not along its branch, and fa3 has it in pages of one slot alone",
+        "drafts that branch (NGRAM's do), with sliding-window layers on triton, or on fa3 in pages of several slots",
+        "use --attention-backend fa3 and --page-size 1, or, of a draft model, no branches (--speculative-eagle-topk 1)",
     ),
 )

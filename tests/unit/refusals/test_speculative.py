@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from types import SimpleNamespace
 
@@ -64,6 +65,7 @@ SERVER = {
     "speculative_gists": ({}, RPCConfig(policy="lightthinker", gist_tokens=(5,)), "--rpc-policy lightthinker"),
     "speculative_accumulation": ({}, RPCConfig(policy="h2o"), "--rpc-policy h2o"),
 }
+WINDOWS = dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31)
 MODEL = {
     "speculative_recurrent_latents": (
         dict(row_pool="HybridReqToTokenPool", latent_attention=True, kv_pool="MLATokenToKVPool"),
@@ -79,9 +81,11 @@ MODEL = {
         "earlier text of breadth 1",
     ),
     "speculative_windows": (
-        dict(window_layers=1, decoder_layers=2, pool_layers=2, reach=31, kv_pool=POOL, allocator=ALLOCATOR),
+        dict(**WINDOWS, kv_pool=POOL, allocator=ALLOCATOR),
         "KV pool of their own",
     ),
+    "speculative_windows_on_flashinfer": (dict(**WINDOWS, prefill_backend="flashinfer"), "on flashinfer"),
+    "speculative_windows_in_trees": (dict(**WINDOWS, prefill_backend="triton", drafts_branch=True), "that branch"),
 }
 
 DRAFT = {
@@ -136,6 +140,23 @@ def test_a_model_is_refused_for_its_drafts_alone(row):
     with pytest.raises(UnsupportedError) as caught:
         refuse_model_runner(ServingFacts(**facts, speculates=True), USUAL)
     assert_refused(caught.value, row, named)
+
+
+@pytest.mark.parametrize(
+    ("facts", "refused"),
+    [
+        (dict(prefill_backend="fa3"), False),
+        (dict(decode_backend="fa3", page=16), True),
+        (dict(prefill_backend="triton"), True),
+        (dict(page=16), False),
+        (dict(prefill_backend="triton", drafts_branch=False), False),
+        (dict(prefill_backend="fa3", page=16, drafts_branch=False), False),
+    ],
+)
+def test_windows_of_branches_work_where_sglang_counts_along_them(facts, refused):
+    given = ServingFacts(**{**WINDOWS, "drafts_branch": True, "speculates": True, **facts})
+    with pytest.raises(UnsupportedError, match="from drafts that branch") if refused else contextlib.nullcontext():
+        refuse_model_runner(given, USUAL)
 
 
 @pytest.mark.parametrize(
