@@ -117,10 +117,7 @@ def _serving(kind: Kind, model: Path, folder: Path) -> Iterator[Server]:
     strict = dict.fromkeys(STRICT, "1")
     with server(
         folder,
-        "--model-path",
-        str(model),
-        *FLAGS.split(),
-        *kind.flags,
+        *("--model-path", str(model), *FLAGS.split(), *kind.flags),
         module=kind.module,
         env=strict,
         as_users_do=True,

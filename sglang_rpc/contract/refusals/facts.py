@@ -53,7 +53,7 @@ class ServingFacts:
     other_attention: int = 0  #: encoder-only, bidirectional or cross attention
     window_layers: int = 0  #: sliding-window attention
     reach: int = 0  #: entries before its own that a token of these sees, at most
-    page: int = 1  #: slots
+    page: int = 1  #: slots of a page
     window_page: int = 1  #: slots of a page, where window layers have a pool of their own
     other_windows: int = 0  #: layers with another window than the one that SGLang tells its attention backend
     chunked_layers: int = 0  #: chunked-local attention
