@@ -209,7 +209,7 @@ REST = (
     ),
     engines(
         "drafts-windows",
-        "drafts of a model with sliding windows, in chains and trees, on each attention backend",
+        "drafts of a model with sliding windows: chains on fa3 and triton, trees on fa3",
         "-k",
         "drafts",
         "tests/engine/test_gpu_windows.py",
